@@ -1,0 +1,65 @@
+"""Pretrains the base model of the mini world on a corpus like the web's, in small.
+
+    python -m r1jax.train --config experiments/mini/base.py --workdir runs/mini-base
+
+R1-Zero starts from what this leaves (`experiments/mini/base/`) as the paper's starts from
+V3-Base. `:smoke` pretrains a far smaller one.
+"""
+
+from ml_collections import ConfigDict
+
+from r1jax.config import parse_args
+
+# Fixed before the first RL run on this base (r1jax/data/corpus.py says what the shares mean).
+MIX = {
+    "formats": {"plain": 0.66, "lesson": 0.20, "template": 0.14},
+    "plain_styles": {"direct": 0.45, "steps": 0.25, "detailed": 0.18, "check": 0.12},
+    "template_styles": {"direct": 0.75, "steps": 0.14, "detailed": 0.07, "check": 0.04},
+    "tags": {"proper": 0.30, "partial": 0.20, "none": 0.50},
+    "languages": {"en": 0.60, "zh": 0.40},
+    "mixed_language": 0.06,
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    args = parse_args(arg, smoke=False, seed=0)
+    config = ConfigDict()
+    config.stage = "sft"
+    config.seed = args.seed
+    config.model = {
+        "config": {
+            "embed_dim": 192,
+            "num_layers": 4,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "head_dim": 48,
+            "ffn_dim": 512,
+            "max_length": 512,
+        },
+        "tokenizer_function": "r1jax.data.mini:tokenizer",
+        "tokenizer_args": {"vocab_size": 512, "count": 20_000, "seed": args.seed, "mix": MIX},
+    }
+    config.data = {"function": "r1jax.data.mini:corpus", "args": {"seed": args.seed, "mix": MIX}}
+    config.total_steps = 2000
+    config.batch_size = 128
+    config.pack_length = 240
+    config.overlong = "truncate"  # one document in two thousand
+    config.microbatch_rows = 6
+    config.logits_chunk = 240
+    config.optimizer = {
+        "learning_rate": 2.5e-3,
+        "schedule": "cosine",
+        "final_ratio": 0.05,
+        "warmup_steps": 100,
+        "weight_decay": 0.1,
+    }
+    config.mesh = {"data": -1}
+    config.checkpoint_every = 100
+    config.log_every = 5
+    config.wandb_project = None
+    if args.smoke:
+        config.model.config.update(
+            {"embed_dim": 64, "num_layers": 2, "head_dim": 16, "ffn_dim": 128}
+        )
+        config.total_steps, config.batch_size, config.checkpoint_every = 40, 32, 20
+    return config

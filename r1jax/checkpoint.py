@@ -1,0 +1,308 @@
+"""Checkpoints, and the files that make a workdir a model.
+
+WORKDIR/checkpoints/STEP/ holds `state/` (Orbax), `extra.json` and, written last, `manifest.json`:
+the shapes of all leaves and a checksum of every file. A directory without a manifest is no
+checkpoint, so a kill in the middle of a save leaves nothing that a restore takes for complete.
+Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.flax
+from etils import epath
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from ml_collections import config_dict
+
+from r1jax.config import ConfigError, UserError
+from r1jax.metrics import METRICS, SAMPLES, absolute, write_atomic
+
+CHECKPOINTS, STATE, EXTRA, MANIFEST = "checkpoints", "state", "extra.json", "manifest.json"
+CONFIG, MODEL, PARAMS, TOKENIZER = "config.json", "model.json", "params.safetensors", "tokenizer"
+PROGRESS = (METRICS, SAMPLES, "rollouts", CHECKPOINTS)  # a run has begun when one isn't empty
+FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
+
+# Orbax tells of every save in a dozen lines.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
+)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+# ---- checkpoints ----
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Saves are complete when `save` returns."""
+
+    def __init__(self, workdir: epath.PathLike, max_to_keep: int = 2) -> None:
+        self.directory = absolute(workdir) / CHECKPOINTS
+        self.max_to_keep = max_to_keep
+        # Without compression: float32 weights hardly shrink, and a small model saves 2x faster.
+        self._checkpointer = _checkpointer()
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        if not self.directory.exists():
+            return []
+        found = [path for path in self.directory.iterdir() if path.name.isdigit()]
+        return sorted(int(path.name) for path in found if (path / MANIFEST).exists())
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
+        """Writes a pytree of arrays and a JSON dict, then deletes the oldest checkpoints."""
+        directory = self.directory / str(step)
+        if jax.process_index() == 0:
+            _delete(directory)
+            directory.mkdir(parents=True)
+        _barrier(f"checkpoint {step} begins")
+        self._checkpointer.save(directory / STATE, args=ocp.args.PyTreeSave(state))
+        if jax.process_index() == 0:
+            write_atomic(directory / EXTRA, _json(extra or {}))
+            manifest = {"leaves": _leaf_specs(state), "files": _checksums(directory)}
+            write_atomic(directory / MANIFEST, _json(manifest))
+            self._delete_old()
+        _barrier(f"checkpoint {step} is complete")
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """State with the shardings of `abstract_state` (ShapeDtypeStructs), and `extra`.
+
+        Raises CheckpointError when a file is damaged or the state's structure is another.
+        """
+        directory = self.directory / str(step)
+        _check_leaves(_read_manifest(directory)["leaves"], _leaf_specs(abstract_state), directory)
+        state = _restore(self._checkpointer, directory, abstract_state, partial=False)
+        return state, json.loads((directory / EXTRA).read_text())
+
+    def _delete_old(self) -> None:
+        complete = self.steps()
+        keep = {str(step) for step in complete[-self.max_to_keep :]}
+        for path in self.directory.iterdir():
+            if path.name not in keep:  # torn ones too
+                _delete(path)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _restore(
+    checkpointer: ocp.Checkpointer, directory: epath.Path, abstract: Any, *, partial: bool
+) -> Any:
+    args = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=partial,
+    )
+    return checkpointer.restore(directory / STATE, args=args)
+
+
+def _delete(directory: epath.Path) -> None:
+    """The manifest first, so that a half-deleted checkpoint isn't taken for a complete one."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    if directory.exists():
+        directory.rmtree()
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+# ---- manifest: what was saved, and whether it is still the same ----
+
+
+def _leaf_specs(state: Any) -> dict[str, list[Any]]:
+    """{"params/embed/kernel": ["float32", [64, 32]]} in the order of the tree."""
+    specs = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        specs[name] = [str(np.dtype(leaf.dtype)), list(leaf.shape)]
+    return specs
+
+
+def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any], directory: epath.Path) -> None:
+    problems = [f"it has no {name}" for name in wanted if name not in saved]
+    problems += [f"{name} is not in the model" for name in saved if name not in wanted]
+    problems += [
+        f"{name} is {_shape(saved[name])}, not {_shape(spec)}"
+        for name, spec in wanted.items()
+        if name in saved and saved[name] != spec
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"checkpoint {directory} is of another state: {'; '.join(problems[:3])}{more}"
+        )
+
+
+def _shape(spec: list[Any]) -> str:
+    return f"{spec[0]}[{','.join(map(str, spec[1]))}]"
+
+
+def _files(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from ((f"{path.name}/{name}", file) for name, file in _files(path))
+        elif path.name != MANIFEST:
+            yield path.name, path
+
+
+def _checksums(directory: epath.Path) -> dict[str, int]:
+    return {name: _crc32(path) for name, path in _files(directory)}
+
+
+def _crc32(path: epath.Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _read_manifest(directory: epath.Path) -> dict[str, Any]:
+    """The manifest, after its checksums were compared with the files."""
+    if not (directory / MANIFEST).exists():
+        raise CheckpointError(f"{directory} is not a complete checkpoint (no {MANIFEST})")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    for name, checksum in manifest["files"].items():
+        path = directory / name
+        if not path.exists() or _crc32(path) != checksum:
+            raise CheckpointError(
+                f"checkpoint {directory} is damaged: {name} is not what was written; "
+                "delete this directory to go on from the one before"
+            )
+    return manifest
+
+
+# ---- models: parameters with their model.json ----
+
+
+def save_params(
+    directory: epath.PathLike, params: Any, model_config: Mapping[str, Any], dtype: Any = None
+) -> None:
+    """Writes params.safetensors (names joined by "/") and model.json; `dtype` None = as it is."""
+    directory = absolute(directory)
+    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    arrays: dict[str, Any] = {name: np.ascontiguousarray(x, dtype) for name, x in flat.items()}
+    write_atomic(directory / PARAMS, safetensors.flax.save(arrays))
+    write_model_json(directory, model_config)
+
+
+def load_params(path: epath.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(numpy params, model.json) of a workdir, a WORKDIR/checkpoints/STEP or a save_params."""
+    root = model_root(path)
+    if (root / PARAMS).exists():
+        params = _load_safetensors(root / PARAMS)
+    else:
+        params = final_params(path)
+    return params, json.loads((root / MODEL).read_text())
+
+
+def _load_safetensors(path: epath.Path) -> dict[str, Any]:
+    try:
+        flat = jax.device_get(safetensors.flax.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def final_params(path: epath.PathLike) -> dict[str, Any]:
+    """numpy params, without the optimizer, of a workdir's newest step or a checkpoints/STEP."""
+    path = absolute(path)
+    step = Checkpoints(path).latest_step()
+    if step is not None:
+        path = path / CHECKPOINTS / str(step)
+    leaves = _read_manifest(path)["leaves"]
+    abstract = {
+        tuple(name.split("/")): np.empty(shape, _dtype(dtype))
+        for name, (dtype, shape) in leaves.items()
+        if name.startswith("params/")
+    }
+    item = traverse_util.unflatten_dict(abstract)
+    return _restore(_checkpointer(), path, item, partial=True)["params"]
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def model_root(path: epath.PathLike) -> epath.Path:
+    """The directory with model.json and tokenizer/ that belongs to MODEL."""
+    path = absolute(path)
+    for root in (path, path.parent.parent):
+        if (root / MODEL).exists():
+            return root
+    raise ConfigError(f"{path} is not a model of r1jax: neither it nor its workdir has {MODEL}")
+
+
+def write_model_json(workdir: epath.PathLike, model_config: Mapping[str, Any]) -> None:
+    write_atomic(absolute(workdir) / MODEL, _json(dict(model_config)))
+
+
+# ---- the run's config ----
+
+
+def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict) -> None:
+    """Writes config.json at the first start; later refuses a config that differs from it.
+
+    A start that failed before its first rollout or step doesn't bind the next one.
+    """
+    path = absolute(workdir) / CONFIG
+    new = jsonable(config)
+    if path.exists() and any(_has_content(path.parent / name) for name in PROGRESS):
+        _refuse_changes(path, _flat(json.loads(path.read_text())), _flat(new))
+    if jax.process_index() == 0:
+        write_atomic(path, _json(new))
+
+
+def _has_content(path: epath.Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and path.stat().length > 0
+
+
+def jsonable(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as config.json holds it: tuples are lists."""
+    try:
+        return json.loads(json.dumps(config.to_dict()))
+    except TypeError as error:
+        raise ConfigError(f"config values must be JSON: {error}") from None
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return traverse_util.flatten_dict(config, sep=".", keep_empty_nodes=True)
+
+
+def _refuse_changes(path: epath.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    keys = [key for key in old | new if key.split(".")[0] not in FREE_KEYS]
+    changes = [f"added: {key} {new[key]!r}" for key in keys if key not in old]
+    changes += [f"removed: {key} {old[key]!r}" for key in keys if key not in new]
+    changes += [
+        f"changed: {key} {old[key]!r} -> {new[key]!r}"
+        for key in keys
+        if key in old and key in new and old[key] != new[key]
+    ]
+    if changes:
+        raise ConfigError(
+            f"{path} is of a run with another config ({'; '.join(changes)}); "
+            "take another --workdir, or the config of that run"
+        )

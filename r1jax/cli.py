@@ -1,0 +1,107 @@
+"""What the commands share: errors as one sentence, JAX's set-up, one process per workdir."""
+
+import fcntl
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from absl import app
+
+from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
+
+LOCK = ".lock"
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
+    try:
+        app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    return main()
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with a sentence for a missing config file and for an unknown config key."""
+    spec = _config_spec(argv)
+    if spec:
+        check_config_file(spec)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):
+        for arg in argv if spec else []:
+            if match := re.match(r"--?config\.([\w.]+)(=|$)", arg):
+                find_key(load_config(spec), match[1])
+        raise
+
+
+def _config_spec(argv: Sequence[str]) -> str:
+    """The value of --config, which must be known before the flags are parsed."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", arg):
+            return following if match[1] is None else match[1]
+    return ""
+
+
+def set_up_jax() -> None:
+    """Joins the other processes of a multi-host run and turns the compilation cache on.
+
+    Several processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm).
+    R1JAX_COMPILATION_CACHE is the cache's directory, empty for none.
+    """
+    import jax
+
+    cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
+    if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        processes, process = _env_number("JAX_NUM_PROCESSES"), _env_number("JAX_PROCESS_ID")
+        jax.distributed.initialize(num_processes=processes, process_id=process)
+    elif os.environ.get("R1JAX_DISTRIBUTED"):
+        jax.distributed.initialize()
+
+
+def _env_number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise ConfigError(
+            f"with JAX_COORDINATOR_ADDRESS set, {name} must be a number, not {text!r}"
+        )
+    return int(text)
+
+
+@contextmanager
+def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the workdir for this process; ConfigError if another one has it.
+
+    A POSIX record lock: it ends with its process, however that dies, and children don't hold it.
+    Object stores (gs://) have no locks: there nothing is held.
+    """
+    if "://" in os.fspath(workdir):
+        yield
+        return
+    path = Path(workdir).expanduser() / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(f"{workdir} is in use by process {file.read().strip()}") from None
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield

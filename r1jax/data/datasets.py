@@ -1,0 +1,115 @@
+"""Where rows come from: JSONL files, or generators that are pure functions of an index.
+
+Row schemas: SFT reads `{"messages": [...]}` or `{"text": "..."}`; RL and evaluation read
+`{"prompt": "..." | "messages": [...], "answer": "...", "task": "..."}`, other keys become metadata.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from r1jax.config import ConfigError, DataError
+from r1jax.metrics import read_jsonl
+from r1jax.types import Example
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Exactly one of a JSONL file and a `module:function`."""
+
+    path: str | None = None
+    function: str | None = None  # called with `args`, gives the rows (see rows_of)
+    args: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None  # the first rows only
+
+
+def import_function(name: str, key: str) -> Callable[..., Any]:
+    """`module:function` -> the function; errors name the config key that asked for it."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"{key} = {name!r} is not of the form module:function")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key} = {name!r} cannot be imported: {error}") from error
+
+
+def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row]:
+    """The rows of a source: a sequence (finite), or a function of the index (unlimited)."""
+    if (config.path is None) == (config.function is None):
+        raise ConfigError(f"{key} needs exactly one of path and function")
+    if config.path is not None:
+        rows: Any = list(read_jsonl(config.path))
+    else:
+        rows = import_function(str(config.function), f"{key}.function")(**config.args)
+    if config.limit is None:
+        return rows
+    if callable(rows):
+        return [rows(i) for i in range(config.limit)]
+    return rows[: config.limit]
+
+
+def stream(rows: Sequence[T] | Callable[[int], T], seed: int) -> Callable[[int], T]:
+    """Row number i of an endless stream, a pure function of (seed, i).
+
+    Finite sources are shuffled anew each epoch, every row once an epoch.
+    """
+    if callable(rows):
+        return rows
+    count = len(rows)
+    orders: dict[int, np.ndarray] = {}
+
+    def row(index: int) -> T:
+        epoch, place = divmod(index, count)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(count)
+        return rows[orders[epoch][place]]
+
+    return row
+
+
+def to_example(row: Row, index: int, source: str) -> Example:
+    """An RL or evaluation row -> Example; `source` names the file in errors."""
+    if isinstance(row, Example):
+        return row
+    where = f"{source}, row {index + 1}"
+    missing = [key for key in ("answer", "task") if key not in row]
+    if "prompt" not in row and "messages" not in row:
+        missing.insert(0, "prompt (or messages)")
+    if missing:
+        raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
+    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    known = ("id", "prompt", "messages", "answer", "task")
+    return Example(
+        id=str(row.get("id", index)),
+        messages=tuple(messages),
+        answer=str(row["answer"]),
+        task=str(row["task"]),
+        metadata={key: value for key, value in row.items() if key not in known},
+    )
+
+
+def examples_of(config: DataConfig, key: str) -> Sequence[Example] | Callable[[int], Example]:
+    """Like rows_of, as Examples."""
+    rows = rows_of(config, key)
+    source = config.path or str(config.function)
+    if callable(rows):
+        return lambda index: to_example(rows(index), index, source)
+    return [to_example(row, index, source) for index, row in enumerate(rows)]
+
+
+def finite_examples(config: DataConfig, key: str) -> list[Example]:
+    """The examples of an evaluation set; an unlimited source needs `limit`."""
+    examples = examples_of(config, key)
+    if callable(examples):
+        raise ConfigError(f"{key}.limit must be set: {config.function} has no end")
+    return list(examples)

@@ -1,0 +1,179 @@
+"""Packs sequences of different lengths into rows of one fixed length, best fit, longest first.
+
+Shape legend: M microbatches, B rows a microbatch, L tokens a row, C sequences (or completions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from r1jax.config import ConfigError, DataError
+from r1jax.types import Batch
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What goes into one row in one piece: tokens with the values that belong to them."""
+
+    tokens: np.ndarray  # int32 [T]
+    loss_mask: np.ndarray  # float32 [T], aligned to targets; the first is never a target
+    sampler_logprobs: np.ndarray | None = None  # float32 [T]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A shared prefix and the pieces that continue it; plain sequences have an empty prefix."""
+
+    pieces: Sequence[Piece]
+    prefix: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # int32 [P]
+
+
+@dataclass
+class _Row:
+    """A row being filled: per segment its pieces as (completion id, piece).
+
+    The segment's key is the group's index, plus a multiple of the number of groups where every
+    piece is a segment of its own.
+    """
+
+    free: int
+    segments: dict[int, list[tuple[int, Piece]]] = field(default_factory=dict)
+
+
+def sequence_group(tokens: Sequence[int], loss_mask: Sequence[float]) -> Group:
+    """One sequence alone (SFT); the first token has no predecessor and is never a target."""
+    mask = np.asarray(loss_mask, np.float32).copy()
+    mask[:1] = 0.0
+    return Group([Piece(np.asarray(tokens, np.int32), mask)])
+
+
+def completion_group(
+    prompt: np.ndarray, completions: Sequence[np.ndarray], logprobs: Sequence[np.ndarray]
+) -> Group:
+    """A prompt and the completions sampled for it.
+
+    The prompt's last token predicts the first token of *every* completion, so it is not part of the
+    shared prefix: each piece starts with its own copy of it.
+    """
+    pieces = []
+    for tokens, values in zip(completions, logprobs, strict=True):
+        mask = np.ones(len(tokens) + 1, np.float32)
+        mask[0] = 0.0
+        pieces.append(
+            Piece(
+                np.concatenate([prompt[-1:], tokens]).astype(np.int32),
+                mask,
+                np.concatenate([[0.0], values]).astype(np.float32),
+            )
+        )
+    return Group(pieces, np.asarray(prompt[:-1], np.int32))
+
+
+def pack(
+    groups: Sequence[Group],
+    length: int,
+    rows: int,
+    max_microbatches: int | None = None,
+    share_prompts: bool = True,
+    advantages: np.ndarray | None = None,
+) -> tuple[Batch, int]:
+    """Groups -> (Batch with leaves [M, rows, length], number of microbatches used).
+
+    Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
+    each. M is `max_microbatches` where given (the rest is padding a step never looks at). A row
+    holds a group's prefix once for all of its pieces there, or once per piece without
+    `share_prompts`. `advantages` is float32 [C].
+    """
+    packed = _best_fit(groups, length, share_prompts)
+    packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
+    used = -(-len(packed) // rows)
+    total = max_microbatches or used
+    if used > total:
+        raise ConfigError(f"{used} microbatches of {rows} rows do not fit in {total}")
+    shape = (total * rows, length)
+    tokens, positions, segment_ids, completion_ids = (np.zeros(shape, np.int32) for _ in range(4))
+    loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for r, row in enumerate(packed):
+        at = 0
+        for segment, (key, pieces) in enumerate(row.segments.items(), start=1):
+            prefix = groups[key % len(groups)].prefix
+            _fill(tokens[r], at, prefix)
+            _fill(positions[r], at, np.arange(len(prefix)))
+            start, at = at, at + len(prefix)
+            for completion_id, piece in pieces:
+                _fill(tokens[r], at, piece.tokens)
+                _fill(positions[r], at, len(prefix) + np.arange(len(piece.tokens)))
+                _fill(loss_mask[r], at, piece.loss_mask)
+                if piece.sampler_logprobs is not None:
+                    _fill(sampler_logprobs[r], at, piece.sampler_logprobs)
+                completion_ids[r, at : at + len(piece.tokens)] = completion_id
+                at += len(piece.tokens)
+            segment_ids[r, start:at] = segment
+
+    def shaped(x: np.ndarray) -> np.ndarray:
+        return x.reshape(total, rows, length)
+
+    sampled = any(piece.sampler_logprobs is not None for group in groups for piece in group.pieces)
+    batch = Batch(
+        tokens=shaped(tokens),
+        positions=shaped(positions),
+        segment_ids=shaped(segment_ids),
+        completion_ids=shaped(completion_ids),
+        loss_mask=shaped(loss_mask),
+        sampler_logprobs=shaped(sampler_logprobs) if sampled else None,
+        advantages=None if advantages is None else np.append(0.0, advantages).astype(np.float32),
+        lengths=np.array(
+            [1.0, *(piece.loss_mask.sum() for group in groups for piece in group.pieces)],
+            np.float32,
+        ),
+    )
+    return batch, used
+
+
+def padding_share(batch: Batch, used: int) -> float:
+    """Share of the tokens of the used microbatches that is padding."""
+    return float(np.mean(batch.segment_ids[:used] == 0))
+
+
+def _fill(row: np.ndarray, at: int, values: np.ndarray) -> None:
+    row[at : at + len(values)] = values
+
+
+def _best_fit(groups: Sequence[Group], length: int, share: bool) -> list[_Row]:
+    """Longest piece first, into the row that it leaves least room in."""
+    items = []
+    completion_id = 0
+    for index, group in enumerate(groups):
+        for piece in group.pieces:
+            completion_id += 1
+            size = len(group.prefix) + len(piece.tokens)
+            if size > length:
+                raise DataError(f"a sequence of {size} tokens does not fit in pack_length {length}")
+            items.append((-size, index, completion_id, piece))
+    if share:  # the pieces of a group stay together, groups by their longest piece
+        longest = {index: 0 for _, index, _, _ in items}
+        for size, index, _, _ in items:
+            longest[index] = min(longest[index], size)
+        items.sort(key=lambda item: (longest[item[1]], item[1], item[0], item[2]))
+    else:
+        items.sort(key=lambda item: (item[0], item[2]))
+    rows: list[_Row] = []
+    for size, index, completion_id, piece in items:
+        key = index if share else completion_id * len(groups) + index
+        best = None
+        for row in rows:
+            need = len(piece.tokens) if key in row.segments else -size
+            if need <= row.free and (
+                best is None or (key in row.segments, -row.free + need) > best[0]
+            ):
+                best = ((key in row.segments, -row.free + need), row, need)
+        if best is None:
+            best = ((False, 0), _Row(length), -size)
+            rows.append(best[1])
+        _, row, need = best
+        row.free -= need
+        row.segments.setdefault(key, []).append((completion_id, piece))
+    return rows

@@ -1,0 +1,311 @@
+"""One tokenizer for SentencePiece models, Hugging Face directories and GGUF files. No jax.
+
+Text is untrusted: a control token that somebody types is encoded as ordinary text. Only
+r1jax/data/chat.py writes control tokens, by their ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from r1jax.config import DataError
+from r1jax.models.gguf import field, open_reader
+
+# What load_tokenizer reads and Tokenizer.save writes back, byte for byte.
+SENTENCEPIECE, FAST, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+SPECIAL_MAP, GENERATION, TEMPLATE = (
+    "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
+)  # fmt: skip
+FILES = (SENTENCEPIECE, FAST, CONFIG, SPECIAL_MAP, GENERATION, TEMPLATE)
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+# <|im_start|>, <｜User｜>: steer the model although some tokenizers don't call them special.
+CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+
+
+class SentencePiece:
+    """tokenizer.model; its control symbols are never parsed from text."""
+
+    vocab_size: int
+    control: dict[str, int]  # control tokens and their ids
+    roles: dict[str, str]  # the file's own idea of ROLES
+    first_id: int | None  # what it puts before every text, if anything
+
+    def __init__(self, model: bytes) -> None:
+        self._processor = processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(model)
+        self.vocab_size = processor.get_piece_size()
+        pieces = {i: processor.id_to_piece(i) for i in range(self.vocab_size)}
+        self.control = {pieces[i]: i for i in pieces if processor.is_control(i)}
+        ids = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
+        self.roles = {role: pieces[i] for role, i in zip(ROLES, ids, strict=True) if i >= 0}
+        self.first_id = processor.bos_id() if processor.bos_id() >= 0 else None
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode([i for i in ids if i < self.vocab_size])
+
+    def token_id(self, token: str) -> int | None:
+        token_id = self._processor.piece_to_id(token)
+        return token_id if self._processor.id_to_piece(token_id) == token else None
+
+
+class Fast:
+    """tokenizer.json, with the same attributes; its ROLES stand in other files."""
+
+    def __init__(self, definition: str) -> None:
+        self.roles: dict[str, str] = {}
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # "encode them like any other text"
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        control = {
+            i: t for i, t in added.items() if t.special or CONTROL_SHAPE.fullmatch(t.content)
+        }
+        self._tokenizer.add_special_tokens([_as_special(token) for token in control.values()])
+        self.control = {token.content: token_id for token_id, token in control.items()}
+        self.first_id = next(iter(self._tokenizer.encode("", add_special_tokens=True).ids), None)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+
+Backend = SentencePiece | Fast
+
+
+class Tokenizer:
+    """Text <-> ids, and the ids that begin and end a sequence."""
+
+    vocab_size: int  # the largest id + 1; a model's own may be larger
+    bos_id: int | None  # begins every sequence; None where the model knows no such token
+    eos_id: int  # ends an assistant's turn
+    stop_ids: tuple[int, ...]  # every id that ends a completion; eos_id among them
+    pad_id: int
+    chat_template: str | None  # jinja2
+    special_tokens: dict[str, str]  # ROLES, as the chat template's variables
+    control_tokens: dict[str, int]  # what encode never emits
+
+    def __init__(self, files: Mapping[str, bytes], source: str) -> None:
+        """`files` are those of FILES that there are; `source` names them in errors."""
+        self._files, self._source = dict(files), source
+        self._backend = _backend(files, source)
+        config = _json(files, CONFIG, source)
+        self.vocab_size = self._backend.vocab_size
+        self.special_tokens = _roles(self._backend, config, _json(files, SPECIAL_MAP, source))
+        ids = {role: self._id(token) for role, token in self.special_tokens.items()}
+        if "eos_token" not in ids:
+            raise DataError(f"{source} names no eos_token (in {CONFIG} or {SPECIAL_MAP})")
+        self.eos_id = ids["eos_token"]
+        bos_id = ids.get("bos_token")
+        adds_bos = config.get("add_bos_token", bos_id == self._backend.first_id)
+        self.bos_id = bos_id if adds_bos else None
+        self.pad_id = ids.get("pad_token", self.eos_id)
+        self.stop_ids = _stop_ids(self.eos_id, _json(files, GENERATION, source))
+        self.chat_template = _chat_template(files, config)
+        roles = {t: ids[role] for role, t in self.special_tokens.items() if role != "unk_token"}
+        self.control_tokens = dict(self._backend.control) | roles
+        unknown = ids.get("unk_token")  # stands for what the vocabulary lacks
+        self._forbidden = frozenset(self.control_tokens.values()) - {unknown}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text, without bos; decode gives it back."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates: "?"
+        ids = self._backend.encode(text)
+        if not self._forbidden.isdisjoint(ids):
+            token = next(t for t, i in self.control_tokens.items() if i in ids)
+            raise DataError(
+                f"{self._source} cannot encode the text {token} without its control token"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text, without control tokens; broken UTF-8 at the ends becomes U+FFFD."""
+        return self._backend.decode([int(i) for i in ids])
+
+    def document(self, text: str) -> list[int]:
+        """A whole text as a model is trained on it: bos (if it has one), the text, eos."""
+        return [*self.prefix, *self.encode(text), self.eos_id]
+
+    @property
+    def prefix(self) -> list[int]:
+        """What every sequence begins with: [bos_id] or nothing."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Writes the files that load_tokenizer reads."""
+        target = epath.Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (target / name).write_bytes(content)
+
+    def _id(self, token: str) -> int:
+        token_id = self._backend.token_id(token)
+        if token_id is None:
+            raise DataError(f"{self._source}: the vocabulary lacks the special token {token!r}")
+        return token_id
+
+
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+    """From a directory with tokenizer.json or tokenizer.model, or from a .gguf file."""
+    path = epath.Path(path)
+    if path.suffix == ".gguf":
+        return Tokenizer(_gguf_files(path), str(path))
+    if not path.is_dir():
+        raise DataError(f"tokenizer {path} does not exist")
+    files = {name: (path / name).read_bytes() for name in FILES if (path / name).exists()}
+    return Tokenizer(files, str(path))
+
+
+# ---- the files of a directory ----
+
+
+def _backend(files: Mapping[str, bytes], source: str) -> Backend:
+    try:
+        if FAST in files:
+            return Fast(files[FAST].decode("utf-8"))
+        if SENTENCEPIECE in files:
+            return SentencePiece(files[SENTENCEPIECE])
+    except Exception as error:  # the libraries raise bare Exceptions for files they cannot read
+        raise DataError(f"{source} holds a tokenizer that cannot be read: {error}") from error
+    raise DataError(f"{source} has neither {FAST} nor {SENTENCEPIECE}")
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    return AddedToken(
+        token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+        normalized=token.normalized, special=True,
+    )  # fmt: skip
+
+
+def _json(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
+    try:
+        return json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise DataError(f"{source}/{name} is not JSON: {error}") from error
+
+
+def _roles(
+    backend: Backend, config: Mapping[str, Any], special_map: Mapping[str, Any]
+) -> dict[str, str]:
+    """ROLES -> token; a token is a string or {"content": string}."""
+    roles = {}
+    for role in ROLES:
+        token = config.get(role) or special_map.get(role) or backend.roles.get(role)
+        if token:
+            roles[role] = token["content"] if isinstance(token, dict) else token
+    return roles
+
+
+def _stop_ids(eos_id: int, generation: Mapping[str, Any]) -> tuple[int, ...]:
+    more = generation.get("eos_token_id") or []
+    more = more if isinstance(more, list) else [more]
+    return tuple(dict.fromkeys([eos_id, *more]))
+
+
+def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+    if TEMPLATE in files:
+        return files[TEMPLATE].decode("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    return template
+
+
+# ---- the files that a GGUF file stands for ----
+
+# How llama.cpp names the way that text is cut before BPE (its regular expressions, and those of
+# the models' own tokenizer.json).
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+PRE_TOKENIZERS = ("gpt-2", "smollm", "qwen2", "deepseek-r1-qwen", "llama-bpe")
+UNKNOWN, CONTROL, USER_DEFINED = ADDED = 2, 3, 4  # of tokenizer.ggml.token_type
+
+
+def _gguf_files(path: epath.Path) -> dict[str, bytes]:
+    """tokenizer.json and its companions, made from the file's metadata."""
+    reader = open_reader(path)
+
+    def value(key: str, default: Any = None) -> Any:
+        return field(reader, f"tokenizer.{key}", default)
+
+    kind, pre = value("ggml.model"), value("ggml.pre", "gpt-2")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise DataError(
+            f"{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported; gpt2 with"
+            f" {', '.join(PRE_TOKENIZERS)} is"
+        )
+    tokens, types = value("ggml.tokens"), value("ggml.token_type")
+    definition = _byte_level_bpe(tokens, types, value("ggml.merges"), pre).to_str()
+    ids = {
+        role: value(f"ggml.{name}_token_id")
+        for role, name in zip(ROLES, ("bos", "eos", "padding", "unknown"), strict=True)
+    }
+    config = {role: tokens[i] for role, i in ids.items() if i is not None} | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": value("ggml.add_bos_token", pre == "llama-bpe"),
+        "clean_up_tokenization_spaces": False,
+    }
+    if value("chat_template") is not None:
+        config["chat_template"] = value("chat_template")
+    stops = [ids["eos_token"], value("ggml.eot_token_id"), value("ggml.eom_token_id")]
+    generation = {"eos_token_id": [i for i in dict.fromkeys(stops) if i is not None]}
+    contents = {CONFIG: _to_json(config), GENERATION: _to_json(generation)}
+    return {FAST: definition.encode("utf-8")} | contents
+
+
+def _to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _byte_level_bpe(
+    tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str
+) -> tokenizers.Tokenizer:
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    # Llama 3 takes a word that is in the vocabulary whole, even where the merges don't lead to it.
+    model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == "llama-bpe")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    if pre in ("qwen2", "deepseek-r1-qwen"):
+        tokenizer.normalizer = normalizers.NFC()
+    added = [
+        (t, kind != USER_DEFINED) for t, kind in zip(tokens, types, strict=True) if kind in ADDED
+    ]
+    tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in added])
+    return tokenizer
+
+
+def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
+    if pre == "gpt-2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre == "smollm":
+        first: pre_tokenizers.PreTokenizer = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        words = LLAMA3_WORDS if pre == "llama-bpe" else QWEN2_WORDS
+        first = pre_tokenizers.Split(Regex(words), behavior="isolated")
+    use_regex = pre == "smollm"
+    return pre_tokenizers.Sequence(
+        [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)]
+    )

@@ -1,0 +1,180 @@
+"""Benchmarks: k samples a problem, graded strictly and leniently, and the paper's statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from r1jax.config import ConfigError
+from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.metrics import plain_number, write_atomic, write_jsonl_atomic
+from r1jax.passk import cons_at_k, mean_and_standard_error, pass_at_k
+from r1jax.rewards import TASKS, check_example, final_answer, reflective_words, same_answer
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.graded import (
+    GraderConfig,
+    Prompt,
+    graded_rollouts,
+    make_prompt,
+    open_pool,
+    to_row,
+)
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.types import Example, Rollout
+
+RESULTS = "results.json"
+STRICT, LENIENT = "accuracy", "lenient_accuracy"
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95 (r1_facts 5)."""
+
+    data: DataConfig
+    num_samples: int = 16  # k
+    template: str = "chat"
+    max_prompt_tokens: int = 1024
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
+    )
+    prefix: Any = ""  # text that every completion begins with, or one by metadata["language"]
+    rewards: dict[str, float] = field(
+        default_factory=lambda: {STRICT: 1.0, LENIENT: 0.0, "format": 0.0}
+    )
+
+
+def load_examples(config: BenchmarkConfig, key: str) -> list[Example]:
+    """The benchmark's problems, each checked to be gradable."""
+    examples = finite_examples(config.data, f"{key}.data")
+    for example in examples:
+        check_example(example)
+    return examples
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    examples: Sequence[Example],
+    engine: Engine,
+    params: Any,
+    tokenizer: Tokenizer,
+    seed: int,
+    graders: GraderConfig | None = None,
+    on_completion: Callable[[int], None] | None = None,
+) -> tuple[Metrics, list[Rollout]]:
+    """Samples, grades and summarises one benchmark."""
+    prompts = [
+        make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
+        for e in examples
+    ]
+    with open_pool(config.rewards, graders or GraderConfig()) as pool:
+        rollouts = graded_rollouts(
+            engine,
+            params,
+            prompts,
+            pool,
+            tokenizer,
+            config.sampling,
+            jax.random.key(seed),
+            config.num_samples,
+            on_completion,
+        )
+    return summarise(prompts, rollouts, config.num_samples), rollouts
+
+
+def summarise(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], k: int) -> Metrics:
+    """pass@1 with its standard error over problems, pass@k, cons@k, length, format, by level."""
+    groups = [rollouts[i * k : (i + 1) * k] for i in range(len(prompts))]
+    examples = [prompt.example for prompt in prompts]
+    metrics: Metrics = {"problems": len(examples), "samples": k}
+    for name, prefix in ((STRICT, ""), (LENIENT, "lenient_")):
+        if name in rollouts[0].reward_breakdown:
+            metrics |= _accuracies(examples, groups, name, prefix, k)
+    if "format" in rollouts[0].reward_breakdown:
+        metrics["format"] = _mean(r.reward_breakdown["format"] for r in rollouts)
+    lengths = [len(r.completion.tokens) for r in rollouts]
+    metrics["length"] = _mean(lengths)
+    metrics["truncated"] = _mean(r.completion.finish_reason == "length" for r in rollouts)
+    metrics["reflective_words"] = _mean(reflective_words(r.text) for r in rollouts)
+    metrics["failures"] = sum(r.failure is not None for r in rollouts)
+    return metrics
+
+
+def _accuracies(
+    examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], name: str, prefix: str, k: int
+) -> Metrics:
+    right = [[r.reward_breakdown[name] for r in group] for group in groups]
+    means = [float(np.mean(values)) for values in right]
+    mean, error = mean_and_standard_error(means)
+    metrics = {f"{prefix}pass@1": mean, f"{prefix}pass@1_se": error}
+    for n in _powers_of_two(k):
+        values = [pass_at_k(k, round(sum(r)), n) for r in right]
+        metrics[f"{prefix}pass@{n}"] = float(np.mean(values))
+    if k > 1:
+        votes = [
+            _vote(example, group, values, name)
+            for example, group, values in zip(examples, groups, right, strict=True)
+        ]
+        metrics[f"{prefix}cons@{k}"] = float(np.mean(votes))
+    for key in ("level", "language", "family"):
+        for value in sorted({str(e.metadata[key]) for e in examples if key in e.metadata}):
+            chosen = [
+                m for e, m in zip(examples, means, strict=True) if str(e.metadata.get(key)) == value
+            ]
+            metrics[f"{prefix}pass@1/{key}/{value}"] = float(np.mean(chosen))
+    return metrics
+
+
+def _vote(example: Example, group: Sequence[Rollout], right: Sequence[float], name: str) -> float:
+    extract = final_answer if name == STRICT else TASKS[example.task].extract
+    answers = [extract(rollout.text) for rollout in group]
+    return cons_at_k(answers, right, lambda a, b: same_answer(example, a, b))
+
+
+def _powers_of_two(k: int) -> list[int]:
+    return sorted({2**i for i in range(1, int(math.log2(k)) + 1)} | ({k} - {1}))
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def write_results(
+    directory: epath.Path,
+    results: Mapping[str, Metrics],
+    rollouts: Mapping[str, Sequence[Rollout]],
+    about: Mapping[str, Any],
+) -> None:
+    """NAME.jsonl, a line per completion, and last of all results.json, which marks the end."""
+    for name, items in rollouts.items():
+        write_jsonl_atomic(directory / f"{name}.jsonl", [to_row(rollout) for rollout in items])
+    plain = {
+        name: {key: plain_number(value) for key, value in metrics.items()}
+        for name, metrics in results.items()
+    }
+    text = json.dumps({**about, "benchmarks": plain}, indent=1, ensure_ascii=False)
+    write_atomic(directory / RESULTS, (text + "\n").encode())
+
+
+def read_results(directory: epath.Path) -> dict[str, Any] | None:
+    """What write_results wrote, or None where an evaluation is not complete."""
+    path = directory / RESULTS
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def check_benchmark(config: BenchmarkConfig, max_length: int, key: str) -> None:
+    """A benchmark that cannot fit in the model is an error before the run starts."""
+    needed = config.max_prompt_tokens + config.sampling.max_tokens
+    if needed > max_length:
+        raise ConfigError(
+            f"{key}: max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
+            f" {config.sampling.max_tokens} is more than the model's max_length {max_length}"
+        )

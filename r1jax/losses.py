@@ -1,0 +1,195 @@
+"""Every loss of the pipeline, one formula each, and the log-probabilities they are made of.
+
+Shape legend: B rows, L tokens, D model, V vocabulary, C completions of the update (entry 0 of a
+per-completion array stands for "none"). Losses return a *partial sum*: weights divide by counts of
+the whole update, so the losses (and gradients) of its microbatches add up to one big batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.models.transformer import Transformer, forward, head_weights
+from r1jax.sharding import constrain
+from r1jax.types import Batch
+
+Metrics = dict[str, jax.Array]
+
+# exp(20) is 5e8: no clipped objective cares beyond it, and float32 sums stay finite.
+MAX_LOG_RATIO = 20.0
+
+
+# ---------------------------------------------------------------------------------------------
+# Log-probabilities
+
+
+def token_logprobs(
+    model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 128
+) -> tuple[jax.Array, jax.Array]:
+    """(log-probabilities, entropies) of the tokens [B, L] under log_softmax(logits / temperature).
+
+    Entry l is log p(tokens[l] | the tokens before it); entry 0 of a row is 0. The head is applied
+    to `chunk` positions at a time and recomputed in the backward pass: no [B, L, V] array exists.
+    The entropies carry no gradient.
+    """
+    output = forward(
+        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
+    )
+    head_DV = head_weights(params).astype(output.hidden.dtype)
+    return _chunked_logprobs(output.hidden, head_DV, batch.tokens, temperature, chunk, model.mesh)
+
+
+def _chunked_logprobs(
+    hidden_BLD: jax.Array,
+    head_DV: jax.Array,
+    tokens_BL: jax.Array,
+    temperature: float,
+    chunk: int,
+    mesh: Any,
+) -> tuple[jax.Array, jax.Array]:
+    length = tokens_BL.shape[1]
+    chunk = min(chunk, length)
+    padded = -(-length // chunk) * chunk
+    targets_BL = jnp.roll(tokens_BL, -1, axis=1)  # hidden l predicts token l + 1
+    pad = [(0, 0), (0, padded - length)]
+
+    def split(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [chunks, B, chunk, ...]
+        x = jnp.pad(x, pad + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(x.shape[0], padded // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one_chunk(h_BCD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_BCV = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
+        logits_BCV = constrain(logits_BCV / temperature, mesh, "batch", "length", "vocab")
+        lse_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - lse_BC[..., None]))
+        entropy_BC = lse_BC - jnp.sum(probs_BCV * logits_BCV, axis=-1)
+        return chosen_BC - lse_BC, jax.lax.stop_gradient(entropy_BC)
+
+    _, values = jax.lax.scan(
+        lambda _, x: (None, one_chunk(*x)), None, (split(hidden_BLD), split(targets_BL))
+    )
+
+    def join(x: jax.Array) -> jax.Array:  # [chunks, B, chunk] -> [B, L], moved to the target
+        x = x.swapaxes(0, 1).reshape(tokens_BL.shape[0], padded)[:, : length - 1]
+        return jnp.pad(x, [(0, 0), (1, 0)])
+
+    return join(values[0]), join(values[1])
+
+
+# ---------------------------------------------------------------------------------------------
+# Aggregation: weights per token, so that a loss is sum(weights * per-token loss) over the update
+
+
+def sequence_mean(batch: Batch, max_tokens: int) -> jax.Array:
+    """1/C sum_i 1/|o_i| sum_t (DeepSeekMath eq 3; the GRPO of the paper) -> [B, L]."""
+    return batch.loss_mask / (batch.lengths[batch.completion_ids] * _count(batch))
+
+
+def token_mean(batch: Batch, max_tokens: int) -> jax.Array:
+    """1 / sum_i |o_i| (DAPO eq 8) -> [B, L]."""
+    return batch.loss_mask / jnp.sum(batch.lengths[1:])
+
+
+def constant(batch: Batch, max_tokens: int) -> jax.Array:
+    """1 / (C max_tokens): no length in the denominator (Dr. GRPO) -> [B, L]."""
+    return batch.loss_mask / (_count(batch) * max_tokens)
+
+
+def _count(batch: Batch) -> int:
+    return batch.lengths.shape[0] - 1
+
+
+AGGREGATIONS: dict[str, Callable[[Batch, int], jax.Array]] = {
+    "sequence_mean": sequence_mean,
+    "token_mean": token_mean,
+    "constant": constant,
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses
+
+
+def nll_loss(logprobs_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Mean negative log-likelihood per target token of the update, in nats."""
+    loss = -jnp.sum(token_mean(batch, 0) * logprobs_BL)
+    return loss, {"loss": loss}
+
+
+def clipped_surrogate(
+    ratio: jax.Array, advantages: jax.Array, clip_eps_low: float, clip_eps_high: float
+) -> jax.Array:
+    """min(ratio A, clip(ratio, 1 - low, 1 + high) A), to be maximised (R1 eq 1)."""
+    clipped = jnp.clip(ratio, 1.0 - clip_eps_low, 1.0 + clip_eps_high)
+    return jnp.minimum(ratio * advantages, clipped * advantages)
+
+
+def kl_k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+    """pi_ref / pi - log(pi_ref / pi) - 1 >= 0, an unbiased estimate of the KL (R1 eq 2)."""
+    log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+@dataclass(frozen=True)
+class GrpoLossConfig:
+    """The paper's objective; eps is printed for RL stage 1 only (r1_facts 1.2)."""
+
+    clip_eps_low: float = 0.2
+    clip_eps_high: float = 0.2
+    kl_coef: float = 0.001
+    loss_agg: str = "sequence_mean"
+
+
+def grpo_loss(
+    logprobs_BL: jax.Array,
+    batch: Batch,
+    config: GrpoLossConfig,
+    max_tokens: int,
+    entropy_BL: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Token-level GRPO with the k3 KL in the loss (DeepSeekMath eq 3 and 4, R1 eq 1 to 3).
+
+    Without `old_logprobs` this is the only update on its rollout: the current policy is the old
+    one, and the ratio is 1 with the policy's gradient. Metrics are means over the update's tokens
+    (as partial sums, like the loss); names ending in `_max` are maxima.
+    """
+    mask_BL = batch.loss_mask
+    old_BL = batch.old_logprobs
+    if old_BL is None:
+        old_BL = jax.lax.stop_gradient(logprobs_BL)
+    log_ratio_BL = jnp.clip((logprobs_BL - old_BL) * mask_BL, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_BL = jnp.exp(log_ratio_BL)
+    advantages_BL = batch.advantages[batch.completion_ids]
+    surrogate_BL = clipped_surrogate(
+        ratio_BL, advantages_BL, config.clip_eps_low, config.clip_eps_high
+    )
+    objective_BL = surrogate_BL
+    per_token = token_mean(batch, max_tokens)
+    metrics: Metrics = {}
+    if batch.ref_logprobs is not None:
+        kl_BL = kl_k3(logprobs_BL, batch.ref_logprobs)
+        objective_BL = objective_BL - config.kl_coef * kl_BL
+        metrics["kl/ref"] = jnp.sum(per_token * kl_BL)
+    loss = -jnp.sum(AGGREGATIONS[config.loss_agg](batch, max_tokens) * objective_BL)
+
+    clipped_BL = surrogate_BL != ratio_BL * advantages_BL
+    metrics |= {
+        "loss": loss,
+        "ratio/clip_fraction": jnp.sum(per_token * clipped_BL),
+        "ratio/mean": jnp.sum(per_token * ratio_BL),
+        "kl/old_k1": -jnp.sum(per_token * log_ratio_BL),
+    }
+    if entropy_BL is not None:
+        metrics["policy/entropy"] = jnp.sum(per_token * entropy_BL)
+    if batch.sampler_logprobs is not None:
+        drift_BL = jnp.abs(old_BL - batch.sampler_logprobs) * mask_BL
+        metrics["drift/logprob_mean_abs"] = jnp.sum(per_token * drift_BL)
+        metrics["drift/logprob_abs_max"] = jnp.max(drift_BL)
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)

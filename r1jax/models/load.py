@@ -1,0 +1,141 @@
+"""MODEL, wherever it comes from: a workdir or checkpoint of r1jax, a Hugging Face directory, a
+`.gguf` file, or fresh random parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from r1jax.checkpoint import MODEL, TOKENIZER, load_params, model_root
+from r1jax.config import ConfigError, section
+from r1jax.data.datasets import import_function
+from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.metrics import absolute
+from r1jax.models.config import ModelConfig
+from r1jax.models.hf import open_checkpoint
+from r1jax.models.transformer import param_shardings
+from r1jax.train_state import random_params
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Exactly one of `path` (a MODEL) and `config` (fields of ModelConfig, for a fresh model)."""
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    override: dict[str, Any] = field(default_factory=dict)  # dtype, remat, max_length, ...
+    tokenizer: str | None = None  # a path; default: the model's own
+    tokenizer_function: str | None = None  # module:function(directory, **tokenizer_args) trains one
+    tokenizer_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model whose parameters have not been read yet."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    load: Callable[[Mesh, int], Any]  # (mesh, seed) -> float32 params with their shardings
+
+
+def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
+    """A stage's starting point; a tokenizer to be trained is kept in the workdir."""
+    if (source.path is None) == (source.config is None):
+        raise ConfigError("config.model needs exactly one of path and config")
+    if source.path is not None:
+        opened = open_model(source.path, source.override, source.tokenizer)
+    else:
+        tokenizer = _fresh_tokenizer(source, workdir)
+        fields = {"vocab_size": tokenizer.vocab_size} | dict(source.config or {}) | source.override
+        config = section(ModelConfig, fields, "config.model.config")
+        opened = OpenModel(config, tokenizer, lambda mesh, seed: random_params(config, seed, mesh))
+    if opened.tokenizer.vocab_size > opened.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {opened.tokenizer.vocab_size} tokens, more than the model's"
+            f" vocab_size {opened.config.vocab_size}"
+        )
+    return opened
+
+
+def open_model(
+    path: str, override: dict[str, Any] | None = None, tokenizer: str | None = None
+) -> OpenModel:
+    """MODEL -> its config and tokenizer, and a function that reads the parameters."""
+    root = absolute(path)
+    if not root.exists():
+        raise ConfigError(
+            f"model {path} does not exist; expected a workdir of r1jax, a Hugging Face directory"
+            " or a .gguf file"
+        )
+    if root.is_dir() and not (root / "config.json").exists() and not _is_workdir(root):
+        raise ConfigError(
+            f"model {path} is neither a workdir of r1jax (no {MODEL}) nor a Hugging Face directory"
+            " (no config.json)"
+        )
+    if _is_workdir(root):
+        return _open_workdir(root, override or {}, tokenizer)
+    checkpoint = open_checkpoint(str(root))
+    config = dataclasses.replace(checkpoint.config, **(override or {}))
+
+    def load(mesh: Mesh, seed: int) -> Any:
+        return _from_slices(config, mesh, checkpoint.read_slice)
+
+    return OpenModel(config, load_tokenizer(tokenizer or str(root)), load)
+
+
+def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
+    home = model_root(root)
+    config = section(ModelConfig, _read_json(home / MODEL) | override, str(home / MODEL))
+
+    def load(mesh: Mesh, seed: int) -> Any:
+        params, _ = load_params(root)
+        flat = {
+            tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
+        }
+        return _from_slices(config, mesh, lambda name, index: flat[name][index])
+
+    return OpenModel(config, load_tokenizer(tokenizer or str(home / TOKENIZER)), load)
+
+
+def _from_slices(config: ModelConfig, mesh: Mesh, read_slice: Callable[..., np.ndarray]) -> Any:
+    """Each device's shard of each parameter, read on its own: no full array on the host."""
+    from r1jax.models.transformer import param_axes
+
+    shapes, _ = param_axes(config)
+
+    def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
+        name = tuple(key.key for key in path)
+        return jax.make_array_from_callback(
+            shape.shape, sharding, lambda index: np.asarray(read_slice(name, index), np.float32)
+        )
+
+    return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(config, mesh))
+
+
+def _is_workdir(path: epath.Path) -> bool:
+    return any((p / MODEL).exists() for p in (path, path.parent.parent))
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    import json
+
+    return json.loads(path.read_text())
+
+
+def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
+    if source.tokenizer is not None:
+        return load_tokenizer(source.tokenizer)
+    if source.tokenizer_function is None:
+        raise ConfigError("config.model.config needs a tokenizer (or tokenizer_function) beside it")
+    directory = workdir / TOKENIZER
+    if not directory.exists():
+        train = import_function(source.tokenizer_function, "config.model.tokenizer_function")
+        train(str(directory), **source.tokenizer_args)
+    return load_tokenizer(str(directory))

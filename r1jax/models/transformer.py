@@ -1,0 +1,260 @@
+"""The decoder: one pure-functional Flax module for every family in ModelConfig.
+
+Shape legend: B rows, L tokens, D model, V vocabulary, H heads, K kv heads, N head dim, F ffn.
+Parameters are one plain dict: `embedding` [V, D], `layers` (or `layers_0`, `layers_1`, ... without
+scan_layers), `final_norm` [D], and `head` [D, V] unless the embedding is tied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+
+from r1jax.models.attention import (
+    LayerCache,
+    attend,
+    cached_mask,
+    packed_mask,
+    rope,
+    rotary,
+    update_cache,
+)
+from r1jax.models.config import ModelConfig
+from r1jax.sharding import check_divisible, constrain, spec_of
+
+INIT_STD = 0.02
+
+
+@struct.dataclass
+class Output:
+    """What a forward pass gives; the head is applied by whoever needs logits."""
+
+    hidden: jax.Array  # [B, L, D], after the final norm
+    cache: tuple[LayerCache, ...] | None = None
+    aux: dict[str, jax.Array] = struct.field(default_factory=dict)  # expert load, balance loss
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """RMSNorm in float32 over the last axis, back in x's type."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * scale * weight).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and gated MLP, each behind a norm and a residual connection."""
+
+    config: ModelConfig
+    mesh: Mesh | None = None
+
+    def _param(
+        self, name: str, shape: Sequence[int], axes: Sequence[str], std: float | None = INIT_STD
+    ) -> jax.Array:
+        init = nn.initializers.ones if std is None else nn.initializers.normal(std)
+        value: Any = self.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape))
+        return value if std is None else value.astype(self.config.dtype)  # norms stay float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array,
+        sin_cos: tuple[jax.Array, jax.Array],
+        mask_BLT: jax.Array,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        attention_BLD, cache = self._attention(x_BLD, positions_BL, sin_cos, mask_BLT, cache)
+        x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
+        x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")
+        return x_BLD, cache
+
+    def _attention(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array,
+        sin_cos: tuple[jax.Array, jax.Array],
+        mask_BLT: jax.Array,
+        cache: LayerCache | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        c = self.config
+        x_BLD = rms_norm(
+            x_BLD, self._param("attention_norm", [c.embed_dim], ["norm"], None), c.norm_eps
+        )
+        q_BLHN = rope(self._project(x_BLD, "query", c.num_heads, "heads"), sin_cos)
+        k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
+        v_BLKN = self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
+        if cache is None:
+            k_BKTN, v_BKTN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
+        else:
+            cache = update_cache(cache, k_BLKN, v_BLKN, positions_BL)
+            k_BKTN, v_BKTN = cache.keys, cache.values
+        mixed_BLHN = attend(q_BLHN, k_BKTN, v_BKTN, mask_BLT)
+        mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
+        output_HND = self._param(
+            "output", [c.num_heads, c.head_dim, c.embed_dim], ["heads", "head_dim", "embed"],
+            INIT_STD / (2 * c.num_layers) ** 0.5,
+        )  # fmt: skip
+        return jnp.einsum("blhn,hnd->bld", mixed_BLHN, output_HND), cache
+
+    def _project(self, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+        """Query, key or value heads [B, L, heads, N], with bias (Qwen2) and norm (Qwen3)."""
+        c = self.config
+        weight = self._param(name, [c.embed_dim, heads, c.head_dim], ["embed", axis, "head_dim"])
+        y = jnp.einsum("bld,dhn->blhn", x_BLD, weight)
+        if c.qkv_bias:
+            y += self._param(f"{name}_bias", [heads, c.head_dim], [axis, "head_dim"], 0.0)
+        if c.qk_norm and name != "value":
+            y = rms_norm(y, self._param(f"{name}_norm", [c.head_dim], ["norm"], None), c.norm_eps)
+        return constrain(y, self.mesh, "batch", "length", axis, "head_dim")
+
+    def _mlp(self, x_BLD: jax.Array) -> jax.Array:
+        c = self.config
+        x_BLD = rms_norm(x_BLD, self._param("ffn_norm", [c.embed_dim], ["norm"], None), c.norm_eps)
+        gate_DF = self._param("gate", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
+        up_DF = self._param("up", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
+        down_FD = self._param(
+            "down", [c.ffn_dim, c.embed_dim], ["ffn", "embed"], INIT_STD / (2 * c.num_layers) ** 0.5
+        )
+        h_BLF = jax.nn.silu(x_BLD @ gate_DF) * (x_BLD @ up_DF)
+        return constrain(h_BLF, self.mesh, "batch", "length", "ffn") @ down_FD
+
+
+class Transformer(nn.Module):
+    """`apply({"params": params}, tokens, positions, segment_ids)` -> Output.
+
+    Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
+    sequence whose first tokens the cache's row b holds, and `segment_ids` is not read.
+    """
+
+    config: ModelConfig
+    mesh: Mesh | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        positions_BL: jax.Array,
+        segment_ids_BL: jax.Array | None = None,
+        completion_ids_BL: jax.Array | None = None,
+        cache: tuple[LayerCache, ...] | None = None,
+    ) -> Output:
+        c = self.config
+        embedding_VD: Any = self.param(
+            "embedding", nn.with_partitioning(nn.initializers.normal(INIT_STD), ("vocab", "embed")),
+            (c.vocab_size, c.embed_dim),
+        )  # fmt: skip
+        if not c.tie_embeddings:
+            head_init = nn.with_partitioning(nn.initializers.normal(INIT_STD), ("embed", "vocab"))
+            self.param("head", head_init, (c.embed_dim, c.vocab_size))
+        table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
+        x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(c.dtype)
+        x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
+        if cache is None:
+            assert segment_ids_BL is not None, "without a cache the rows are packed"
+            mask_BLT = packed_mask(segment_ids_BL, completion_ids_BL)
+        else:
+            mask_BLT = cached_mask(positions_BL, cache[0].keys.shape[2])
+        sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
+        x_BLD, cache = self._layers(x_BLD, positions_BL, sin_cos, mask_BLT, cache)
+        norm_D: Any = self.param(
+            "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
+        )
+        return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=cache)
+
+    def _layers(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array,
+        sin_cos: tuple[jax.Array, jax.Array],
+        mask_BLT: jax.Array,
+        cache: tuple[LayerCache, ...] | None,
+    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+        c = self.config
+        block = _remat(Block, c.remat)
+        if not c.scan_layers:
+            new = []
+            for i in range(c.num_layers):
+                layer = block(c, self.mesh, name=f"layers_{i}")
+                given = cache[i] if cache is not None else None
+                x_BLD, layer_cache = layer(x_BLD, positions_BL, sin_cos, mask_BLT, given)
+                new.append(layer_cache)
+            return x_BLD, tuple(new) if cache is not None else None
+        assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
+        scanned = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
+            length=c.num_layers, metadata_params={nn.PARTITION_NAME: "layers"},
+        )  # fmt: skip
+        x_BLD, _ = scanned(c, self.mesh, name="layers")(x_BLD, positions_BL, sin_cos, mask_BLT)
+        return x_BLD, None
+
+
+def _remat(block: type[Block], policy: str) -> Any:
+    if policy == "none":
+        return block
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return nn.remat(block, policy=keep, prevent_cse=False)
+
+
+def forward(model: Transformer, params: Any, *args: Any, **kwargs: Any) -> Output:
+    """The model as a pure function of its parameters; arguments as in Transformer.__call__."""
+    output: Any = model.apply({"params": params}, *args, **kwargs)
+    return output
+
+
+def head_weights(params: Any) -> jax.Array:
+    """The output head [D, V]: the transposed embedding where they are tied."""
+    return params["head"] if "head" in params else params["embedding"].T
+
+
+def unstack_layers(params: Any) -> Any:
+    """Parameters of a scanned model -> those of the same model with scan_layers=False."""
+    stacked = params["layers"]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
+    return {name: value for name, value in params.items() if name != "layers"} | layers
+
+
+def init_params(model: Transformer, key: jax.Array) -> Any:
+    """Random float32 parameters, boxed with their logical axes (see `param_axes`)."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    variables = model.clone(mesh=None).init(key, tokens, tokens, tokens + 1)
+    return variables["params"]
+
+
+def param_axes(config: ModelConfig) -> tuple[Any, Any]:
+    """(shapes as ShapeDtypeStruct, logical axis names as tuples), both in the parameters' tree."""
+    boxed = jax.eval_shape(lambda: init_params(Transformer(config), jax.random.key(0)))
+    axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
+    return nn.unbox(boxed), axes
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+    """A NamedSharding per parameter; raises when a dimension does not divide over the mesh."""
+    shapes, axes = param_axes(config)
+
+    def one(path: Any, shape: Any, names: tuple[str, ...]) -> NamedSharding:
+        check_divisible(
+            shape.shape,
+            names,
+            mesh,
+            "parameter " + jax.tree_util.keystr(path, simple=True, separator="."),
+        )
+        return NamedSharding(mesh, spec_of(names))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+
+def unrolled(config: ModelConfig) -> ModelConfig:
+    """The same model with one parameter per layer, as the engine wants it."""
+    return dataclasses.replace(config, scan_layers=False, remat="none")

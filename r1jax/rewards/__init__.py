@@ -1,0 +1,247 @@
+"""Rewards: one set of graders for RL, rejection sampling and evaluation. Imports no jax.
+
+A reward function is `fn(example, text, *, length, finish_reason) -> float`; `text` is the
+completion's text, `length` its tokens. Where the answer stands: `final_answers`. What equals the
+reference: TASKS. What a config may name: REWARDS, or `module:function`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from r1jax.config import ConfigError, DataError
+from r1jax.rewards.choice_reward import last_choice, last_letter, same_choice, same_letter
+from r1jax.rewards.format_reward import (
+    MAX_CHARACTERS,
+    after_thoughts,
+    format_reward,
+    r1_format_reward,
+    reflective_words,
+    tagged_answer,
+)
+from r1jax.rewards.logic_reward import last_expression, last_list, same_list, solves_countdown
+from r1jax.rewards.math_reward import (
+    boxed_values,
+    last_formula,
+    last_number,
+    same_formula,
+    same_integer,
+)
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
+__all__ = [
+    "REWARDS",
+    "TASKS",
+    "Failure",
+    "Grade",
+    "accuracy",
+    "check_example",
+    "final_answer",
+    "final_answers",
+    "format_reward",
+    "lenient_accuracy",
+    "load_rewards",
+    "r1_format_reward",
+    "reflective_words",
+    "same_answer",
+    "score",
+    "stop_if_all_failed",
+]
+
+RewardFunction = Callable[..., float]
+Weights = Mapping[str, float] | Iterable[tuple[str, float]]
+Rewards = dict[str, tuple[RewardFunction, float]]
+MAX_BOXES = 8  # different boxed values; a final answer with more is wrong
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of answer is found and compared."""
+
+    extract: Callable[[str], str | None]  # lenient: the last thing like an answer, anywhere
+    equivalent: Callable[[Example, str], bool]  # strict: the answer as a whole, nothing around it
+
+
+TASKS = {
+    "math": Task(last_formula, same_formula),
+    "integer": Task(last_number, same_integer),
+    "sorted": Task(last_list, same_list),
+    "letter": Task(last_letter, same_letter),
+    "countdown": Task(last_expression, solves_countdown),
+    "choice": Task(last_choice, same_choice),
+}
+
+
+def check_example(example: Example) -> None:
+    """Raises DataError if no completion could ever be right: a silent reward of 0 for ever."""
+    if example.task not in TASKS:
+        known = ", ".join(TASKS)
+        raise DataError(f"example {example.id}: task {example.task!r} is not one of {known}")
+    if example.task == "countdown":
+        numbers, target = (example.metadata.get(key) for key in ("numbers", "target"))
+        if not isinstance(target, int) or not isinstance(numbers, list | tuple):
+            raise DataError(f"example {example.id}: countdown needs integers numbers and target")
+        if not all(isinstance(number, int) for number in numbers):
+            raise DataError(f"example {example.id}: numbers {numbers!r} are not all integers")
+    elif not TASKS[example.task].equivalent(example, example.answer):
+        raise DataError(f"example {example.id}: {example.answer!r} is no {example.task} answer")
+
+
+def final_answers(text: str) -> list[str]:
+    r"""The final answer as written, [] if there is none; several if it boxes several values.
+
+    It stands in the last <answer>...</answer> behind the thoughts (there in \boxed{} or bare), or
+    else in the \boxed{} values behind the last </think>. Without these tags it is the line of the
+    last \boxed{}. What stands before a </think> never counts, nor does a box behind a <think> that
+    is never closed (an <answer> there does: it ends the thoughts).
+    """
+    final = after_thoughts(text)
+    tagged = tagged_answer(final)
+    if tagged is not None:
+        boxes = [value for value, _ in boxed_values(tagged)]
+        return list(dict.fromkeys(boxes)) or [tagged.strip()]
+    final = final.partition("<think>")[0]
+    found = boxed_values(final)
+    if found and "</think>" not in text:
+        line_start = final.rfind("\n", 0, found[-1][1])
+        found = [(value, place) for value, place in found if place > line_start]
+    return list(dict.fromkeys(value for value, _ in found))
+
+
+def final_answer(text: str) -> str | None:
+    """The final answer if there is exactly one: what cons@k votes with."""
+    answers = final_answers(text)
+    return answers[0] if len(answers) == 1 else None
+
+
+def same_answer(example: Example, first: str, second: str) -> bool:
+    """Whether two answers to the same question say the same, right or wrong (for cons@k)."""
+    equivalent = TASKS[example.task].equivalent
+    return first == second or (
+        equivalent(replace(example, answer=first), second)
+        and equivalent(replace(example, answer=second), first)
+    )
+
+
+def accuracy(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """The paper's accuracy reward, strict: 1 iff the final answer, in its tags or box, is right.
+
+    Several boxed values must all be right, so different ones score 0.
+    """
+    answers = final_answers(text)
+    equivalent = TASKS[example.task].equivalent
+    right = 0 < len(answers) <= MAX_BOXES and all(equivalent(example, a) for a in answers)
+    return float(right)
+
+
+def accuracy_in_format(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """`accuracy`, and 0 unless `format_reward` is 1 (the switch "require format")."""
+    in_format = format_reward(example, text, length=length, finish_reason=finish_reason)
+    return in_format and accuracy(example, text, length=length, finish_reason=finish_reason)
+
+
+def accuracy_if_stopped(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """`accuracy`, and 0 for a completion cut by the length limit."""
+    if finish_reason != "stop":
+        return 0.0
+    return accuracy(example, text, length=length, finish_reason=finish_reason)
+
+
+def lenient_accuracy(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """1 iff the last thing anywhere that looks like an answer is right. For evaluation."""
+    task = TASKS[example.task]
+    answer = task.extract(text[-MAX_CHARACTERS:])
+    return float(answer is not None and task.equivalent(example, answer))
+
+
+REWARDS: dict[str, RewardFunction] = {
+    "accuracy": accuracy,
+    "accuracy_in_format": accuracy_in_format,
+    "accuracy_if_stopped": accuracy_if_stopped,
+    "lenient_accuracy": lenient_accuracy,
+    "format": format_reward,
+    "r1_format": r1_format_reward,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no honest grade; its reward is 0."""
+
+    kind: Literal["exception", "invalid", "timeout", "crash"]
+    message: str  # names the reward
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The weighted sum and its unweighted parts by name; a part that failed counts 0."""
+
+    reward: float
+    breakdown: Mapping[str, float]
+    failure: Failure | None = None
+
+
+def load_rewards(rewards: Weights) -> Rewards:
+    """{name: weight} (or such pairs) -> {name: (function, weight)}; ConfigError names a bad one.
+
+    Pairs are for ConfigDicts, whose keys may not hold the dots of a `package.module:function`.
+    """
+    loaded = {}
+    for name, weight in dict(rewards).items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ConfigError(f"rewards: the weight of {name!r} is {weight!r}, not a number")
+        loaded[name] = (REWARDS.get(name) or _import_function(name), float(weight))
+    if not loaded:
+        raise ConfigError(f"rewards is empty; it maps names to weights: {', '.join(REWARDS)}")
+    return loaded
+
+
+def _import_function(name: str) -> RewardFunction:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"reward {name!r} is neither module:function nor one of {list(REWARDS)}")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module does while it is imported
+        raise ConfigError(f"reward {name!r} cannot be imported: {_said(error)}") from error
+    if not callable(function):
+        raise ConfigError(f"reward {name!r} is of type {type(function).__name__}, not a function")
+    return function
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def score(rewards: Rewards, example: Example, text: str, length: int, finish_reason: str) -> Grade:
+    """The weighted sum of all parts. A function that raises makes the whole item a Failure."""
+    breakdown: dict[str, float] = {}
+    failure: Failure | None = None
+    for name, (function, _) in rewards.items():
+        breakdown[name] = 0.0
+        try:
+            value = float(function(example, text, length=length, finish_reason=finish_reason))
+        except (Exception, SystemExit) as error:  # untrusted: a user's function
+            failure = failure or Failure("exception", f"reward {name!r} raised {_said(error)}")
+            continue
+        if math.isfinite(value):
+            breakdown[name] = value
+        else:
+            failure = failure or Failure("invalid", f"reward {name!r} gave {value}")
+    if failure:
+        return Grade(0.0, breakdown, failure)
+    return Grade(sum(weight * breakdown[name] for name, (_, weight) in rewards.items()), breakdown)
+
+
+def stop_if_all_failed(grades: Iterable[Grade]) -> None:
+    """Raises ConfigError if a reward function failed on every item of a (first) batch."""
+    failures = [grade.failure for grade in grades]
+    if failures and all(f is not None and f.kind in ("exception", "invalid") for f in failures):
+        assert failures[0] is not None
+        raise ConfigError(f"{failures[0].message} (on every item of the first batch)")

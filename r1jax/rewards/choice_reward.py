@@ -1,0 +1,57 @@
+"""Letters: multiple choice (A-J), and puzzles whose answer is a name of one letter (A-Z)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from r1jax.rewards.math_reward import plain, to_ascii
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
+_LETTER = re.compile(r"\(?([A-Za-z])[).]?")
+_LETTER_TOKEN = re.compile(r"(?<![A-Za-z'])[A-Z](?![A-Za-z'])")
+# "C", "(C)", "C. Paris", "(C) Paris", "C: Paris"
+_CHOICE = re.compile(r"\(?([A-Ja-j])(?:[).:、]\s*(\S.*)?)?", re.DOTALL)
+_OPTION = re.compile(r"(?<![A-Za-z])(?:[A-J][).:、]|(?:or|and)\s+\(?[A-J]\b)|[或和]\s*[A-J]")
+_CHOICE_TOKEN = re.compile(r"(?<![A-Za-z'])[A-J](?![A-Za-z'])")
+_STATED_CHOICE = re.compile(
+    r"(?i:answer|answer is|option|choice|答案|答案是|答案为|选|选择)[\s:*$(]{0,8}"
+    r"([A-J])(?![A-Za-z'])"
+)
+
+
+def letter(text: str) -> str | None:
+    """The letter that `text` is as a whole, in upper case, or None."""
+    match = _LETTER.fullmatch(plain(text))
+    return match[1].upper() if match else None
+
+
+def last_letter(text: str) -> str | None:
+    """The last capital letter anywhere that is a word by itself."""
+    matches = _LETTER_TOKEN.findall(to_ascii(text))
+    return matches[-1] if matches else None
+
+
+def same_letter(example: Example, answer: str) -> bool:
+    return letter(answer) is not None and letter(answer) == letter(example.answer)
+
+
+def choice(text: str) -> str | None:
+    """The option A-J that `text` names, alone or before the option's text; None if it names two."""
+    match = _CHOICE.fullmatch(plain(text))
+    if not match or _OPTION.search(match[2] or ""):
+        return None
+    return match[1].upper()
+
+
+def last_choice(text: str) -> str | None:
+    """The last option named as the answer ("answer: C", "选C"), or else the last capital A-J."""
+    text = to_ascii(text)
+    matches = _STATED_CHOICE.findall(text) or _CHOICE_TOKEN.findall(text)
+    return matches[-1] if matches else None
+
+
+def same_choice(example: Example, answer: str) -> bool:
+    return choice(answer) is not None and choice(answer) == choice(example.answer)

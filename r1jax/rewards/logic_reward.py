@@ -1,0 +1,94 @@
+"""Puzzles: sorted lists, and countdown (reach a target with each number once)."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from r1jax.rewards.math_reward import plain, to_ascii
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
+MAX_EXPRESSION = 200  # characters
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_INT = r"[+-]?[0-9]+"
+_LIST = re.compile(rf"(?<![0-9]){_INT}(?:\s*[,、]\s*{_INT})+")
+_SEPARATOR = re.compile(r"\s*[,、;]\s*|\s+")
+_BRACKETS = ("[]", "()", "{}")
+_ARITHMETIC = re.compile(r"[0-9+\-*/() ]+")
+
+
+def integers(text: str) -> list[int] | None:
+    """The list of integers that `text` is as a whole, with or without brackets, or None."""
+    text = plain(text).replace(r"\{", "{").replace(r"\}", "}")
+    if text[:1] + text[-1:] in _BRACKETS:
+        text = text[1:-1].strip()
+    items = _SEPARATOR.split(text)
+    if not all(re.fullmatch(_INT, item) and len(item) < 1_000 for item in items):
+        return None
+    return [int(item) for item in items]
+
+
+def last_list(text: str) -> str | None:
+    """The last comma-separated list of integers anywhere."""
+    matches = _LIST.findall(to_ascii(text))
+    return matches[-1] if matches else None
+
+
+def same_list(example: Example, answer: str) -> bool:
+    found = integers(answer)
+    return found is not None and found == integers(example.answer)
+
+
+def _signs(text: str) -> str:
+    for sign, plain_sign in ((r"\times", "*"), (r"\cdot", "*"), (r"\div", "/")):
+        text = text.replace(sign, plain_sign)
+    return to_ascii(text).translate(str.maketrans("×·÷", "**/"))
+
+
+def last_expression(text: str) -> str | None:
+    """The last run of digits, operators and brackets anywhere that has an operator."""
+    runs = (run.strip() for run in _ARITHMETIC.findall(_signs(text)))
+    expressions = [run for run in runs if re.search(r"[0-9)]\s*[-+*/]\s*[-(0-9]", run)]
+    return expressions[-1] if expressions else None
+
+
+def solves_countdown(example: Example, answer: str) -> bool:
+    """Whether `answer` reaches metadata["target"] with each of metadata["numbers"] exactly once.
+
+    Only + - * / ( ) and integers, in exact fractions; "= target" may follow.
+    """
+    numbers, target = example.metadata["numbers"], example.metadata["target"]
+    expression, equals, result = _signs(plain(answer)).partition("=")
+    if equals and result.strip() != str(target):
+        return False
+    if len(expression) > MAX_EXPRESSION or not _ARITHMETIC.fullmatch(expression):
+        return False
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+        value = _evaluate(tree)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return False
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    used = [node.value for node in nodes if isinstance(node.value, int)]
+    return value == target and sorted(used) == sorted(numbers)
+
+
+def _evaluate(node: ast.AST) -> Fraction:
+    """Exact value of a parsed expression; raises ValueError for anything but + - * / and ints."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluate(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
+    raise ValueError(f"{type(node).__name__} is not allowed")

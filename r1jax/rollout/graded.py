@@ -1,0 +1,149 @@
+"""Completions with their rewards: the first half of GRPO, rejection sampling and evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax.config import DataError
+from r1jax.data.chat import render_prompt
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.rewards import Grade
+from r1jax.rewards.pool import GraderPool
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.types import Completion, Example, Rollout
+
+
+@dataclass(frozen=True)
+class GraderConfig:
+    """Where rewards are computed."""
+
+    workers: int = 0  # processes; 0 = in this one, without a time limit
+    timeout_s: float = 30.0  # wall clock per completion
+
+
+@contextlib.contextmanager
+def open_pool(rewards: Mapping[str, float], config: GraderConfig) -> Iterator[GraderPool]:
+    pool = GraderPool(rewards, workers=config.workers, timeout_s=config.timeout_s)
+    with contextlib.closing(pool):
+        yield pool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered question; `prefix` is text that the completion was made to begin with."""
+
+    example: Example
+    tokens: np.ndarray  # int32
+    prefix: str = ""
+
+
+def make_prompt(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: str,
+    max_tokens: int,
+    prefix: str | Mapping[str, str] = "",
+) -> Prompt:
+    """Renders a question; DataError where it has more than `max_tokens` tokens.
+
+    `prefix` may differ by the example's metadata["language"].
+    """
+    if not isinstance(prefix, str):
+        prefix = prefix[example.metadata["language"]]
+    tokens = render_prompt(example.messages, tokenizer, template) + tokenizer.encode(prefix)
+    if len(tokens) > max_tokens:
+        raise DataError(
+            f"example {example.id}: its prompt has {len(tokens)} tokens, more than"
+            f" max_prompt_tokens {max_tokens}"
+        )
+    return Prompt(example, np.asarray(tokens, np.int32), prefix)
+
+
+def graded_rollouts(
+    engine: Engine,
+    params: Any,
+    prompts: Sequence[Prompt],
+    pool: GraderPool,
+    tokenizer: Tokenizer,
+    sampling: SamplingConfig,
+    key: jax.Array,
+    group_size: int,
+    on_completion: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """`group_size` rollouts per prompt, sorted by (prompt, sample), graded while others decode.
+
+    `on_completion` is told how many completions are finished.
+    """
+    finished: dict[tuple[int, int], tuple[Completion, str]] = {}
+    stream = engine.generate(params, [p.tokens for p in prompts], sampling, key, group_size)
+    for completion in stream:
+        place = (completion.prompt_index, completion.sample_index)
+        prompt = prompts[completion.prompt_index]
+        text = prompt.prefix + tokenizer.decode(completion.tokens.tolist())
+        finished[place] = completion, text
+        length = len(completion.tokens)
+        pool.submit(place, prompt.example, text, length, completion.finish_reason)
+        if on_completion is not None:
+            on_completion(len(finished))
+    grades = dict(pool.results())
+    return [
+        _rollout(prompts[place[0]], completion, text, grades[place])
+        for place, (completion, text) in sorted(finished.items())
+    ]
+
+
+def _rollout(prompt: Prompt, completion: Completion, text: str, grade: Grade) -> Rollout:
+    return Rollout(
+        example_id=prompt.example.id,
+        prompt_tokens=prompt.tokens,
+        completion=completion,
+        text=text,
+        reward=grade.reward,
+        reward_breakdown=grade.breakdown,
+        failure=grade.failure.kind if grade.failure else None,
+    )
+
+
+def to_row(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as one JSON line; float32 numbers survive exactly."""
+    completion = rollout.completion
+    return {
+        "example_id": rollout.example_id,
+        "prompt_index": completion.prompt_index,
+        "sample_index": completion.sample_index,
+        "prompt_tokens": rollout.prompt_tokens.tolist(),
+        "tokens": completion.tokens.tolist(),
+        "logprobs": [float(str(x)) for x in completion.logprobs],  # shortest text of a float32
+        "finish_reason": completion.finish_reason,
+        "text": rollout.text,
+        "reward": rollout.reward,
+        "reward_breakdown": dict(rollout.reward_breakdown),
+        "failure": rollout.failure,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Rollout:
+    """The inverse of to_row."""
+    completion = Completion(
+        prompt_index=row["prompt_index"],
+        sample_index=row["sample_index"],
+        tokens=np.asarray(row["tokens"], np.int32),
+        logprobs=np.asarray(row["logprobs"], np.float32),
+        finish_reason=row["finish_reason"],
+    )
+    return Rollout(
+        example_id=row["example_id"],
+        prompt_tokens=np.asarray(row["prompt_tokens"], np.int32),
+        completion=completion,
+        text=row["text"],
+        reward=row["reward"],
+        reward_breakdown=row["reward_breakdown"],
+        failure=row["failure"],
+    )

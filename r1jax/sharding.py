@@ -1,0 +1,122 @@
+"""One mesh, one table from logical axes to mesh axes, and the way from host arrays to global ones.
+
+Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `tensor` (heads, ffn, vocab).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r1jax.config import ConfigError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axes. A name that is not here is an error, never "replicated".
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "layers": (),
+    "embed": ("fsdp",),
+    "embed_act": (),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "ffn": ("tensor",),
+    "norm": (),
+}
+
+
+def make_mesh(
+    axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices; at most one axis may be -1, which takes what is left."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dict.fromkeys(MESH_AXES, 1) | dict(axes or {"fsdp": -1})
+    unknown = set(sizes) - set(MESH_AXES)
+    if unknown:
+        raise ConfigError(
+            f"config.mesh has no axis {sorted(unknown)[0]!r}; axes are {', '.join(MESH_AXES)}"
+        )
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(f"config.mesh: only one axis may be -1, not {' and '.join(free)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        if fixed < 1 or len(devices) % fixed:
+            raise ConfigError(
+                f"config.mesh: {len(devices)} devices are not divisible by {fixed}"
+                " (the product of the fixed axes)"
+            )
+        sizes[free[0]] = len(devices) // fixed
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    if math.prod(shape) != len(devices):
+        raise ConfigError(
+            f"config.mesh {dict(sizes)} needs {math.prod(shape)} devices, there are {len(devices)}"
+        )
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
+
+
+def spec_of(names: Sequence[str | None]) -> PartitionSpec:
+    """Logical axis names of an array -> PartitionSpec; unknown or colliding axes raise."""
+    used: set[str] = set()
+    parts: list[tuple[str, ...] | None] = []
+    for name in names:
+        if name is not None and name not in RULES:
+            raise ValueError(f"no sharding rule for logical axis {name!r} in {tuple(names)}")
+        axes = RULES[name] if name is not None else ()
+        if used & set(axes):
+            raise ValueError(f"two axes of {tuple(names)} map to mesh axis {used & set(axes)}")
+        used |= set(axes)
+        parts.append(axes or None)
+    return PartitionSpec(*parts)
+
+
+def check_divisible(
+    shape: Sequence[int], names: Sequence[str | None], mesh: Mesh, what: str
+) -> None:
+    """Raises with both numbers when an array cannot be split evenly over the mesh."""
+    for size, name in zip(shape, names, strict=True):
+        axes = RULES[name] if name is not None else ()
+        devices = math.prod(mesh.shape[axis] for axis in axes)
+        if size % devices:
+            raise ConfigError(
+                f"{what}: {name} {size} is not divisible by {devices} devices"
+                f" (mesh axes {' x '.join(axes)})"
+            )
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
+    """Pins an activation's sharding by its logical axes; without a mesh only checks the names."""
+    spec = spec_of(names)
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_global(tree: Any, shardings: Any) -> Any:
+    """Host arrays, equal on every process, -> global arrays with these shardings."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays -> numpy arrays, the same on every process."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, jax.device_get(tree))

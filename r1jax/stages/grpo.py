@@ -1,0 +1,531 @@
+"""Group Relative Policy Optimization, as DeepSeek-R1 describes it. Start reading here.
+
+One iteration: sample `group_size` completions for each of `prompts_per_update` times
+`updates_per_rollout` questions, grade them, turn rewards into group-relative advantages, and make
+`updates_per_rollout` optimizer updates, each on the completions of `prompts_per_update` questions
+(R1 section 2.1; with the paper's 16, 32 and 16 that is 8,192 completions and 16 updates).
+
+Four log-probabilities of the same tokens are kept apart: the sampler's (as emitted by the engine),
+the old ones (the parameters at the start of the iteration's updates, computed as in training), the
+frozen reference policy's, and the current ones. The gap between the first two is logged.
+
+A run that was killed goes on at the iteration after its newest checkpoint. An iteration's rollouts
+are written down before its first update, so a resumed run neither samples nor grades them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax import report
+from r1jax.advantages import group_advantages
+from r1jax.config import ConfigError, check_choice, section
+from r1jax.data.datasets import DataConfig, examples_of, stream
+from r1jax.data.packing import Group, completion_group, pack, padding_share
+from r1jax.evaluation import (
+    BenchmarkConfig,
+    check_benchmark,
+    load_examples,
+    read_results,
+    run_benchmark,
+    write_results,
+)
+from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, token_logprobs
+from r1jax.metrics import ProfileConfig, read_jsonl, write_jsonl_atomic
+from r1jax.models.load import ModelSource
+from r1jax.models.transformer import Transformer
+from r1jax.rewards import check_example, reflective_words
+from r1jax.rewards.pool import GraderPool
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.graded import (
+    GraderConfig,
+    from_row,
+    graded_rollouts,
+    make_prompt,
+    open_pool,
+    to_row,
+)
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import check_divisible, replicated, to_global
+from r1jax.stages.run import Run, open_run
+from r1jax.train_state import OptimizerConfig, batch_shardings, make_step, microbatch
+from r1jax.types import Batch, Example, Rollout
+
+TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
+SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured beside training, on held-out problems."""
+
+    every: int = 0  # updates between two points of the curves; 0 = no curves
+    curve: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """The paper's numbers where it prints them (r1_facts 1.2), for R1-Zero."""
+
+    stage: str
+    model: ModelSource
+    data: DataConfig
+    total_steps: int = 10_400  # optimizer updates
+    rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    template: str = "r1_zero"
+    max_prompt_tokens: int = 1024
+    max_tokens: int = 32_768  # of a completion
+    max_tokens_at: dict[str, int] = field(
+        default_factory=dict
+    )  # {"8200": 65536}: from that update on
+    temperature: float = 1.0
+    top_p: float = 1.0
+    allow_filtered_rollouts: bool = False  # top-p rollouts bias the ratio: refused unless set
+    group_size: int = 16
+    prompts_per_update: int = 32
+    updates_per_rollout: int = 16
+    split_by: str = "question"
+    truncated: str = "grade"
+    advantage_std_eps: float = 1e-6
+    advantage_scale: bool = True  # divide by the group's standard deviation
+    loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
+    ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    graders: GraderConfig = field(default_factory=GraderConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
+    microbatch_rows: int = 8  # packed rows in memory at once
+    share_prompts: bool = True  # one copy of a prompt per row for its completions
+    logits_chunk: int = 128  # positions whose logits exist at once
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
+    checkpoint_every: int = 16  # updates; taken at the end of the iteration
+    samples_per_step: int = 4  # completions a rollout shows in samples.jsonl
+    keep_rollouts: int = 0  # iterations whose rollout files stay; 0 = all
+    wandb_project: str | None = None
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+SHOWN = {
+    "grpo/reward/mean": "reward",
+    "grpo/reward/accuracy": "accuracy",
+    "grpo/completion/length": "length",
+    "grpo/rollout/tokens_per_s": "tokens/s",
+}
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Trains to total_steps, then writes tables and figures; resumes where the workdir is."""
+    config = section(GrpoConfig, config_dict)
+    check(config)
+    examples = checked_stream(config)
+    use_ref = config.loss.kl_coef > 0
+    with (
+        open_run(config, config_dict, workdir, SHOWN, reference=use_ref) as stage,
+        open_pool(config.rewards, config.graders) as pool,
+    ):
+        check_shapes(config, stage)
+        engine = Engine(stage.model.config, stage.tokenizer.stop_ids, config.engine, stage.mesh)
+        programs = Programs(config, stage)
+        benchmarks(config, stage, engine, 0)
+        curves(config, stage, engine, 0)
+        step = stage.start
+        while step < config.total_steps:
+            iteration = step // config.updates_per_rollout
+            rollouts = rollouts_of(config, stage, engine, pool, examples, iteration, step)
+            minibatches = make_minibatches(config, rollouts, iteration)
+            batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
+            summary = summarise(config, rollouts)
+            for batch, used, packed in batches:
+                step += 1
+                stage.profiler.step(step)
+                with stage.timer("update"):
+                    stage.state, metrics = programs.step(stage.state, batch, used)
+                    metrics = jax.device_get(metrics)
+                stage.log(step, "grpo", summary | metrics | packed)
+                summary = {}  # on the iteration's first line only
+                curves(config, stage, engine, step)
+            replace_reference(config, stage, step)
+            if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
+                stage.save(step)
+                forget_rollouts(config, stage, iteration)
+        benchmarks(config, stage, engine, config.total_steps)
+    if jax.process_index() == 0:
+        report.print_table(workdir)
+        for path in report.write_report([workdir], workdir):
+            print(f"wrote {path}")
+        print(f"model, metrics, samples and rollouts are in {stage.workdir}")
+
+
+# -- start-up checks -------------------------------------------------------------------------
+
+
+def check(config: GrpoConfig) -> None:
+    """Everything that can be wrong in the config alone."""
+    check_choice("config.truncated", config.truncated, TRUNCATED)
+    check_choice("config.split_by", config.split_by, SPLITS)
+    check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
+    if config.temperature <= 0:
+        raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
+    if config.top_p < 1 and not config.allow_filtered_rollouts:
+        raise ConfigError(
+            f"config.top_p {config.top_p} draws from another distribution than the loss assumes;"
+            " set it to 1, or config.allow_filtered_rollouts to True"
+        )
+    for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
+    bad = [step for step in config.max_tokens_at if not step.isdecimal()]
+    if bad:
+        raise ConfigError(f"config.max_tokens_at: {bad[0]!r} is not a number of updates")
+
+
+def check_shapes(config: GrpoConfig, stage: Run) -> None:
+    """What the mesh and the model's length allow."""
+    check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
+    limit = stage.model.config.max_length
+    longest = config.max_prompt_tokens + longest_completion(config)
+    if longest > limit:
+        raise ConfigError(
+            f"config.max_prompt_tokens {config.max_prompt_tokens} + max_tokens"
+            f" {longest_completion(config)} is more than the model's max_length {limit}"
+        )
+    if config.pack_length and config.pack_length < longest:
+        raise ConfigError(
+            f"config.pack_length {config.pack_length} is less than {longest}, the longest prompt"
+            " and completion"
+        )
+    for name, benchmark in (config.evaluation.curve | config.evaluation.benchmarks).items():
+        check_benchmark(benchmark, limit, f"config.evaluation {name}")
+
+
+def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
+    """The endless stream of training questions; each is checked to be gradable when it comes."""
+    examples = stream(examples_of(config.data, "config.data"), config.seed)
+
+    def example(index: int) -> Example:
+        found = examples(index)
+        check_example(found)
+        return found
+
+    example(0)  # an error in the first row is an error before the model is loaded
+    return example
+
+
+# -- schedules: counted in updates, in effect from the next rollout ---------------------------
+
+
+def longest_completion(config: GrpoConfig) -> int:
+    return max(config.max_tokens, *config.max_tokens_at.values(), 1)
+
+
+def max_tokens_of(config: GrpoConfig, step: int) -> int:
+    """The length cap of a rollout that starts after `step` updates."""
+    passed = [int(at) for at in config.max_tokens_at if int(at) <= step]
+    return config.max_tokens_at[str(max(passed))] if passed else config.max_tokens
+
+
+def is_due(every: int, step: int, updates: int) -> bool:
+    """Whether a multiple of `every` lies among the last `updates` updates."""
+    return bool(every) and step // every > (step - updates) // every
+
+
+def replace_reference(config: GrpoConfig, stage: Run, step: int) -> None:
+    """The reference policy becomes the current one every `ref_every` updates (R1 section 2.1)."""
+    updates = min(config.updates_per_rollout, step)
+    if stage.ref_params is not None and is_due(config.ref_every, step, updates):
+        stage.ref_params = jax.tree.map(jnp.copy, stage.state.params)
+
+
+# -- rollouts ---------------------------------------------------------------------------------
+
+
+def rollouts_of(
+    config: GrpoConfig,
+    stage: Run,
+    engine: Engine,
+    pool: GraderPool,
+    examples: Callable[[int], Example],
+    iteration: int,
+    step: int,
+) -> list[Rollout]:
+    """The iteration's rollouts, sorted by (prompt, sample): from its file, or sampled into it.
+
+    The last iteration samples for the updates that remain and no more.
+    """
+    updates = min(config.updates_per_rollout, config.total_steps - step)
+    first = iteration * config.updates_per_rollout * config.prompts_per_update
+    prompts = [
+        make_prompt(examples(i), stage.tokenizer, config.template, config.max_prompt_tokens)
+        for i in range(first, first + updates * config.prompts_per_update)
+    ]
+    path = stage.workdir / "rollouts" / f"{iteration:06d}.jsonl"
+    if path.exists():
+        rollouts = [from_row(row) for row in read_jsonl(path)]
+    else:
+        sampling = SamplingConfig(
+            max_tokens_of(config, step), config.temperature, top_p=config.top_p
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+        with stage.timer("rollout"):
+            rollouts = graded_rollouts(
+                engine,
+                stage.state.params,
+                prompts,
+                pool,
+                stage.tokenizer,
+                sampling,
+                key,
+                config.group_size,
+            )
+        if jax.process_index() == 0:
+            write_jsonl_atomic(path, [to_row(rollout) for rollout in rollouts])
+        seconds = stage.timer.read("rollout")
+        stage.clocks["rollout/tokens_per_s"] = engine.statistics.tokens / seconds
+        stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
+    questions = {prompt.example.id: prompt.example for prompt in prompts}
+    stage.writer.samples(step + 1, samples(config, rollouts, questions))
+    return rollouts
+
+
+def samples(
+    config: GrpoConfig, rollouts: Sequence[Rollout], questions: Mapping[str, Example]
+) -> Iterator[dict[str, Any]]:
+    """A few completions with their question and rewards, for people to read."""
+    stride = max(len(rollouts) // max(config.samples_per_step, 1), 1)
+    for rollout in rollouts[::stride][: config.samples_per_step]:
+        example = questions[rollout.example_id]
+        yield {
+            "question": example.question,
+            "answer": example.answer,
+            "completion": rollout.text,
+            "length": len(rollout.completion.tokens),
+            "finish_reason": rollout.completion.finish_reason,
+            "reward": rollout.reward,
+            "reward_breakdown": dict(rollout.reward_breakdown),
+        }
+
+
+def forget_rollouts(config: GrpoConfig, stage: Run, iteration: int) -> None:
+    """Deletes the files of iterations that a resumed run cannot need any more."""
+    if not config.keep_rollouts or jax.process_index() != 0:
+        return
+    for path in (stage.workdir / "rollouts").glob("*.jsonl"):
+        if int(path.stem) <= iteration - config.keep_rollouts:
+            path.unlink()
+
+
+def summarise(config: GrpoConfig, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the rollouts were worth and what they look like."""
+    lengths = [len(rollout.completion.tokens) for rollout in rollouts]
+    rewards_BG = rewards_of(config, rollouts)
+    parts = {
+        f"reward/{name}": float(np.mean([r.reward_breakdown[name] for r in rollouts]))
+        for name in rollouts[0].reward_breakdown
+    }
+    return parts | {
+        "reward/mean": float(rewards_BG.mean()),
+        "reward/std": float(rewards_BG.std(axis=1).mean()),
+        "reward/failures": sum(rollout.failure is not None for rollout in rollouts),
+        "group/zero_variance": float(np.mean(rewards_BG.std(axis=1) == 0)),
+        "completion/length": float(np.mean(lengths)),
+        "completion/length_max": max(lengths),
+        "completion/truncated": float(np.mean([truncated(r) for r in rollouts])),
+        "completion/reflective_words": float(np.mean([reflective_words(r.text) for r in rollouts])),
+        "completion/tokens": sum(lengths),
+    }
+
+
+def truncated(rollout: Rollout) -> bool:
+    return rollout.completion.finish_reason == "length"
+
+
+# -- advantages and minibatches ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The completions of one update."""
+
+    rollouts: Sequence[Rollout]  # sorted by (prompt, sample)
+    advantages: np.ndarray  # float32 [C]
+
+
+def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float64 [B, G]; with truncated="zero" a completion cut by length earns nothing."""
+    rewards = [0.0 if config.truncated == "zero" and truncated(r) else r.reward for r in rollouts]
+    return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
+
+
+def make_minibatches(
+    config: GrpoConfig, rollouts: Sequence[Rollout], iteration: int
+) -> Iterator[Minibatch]:
+    """The iteration's updates: whole questions each, or a random split of all outputs."""
+    advantages = group_advantages(
+        rewards_of(config, rollouts), config.advantage_std_eps, config.advantage_scale
+    ).reshape(-1)
+    size = config.prompts_per_update * config.group_size
+    order = np.arange(len(rollouts))
+    if config.split_by == "output":
+        np.random.default_rng([config.seed, iteration]).shuffle(order)
+    for start in range(0, len(rollouts), size):
+        chosen = np.sort(order[start : start + size])
+        yield Minibatch([rollouts[i] for i in chosen], advantages[chosen])
+
+
+def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
+    """Rollouts sorted by prompt -> one group to pack per prompt."""
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.completion.prompt_index, []).append(rollout)
+    return [
+        completion_group(
+            members[0].prompt_tokens,
+            [member.completion.tokens for member in members],
+            [member.completion.logprobs for member in members],
+        )
+        for members in groups.values()
+    ]
+
+
+# -- the jitted programs ----------------------------------------------------------------------
+
+
+class Programs:
+    """The update step and the pass that computes log-probabilities of packed completions."""
+
+    def __init__(self, config: GrpoConfig, stage: Run) -> None:
+        self.config = config
+        longest = config.max_prompt_tokens + longest_completion(config)
+        self.pack_length = config.pack_length or longest
+        completions = config.prompts_per_update * config.group_size
+        rows = -(-completions // (self.pack_length // longest))  # enough if all are the longest
+        self.max_microbatches = -(-rows // config.microbatch_rows)
+        self.step = make_step(
+            make_loss(config, stage.model), stage.optimizer, stage.schedule, stage.state_shardings
+        )
+        self._logprobs = jax.jit(self._all_logprobs)
+        self._model = stage.model
+
+    def prepare(self, stage: Run, minibatch: Minibatch) -> tuple[Batch, Any, dict[str, float]]:
+        """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
+        config = self.config
+        with stage.timer("pack"):
+            batch, used = pack(
+                to_groups(config, minibatch.rollouts),
+                self.pack_length,
+                config.microbatch_rows,
+                self.max_microbatches,
+                config.share_prompts,
+                minibatch.advantages,
+            )
+            packed = {"batch/padding_share": padding_share(batch, used), "batch/microbatches": used}
+            if config.truncated == "mask":
+                batch = mask_truncated(batch, minibatch.rollouts)
+            batch = to_global(batch, batch_shardings(batch, stage.mesh))
+            count = jax.device_put(np.int32(used), replicated(stage.mesh))
+        if config.updates_per_rollout > 1:  # else the current policy is the old one
+            with stage.timer("old_logprobs"):
+                old = self._logprobs(stage.state.params, batch, count)
+                batch = replace(batch, old_logprobs=jax.block_until_ready(old))
+        if stage.ref_params is not None:
+            with stage.timer("ref_logprobs"):
+                ref = self._logprobs(stage.ref_params, batch, count)
+                batch = replace(batch, ref_logprobs=jax.block_until_ready(ref))
+        return batch, count, packed
+
+    def _all_logprobs(self, params: Any, batch: Batch, microbatches: Any) -> jax.Array:
+        """Log-probabilities of every token of the batch's first microbatches -> [M, B, L]."""
+
+        def one(index: Any, out: jax.Array) -> jax.Array:
+            logprobs_BL, _ = token_logprobs(
+                self._model,
+                params,
+                microbatch(batch, index),
+                self.config.temperature,
+                self.config.logits_chunk,
+            )
+            return jax.lax.dynamic_update_index_in_dim(out, logprobs_BL, index, 0)
+
+        return jax.lax.fori_loop(0, microbatches, one, jnp.zeros(batch.tokens.shape, jnp.float32))
+
+
+def make_loss(
+    config: GrpoConfig, model: Transformer
+) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
+    """loss_fn(params, microbatch) for make_step."""
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        logprobs_BL, entropy_BL = token_logprobs(
+            model, params, batch, config.temperature, config.logits_chunk
+        )
+        return grpo_loss(logprobs_BL, batch, config.loss, longest_completion(config), entropy_BL)
+
+    return loss_fn
+
+
+def mask_truncated(batch: Batch, rollouts: Sequence[Rollout]) -> Batch:
+    """Takes the tokens of completions cut by length out of the loss (they stay counted)."""
+    keep = np.array([1.0, *(float(not truncated(r)) for r in rollouts)], np.float32)
+    return replace(batch, loss_mask=batch.loss_mask * keep[batch.completion_ids])
+
+
+# -- evaluation beside training ---------------------------------------------------------------
+
+
+def curves(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
+    """A point of the held-out curves, as metrics of that step."""
+    every = config.evaluation.every
+    if not every or step % every or (step == 0 and stage.start > 0):
+        return
+    values: dict[str, float] = {}
+    with stage.timer("evaluation"):
+        for name, benchmark in config.evaluation.curve.items():
+            examples = load_examples(benchmark, f"config.evaluation.curve.{name}")
+            metrics, _ = run_benchmark(
+                benchmark,
+                examples,
+                engine,
+                stage.state.params,
+                stage.tokenizer,
+                config.evaluation.seed,
+                config.graders,
+            )
+            values |= {f"{name}/{key}": value for key, value in metrics.items()}
+    stage.log(step, "eval", values)
+
+
+def benchmarks(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
+    """The full benchmarks, before the first update and after the last; done once."""
+    directory = stage.workdir / "evaluations" / f"{step:06d}"
+    done = read_results(directory) is not None or (step == 0 and stage.start > 0)
+    if done or not config.evaluation.benchmarks:
+        return
+    results, rollouts = {}, {}
+    for name, benchmark in config.evaluation.benchmarks.items():
+        examples = load_examples(benchmark, f"config.evaluation.benchmarks.{name}")
+        total = len(examples) * benchmark.num_samples
+        with stage.progress.task(f"evaluating {name} at step {step}", total) as advance:
+            results[name], rollouts[name] = run_benchmark(
+                benchmark,
+                examples,
+                engine,
+                stage.state.params,
+                stage.tokenizer,
+                config.evaluation.seed,
+                config.graders,
+                advance,
+            )
+    about = {"step": step, "model": str(stage.workdir), "seed": config.evaluation.seed}
+    if jax.process_index() == 0:
+        write_results(directory, results, rollouts, about)

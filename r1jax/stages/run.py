@@ -1,0 +1,166 @@
+"""What every training stage opens first: model, state, checkpoints, metrics, progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from r1jax.checkpoint import Checkpoints, check_config, write_model_json
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.metrics import (
+    MetricsWriter,
+    ProfileConfig,
+    Profiler,
+    Progress,
+    Timer,
+    absolute,
+    memory_use,
+)
+from r1jax.models.load import ModelSource, open_source
+from r1jax.models.transformer import Transformer
+from r1jax.sharding import make_mesh
+from r1jax.train_state import (
+    OptimizerConfig,
+    abstract_state,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    state_shardings,
+)
+from r1jax.types import TrainState
+
+
+class StageConfig(Protocol):
+    """What the stages' configs have in common."""
+
+    @property
+    def model(self) -> ModelSource: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def mesh(self) -> dict[str, int]: ...
+    @property
+    def wandb_project(self) -> str | None: ...
+    @property
+    def profile(self) -> ProfileConfig: ...
+
+
+@dataclass
+class Run:
+    """An open run. `state` is replaced by each step; `extra_state` is checkpointed beside it."""
+
+    workdir: Any
+    mesh: Mesh
+    model: Transformer
+    tokenizer: Tokenizer
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    state: TrainState
+    state_shardings: TrainState
+    start: int  # updates done before this process
+    extra: dict[str, Any]  # JSON values restored from the checkpoint
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    progress: Progress
+    profiler: Profiler
+    timer: Timer
+    clocks: dict[str, float]  # further readings for the next line of timings
+    ref_params: Any = None  # the frozen reference policy, where a stage has one
+
+    def log(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics, under `stage/`, with the timings since the last."""
+        named = {f"{stage}/{name}": value for name, value in metrics.items()}
+        clocks = self.timer.pop() | self.clocks
+        self.clocks = {}
+        timings = {f"{stage}/{name}": value for name, value in clocks.items()}
+        self.writer.write(step, named, timings | memory_use())
+        self.progress.update(step, named | timings)
+
+    def save(self, step: int, extra: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of everything that the next step needs."""
+        with self.timer("checkpoint"):
+            self.checkpoints.save(step, _saved(self.state, self.ref_params), extra)
+
+
+def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
+    """The checkpoint's tree: `params` at its top, so that a workdir is a model."""
+    tree = {"params": state.params, "opt_state": state.opt_state, "step": state.step}
+    return tree if ref_params is None else tree | {"ref_params": ref_params}
+
+
+@contextmanager
+def open_run(
+    config: StageConfig,
+    config_dict: ConfigDict,
+    workdir: str,
+    shown: Mapping[str, str],
+    reference: bool = False,
+) -> Iterator[Run]:
+    """Starts a run, or resumes it from the newest checkpoint of the workdir.
+
+    With `reference`, a copy of the initial parameters is kept as `ref_params`.
+    """
+    path = absolute(workdir)
+    mesh = make_mesh(config.mesh)
+    source = open_source(config.model, path)
+    check_config(path, config_dict)
+    write_model_json(path, dataclasses.asdict(source.config))
+    source.tokenizer.save(str(path / "tokenizer"))
+    schedule = make_schedule(config.optimizer, config.total_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    shardings = state_shardings(source.config, optimizer, mesh)
+    checkpoints = Checkpoints(path)
+    latest = checkpoints.latest_step()
+    extra: dict[str, Any] = {}
+    if latest is None:
+        params = source.load(mesh, config.seed)
+        ref_params = jax.tree.map(lambda x: x.copy(), params) if reference else None
+        state = new_state(params, optimizer, shardings)
+    else:
+        abstract = abstract_state(source.config, optimizer, shardings)
+        tree = _saved(abstract, abstract.params if reference else None)
+        saved, extra = checkpoints.restore(latest, tree)
+        ref_params = saved.pop("ref_params", None)
+        state = TrainState(**saved)
+    with (
+        MetricsWriter(
+            path,
+            -1 if latest is None else latest,
+            wandb_project=config.wandb_project,
+            config=config_dict.to_dict(),
+        ) as writer,
+        Progress(path.name, config.total_steps, latest or 0, shown) as progress,
+    ):
+        run = Run(
+            workdir=path,
+            mesh=mesh,
+            model=Transformer(source.config, mesh),
+            tokenizer=source.tokenizer,
+            optimizer=optimizer,
+            schedule=schedule,
+            state=state,
+            state_shardings=shardings,
+            start=latest or 0,
+            extra=extra,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=progress,
+            profiler=Profiler(config.profile, path),
+            timer=Timer(),
+            clocks={},
+            ref_params=ref_params,
+        )
+        yield run
+        run.profiler.close()

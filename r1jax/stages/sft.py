@@ -1,0 +1,151 @@
+"""Supervised next-token training: pretraining the mini base, cold start, distillation on traces.
+
+A step takes `batch_size` rows of an endless stream that is a pure function of (seed, index), packs
+them into as many microbatches as they need, and updates once on all of them. So the state of the
+data is the step itself, and a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.config import ConfigError, DataError, section
+from r1jax.data.chat import render
+from r1jax.data.datasets import DataConfig, Row, rows_of, stream
+from r1jax.data.packing import Group, pack, padding_share, sequence_group
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.losses import Metrics, nll_loss, token_logprobs
+from r1jax.metrics import ProfileConfig
+from r1jax.models.load import ModelSource
+from r1jax.models.transformer import Transformer
+from r1jax.sharding import check_divisible, to_global
+from r1jax.stages.run import Run, open_run
+from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
+from r1jax.types import Batch
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """The paper: batch 128, length 32,768, cosine 5e-5 -> 5e-6, 2 to 3 epochs (r1_facts 3.4)."""
+
+    stage: str
+    model: ModelSource
+    data: DataConfig
+    total_steps: int
+    batch_size: int = 128  # sequences of an update
+    pack_length: int = 32_768  # tokens of a packed row
+    microbatch_rows: int = 8  # packed rows in memory at once
+    template: str = "chat"  # for rows with messages
+    overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
+    )
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
+    checkpoint_every: int = 200
+    log_every: int = 1
+    logits_chunk: int = 128  # positions whose logits exist at once
+    wandb_project: str | None = None
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Trains to total_steps, from the newest checkpoint of the workdir if it has one."""
+    config = section(SftConfig, config_dict)
+    with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
+        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        step_fn = make_step(
+            make_loss(stage.model, config.logits_chunk),
+            stage.optimizer,
+            stage.schedule,
+            stage.state_shardings,
+        )
+        data = _batches(config, stage, start=stage.start)
+        for step in range(stage.start + 1, config.total_steps + 1):
+            stage.profiler.step(step)
+            with stage.timer("data"):
+                batch, used = next(data)
+                packed = _pack_metrics(batch, used)
+                batch = to_global(batch, batch_shardings(batch, stage.mesh))
+            with stage.timer("update"):
+                stage.state, metrics = step_fn(stage.state, batch, np.int32(used))
+            if step % config.log_every == 0 or step == config.total_steps:
+                with stage.timer("update"):  # the device is waited for here
+                    metrics = jax.device_get(metrics)
+                stage.log(step, "sft", metrics | packed)
+            if step % config.checkpoint_every == 0 or step == config.total_steps:
+                stage.save(step)
+
+
+def make_loss(model: Transformer, chunk: int) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
+    """loss_fn(params, microbatch) for make_step."""
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        logprobs_BL, _ = token_logprobs(model, params, batch, chunk=chunk)
+        return nll_loss(logprobs_BL, batch)
+
+    return loss_fn
+
+
+def tokenize(
+    row: Row, tokenizer: Tokenizer, template: str
+) -> tuple[Sequence[int], Sequence[float]]:
+    """A row -> (tokens, loss_mask): text counts whole, of a chat only the assistant's turns."""
+    if "text" in row:
+        tokens = tokenizer.document(row["text"])
+        return tokens, [1.0] * len(tokens)
+    if "messages" in row:
+        tokens, mask = render(row["messages"], tokenizer, template)
+        return tokens, [float(value) for value in mask]
+    raise DataError(f"an SFT row needs the key messages or text; it has {', '.join(row)}")
+
+
+def _batches(config: SftConfig, stage: Run, start: int) -> Iterator[tuple[Batch, int]]:
+    """The packed batch of step start + 1, start + 2, ...
+
+    The number of microbatches is rounded up to a power of two (the rest stays unused), so few
+    programs are compiled.
+    """
+    row = stream(rows_of(config.data, "config.data"), config.seed)
+    for step in range(start, config.total_steps):
+        indices = range(step * config.batch_size, (step + 1) * config.batch_size)
+        groups = [group for i in indices for group in _groups(row(i), stage.tokenizer, config)]
+        batch, used = pack(groups, config.pack_length, config.microbatch_rows)
+        yield _round_up(batch, used), used
+
+
+def _groups(row: Row, tokenizer: Tokenizer, config: SftConfig) -> list[Group]:
+    """The row as one group to pack, or none where it is dropped."""
+    tokens, mask = tokenize(row, tokenizer, config.template)
+    if len(tokens) > config.pack_length:
+        if config.overlong == "error":
+            raise ConfigError(
+                f"a row has {len(tokens)} tokens, more than config.pack_length"
+                f" {config.pack_length}; raise it, or set config.overlong to truncate or drop"
+            )
+        if config.overlong == "drop":
+            return []
+    return [sequence_group(tokens[: config.pack_length], mask[: config.pack_length])]
+
+
+def _round_up(batch: Batch, used: int) -> Batch:
+    total = 1 << (used - 1).bit_length()
+
+    def one(x: Any) -> Any:
+        return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
+
+    return jax.tree.map(one, batch)
+
+
+def _pack_metrics(batch: Batch, used: int) -> dict[str, float]:
+    return {
+        "data/tokens": int((batch.segment_ids > 0).sum()),
+        "data/targets": int(batch.lengths[1:].sum()),
+        "data/padding_share": padding_share(batch, used),
+    }

@@ -1,0 +1,161 @@
+"""Runs a config file's sweep(): one training run per dict of overrides, each in its own workdir.
+
+    python -m r1jax.sweep --config FILE.py[:arg] --workdir DIR [--parallel N] [--dry_run]
+
+WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). The same command
+again skips the runs that are complete and resumes the others.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from r1jax.cli import run_command
+from r1jax.config import ConfigError, Overrides, load_module, override
+
+CONFIG = flags.DEFINE_string(
+    "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs' workdirs.", required=True)
+PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at the same time.", lower_bound=1)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and their commands.")
+WHERE = flags.DEFINE_enum("where", "local", ["local"], "Where the runs are started.")
+
+COMPLETE = "sweep_complete.json"  # in a run's workdir: the config that it has completed
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    workdir: Path
+    command: list[str]
+    config: dict[str, Any]  # with the overrides
+
+    @property
+    def is_complete(self) -> bool:
+        path = self.workdir / COMPLETE
+        return path.exists() and json.loads(path.read_text()) == self.config
+
+
+def make_runs(spec: str, workdir: Path) -> list[Run]:
+    """The runs of FILE.py[:arg]; ConfigError, before any is started, for a key that isn't there."""
+    module, arg = load_module(spec)
+    if not hasattr(module, "sweep"):
+        raise ConfigError(f"config file {spec.partition(':')[0]} has no sweep()")
+    sweep = module.sweep()
+    runs = []
+    for name, overrides in zip(run_names(sweep), sweep, strict=True):
+        config = module.get_config(arg)
+        override(config, overrides)
+        values = json.loads(json.dumps(config.to_dict()))
+        command = _command(spec, workdir / name, overrides)
+        runs.append(Run(name, workdir / name, command, values))
+    return runs
+
+
+def _command(spec: str, workdir: Path, overrides: Overrides) -> list[str]:
+    flag_values = [f"--config.{key}={value}" for key, value in overrides.items()]
+    train = [sys.executable, "-m", "r1jax.train"]
+    return [*train, f"--config={spec}", f"--workdir={workdir}", *flag_values]
+
+
+def run_names(sweep: Sequence[Overrides]) -> list[str]:
+    """Directory names from the keys that differ, the same for the same sweep."""
+    if not sweep:
+        raise ConfigError("sweep() returned no runs")
+    keys = list(dict.fromkeys(key for overrides in sweep for key in overrides))
+    differing = [key for key in keys if len({repr(run.get(key)) for run in sweep}) > 1] or keys
+    last_parts = Counter(key.rpartition(".")[2] for key in differing)
+    labels = {}
+    for key in differing:
+        last = key.rpartition(".")[2]
+        labels[key] = last if last_parts[last] == 1 else key
+    names = [_name(run, labels) for run in sweep]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f"sweep() has the run {twice[0]} more than once")
+    return names
+
+
+def _name(overrides: Overrides, labels: dict[str, str]) -> str:
+    parts = [f"{labels[key]}={overrides[key]}" for key in labels if key in overrides]
+    plain = ",".join(parts) or "defaults"
+    name = re.sub(r"[^\w.=,+-]+", "-", plain)
+    if name == plain and len(name) <= 120:
+        return name
+    return f"{name[:110]}-{zlib.crc32(plain.encode()):08x}"  # may be cut or ambiguous without it
+
+
+def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
+    """{name: exit code}, at most `parallel` at a time; one that fails doesn't stop the others."""
+    waiting = list(reversed(runs))
+    running: dict[str, tuple[Run, subprocess.Popen[bytes]]] = {}
+    codes: dict[str, int] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                run = waiting.pop()
+                running[run.name] = (run, _start(run))
+            for run, process in list(running.values()):
+                if process.poll() is not None:
+                    del running[run.name]
+                    codes[run.name] = _finish(run, process.returncode)
+            time.sleep(0.05)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+    return codes
+
+
+def _start(run: Run) -> subprocess.Popen[bytes]:
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    print(f"started  {run.name}", flush=True)
+    with (run.workdir / LOG).open("ab") as log:
+        return subprocess.Popen(
+            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _finish(run: Run, code: int) -> int:
+    if code == 0:
+        (run.workdir / COMPLETE).write_text(json.dumps(run.config))
+    print(f"{_outcome(code):8} {run.name}", flush=True)
+    return code
+
+
+def _outcome(code: int) -> str:
+    return "complete" if code == 0 else "FAILED"
+
+
+def main() -> int:
+    runs = make_runs(CONFIG.value, Path(WORKDIR.value))
+    todo = [run for run in runs if not run.is_complete]
+    for run in runs:
+        if run not in todo:
+            print(f"skipped  {run.name} (complete)")
+    if DRY_RUN.value:
+        for run in todo:
+            print(f"{run.name}\n    {shlex.join(run.command)}")
+        return 0
+    codes = run_all(todo, PARALLEL.value)
+    failed = [run for run in todo if codes[run.name]]
+    print(f"{len(runs)} runs in {WORKDIR.value}: {len(runs) - len(failed)} complete")
+    for run in failed:
+        print(f"FAILED with exit code {codes[run.name]}: {run.name}, see {run.workdir / LOG}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

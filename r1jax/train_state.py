@@ -1,0 +1,203 @@
+"""Optimizer, train state and the one step that every stage jits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from r1jax.config import ConfigError
+from r1jax.losses import Metrics
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer, init_params, param_shardings
+from r1jax.sharding import replicated, spec_of
+from r1jax.types import Batch, TrainState
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. The paper prints learning rates only; the rest are common choices."""
+
+    learning_rate: float = 3e-6
+    schedule: str = "constant"  # after the warm-up: constant, cosine, linear
+    final_ratio: float = 0.1  # learning rate at the end / at the top, for cosine and linear
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # on matrices only
+    clip_norm: float = 1.0
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then the named schedule until total_steps."""
+    if config.schedule not in SCHEDULES:
+        raise ConfigError(
+            f"optimizer.schedule {config.schedule!r} is not one of {', '.join(SCHEDULES)}"
+        )
+    top, warmup = config.learning_rate, config.warmup_steps
+    rest = max(total_steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(top),
+        "cosine": optax.cosine_decay_schedule(top, rest, config.final_ratio),
+        "linear": optax.linear_schedule(top, top * config.final_ratio, rest),
+    }[config.schedule]
+    if not warmup:
+        return after
+    # Step 0 already moves: (step + 1) / warmup.
+    rise = optax.linear_schedule(top / warmup, top, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW; vectors (norms, biases) are not decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
+        ),
+    )
+
+
+def _is_matrix(params: Any) -> Any:
+    def one(path: Any, value: jax.Array) -> bool:
+        name = path[-1].key
+        return not (name.endswith("norm") or name.endswith("bias"))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def abstract_params(config: ModelConfig) -> Any:
+    """Shapes and types of the parameters."""
+    return jax.eval_shape(lambda: nn.unbox(init_params(Transformer(config), jax.random.key(0))))
+
+
+def state_shardings(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The sharding of every leaf of the train state: moments follow their parameters."""
+    params = param_shardings(config, mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, abstract_params(config)),
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+
+
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+    """The train state as ShapeDtypeStructs with their shardings, to restore a checkpoint into."""
+    params = abstract_params(config)
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(optimizer.init, params),
+    )
+
+    def one(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return jax.tree.map(one, shapes, shardings)
+
+
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+    """A train state at step 0 around these parameters, each leaf made where it belongs."""
+
+    def init(params: Any) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=shardings)(params)
+
+
+def random_params(config: ModelConfig, seed: int, mesh: Mesh) -> Any:
+    """Fresh parameters, made shard by shard; the same numbers on any mesh."""
+    return jax.jit(
+        lambda key: nn.unbox(init_params(Transformer(config), key)),
+        out_shardings=param_shardings(config, mesh),
+    )(jax.random.key(seed))
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """[M, B, L] leaves split over the batch axis, [C + 1] leaves everywhere."""
+
+    def one(x: Any) -> NamedSharding:
+        spec = spec_of((None, "batch", None)) if x.ndim == 3 else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(one, batch)
+
+
+def microbatch(batch: Batch, index: Any) -> Batch:
+    """The [B, L] leaves of one microbatch; per-completion leaves belong to all of them."""
+
+    def one(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(x, index, keepdims=False) if x.ndim == 3 else x
+
+    return jax.tree.map(one, batch)
+
+
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
+StepFn = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+) -> StepFn:
+    """jitted (state, batch, microbatches) -> (state, metrics); the state is donated.
+
+    The gradients of the batch's first `microbatches` microbatches are summed in a loop whose length
+    is a value, not a shape: batches of any size share one program.
+    """
+
+    def step(state: TrainState, batch: Batch, microbatches: Any) -> tuple[TrainState, Metrics]:
+        def grads_of(index: Any) -> tuple[Any, Metrics]:
+            grad_fn = jax.grad(loss_fn, has_aux=True)
+            return grad_fn(state.params, microbatch(batch, index))
+
+        def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+            grads, metrics = grads_of(index)
+            merged = {name: _merge(name, total[1][name], metrics[name]) for name in metrics}
+            return jax.tree.map(jnp.add, total[0], grads), merged
+
+        grads, metrics = jax.lax.fori_loop(
+            0, microbatches, accumulate, jax.tree.map(_zeros, jax.eval_shape(grads_of, 0))
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics["optimizer/grad_norm"] = optax.global_norm(grads)
+        metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _merge(name: str, total: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.maximum(total, value) if name.endswith("_max") else total + value
+
+
+def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(shape.shape, shape.dtype)

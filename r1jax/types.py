@@ -1,0 +1,87 @@
+"""The few nouns that pass between modules.
+
+Shape legend: B rows, L tokens a row, M microbatches of an update, C completions of an update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from flax import struct
+
+FinishReason = Literal["stop", "length"]
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with what its grader needs."""
+
+    id: str
+    messages: tuple[Message, ...]  # a plain `prompt` becomes one user message
+    answer: str
+    task: str  # a key of r1jax.rewards.TASKS
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # level, language, numbers, ...
+
+    @property
+    def question(self) -> str:
+        """The content of the last message."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine emits: tokens, not text."""
+
+    prompt_index: int
+    sample_index: int  # 0 .. group_size - 1
+    tokens: np.ndarray  # int32 [T], with the end-of-sequence token if it was sampled
+    logprobs: np.ndarray  # float32 [T], log_softmax(logits / temperature) at the sampled tokens
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion with its text and its reward."""
+
+    example_id: str
+    prompt_tokens: np.ndarray  # int32 [P]
+    completion: Completion
+    text: str  # the completion decoded, without the end-of-sequence token
+    reward: float
+    reward_breakdown: Mapping[str, float]  # unweighted parts by name
+    failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
+
+
+@struct.dataclass
+class Batch:
+    """Packed sequences: each leaf [B, L], or [M, B, L] for an update of M microbatches.
+
+    A token attends to the tokens before it in its row with the same segment whose completion is
+    its own or 0: so a row can hold one copy of a prompt (completion 0) and behind it the
+    completions of its group, each with positions that continue the prompt's. Token-level arrays
+    are aligned to targets: entry l speaks of tokens[l] given what precedes it.
+    """
+
+    tokens: Any  # int32
+    positions: Any  # int32, place in the sequence
+    segment_ids: Any  # int32, 0 = padding
+    completion_ids: Any  # int32, index into the per-completion arrays, 0 = prompt or none
+    loss_mask: Any  # float32, 1 where the token is a target that counts
+    sampler_logprobs: Any = None  # float32, as emitted by the engine
+    old_logprobs: Any = None  # float32, parameters at the start of this rollout's updates
+    ref_logprobs: Any = None  # float32, frozen reference policy
+    advantages: Any = None  # float32 [C + 1] (never split into microbatches); entry 0 is unused
+    lengths: Any = None  # float32 [C + 1], completion lengths in tokens; entry 0 is 1
+
+
+@struct.dataclass
+class TrainState:
+    """Everything an optimizer step reads and writes. Arrays only."""
+
+    step: Any  # int32 scalar, optimizer updates done
+    params: Any  # float32 master parameters, a plain nested dict
+    opt_state: Any

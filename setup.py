@@ -1,0 +1,53 @@
+"""Installs r1jax. Lower bounds are what it is tested with; see the README for the extras."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "sentencepiece>=0.2.3",
+    "ml-collections>=1.1.0",
+    "absl-py>=2.5",
+    "numpy>=2.4",
+    "tokenizers>=0.23",
+    "jinja2>=3.1.6",
+    "safetensors>=0.8",
+    "gguf>=0.19",
+    "rich>=15.0",
+    "matplotlib>=3.11",
+    "tensorboardX>=2.6.5",
+    "math-verify[antlr4_13_2]>=0.9,<0.10",  # what it takes for equal decides rewards
+    "etils[epath]>=1.15",
+]
+TEST = [
+    "pytest>=9.2",
+    "hypothesis>=6.170",
+    "ruff==0.17.6",  # its formatting changes between minor versions
+    "mypy==2.4.1",
+    "pre-commit>=4.7",
+]
+PARITY = [
+    "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
+    "transformers==5.23.0",  # its treatment of masked routing groups changes between releases
+]
+
+setup(
+    name="r1jax",
+    version="0.1.0",
+    description="DeepSeek-R1 in JAX: from R1-Zero on a laptop to the paper's full size",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["r1jax", "r1jax.*"]),
+    package_data={"r1jax": ["**/*.json"]},
+    install_requires=REQUIRED,
+    extras_require={
+        "test": TEST,
+        "parity": PARITY,
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "wandb": ["wandb>=0.31"],
+        "dev": TEST + PARITY,
+    },
+)

@@ -1,0 +1,229 @@
+"""Checkpoints come back bit-identical, and nothing that was torn is taken for one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import config_dict
+
+from r1jax import checkpoint
+from r1jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    check_config,
+    final_params,
+    load_params,
+    save_params,
+    write_model_json,
+)
+from r1jax.config import ConfigError
+
+
+def make_state(step: int) -> dict[str, Any]:
+    key = jax.random.fold_in(jax.random.key(0), step)
+    params = {
+        "embed": jax.random.normal(key, (16, 8)),
+        "layers": {"kernel": jax.random.normal(key, (2, 8, 4), jnp.bfloat16)},
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(step)}
+
+
+def abstract(state: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_round_trip_and_max_to_keep(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, max_to_keep=2)
+    assert checkpoints.latest_step() is None
+    for step in (8, 9, 10):
+        checkpoints.save(step, make_state(step), {"seen": [step]})
+    assert Checkpoints(tmp_path).steps() == [9, 10]
+    assert Checkpoints(tmp_path).latest_step() == 10
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "9"]
+    state, extra = Checkpoints(tmp_path).restore(9, abstract(make_state(0)))
+    assert_same(state, make_state(9))
+    assert extra == {"seen": [9]}
+
+
+def test_restores_into_other_shardings(tmp_path: Path) -> None:
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    spread = NamedSharding(mesh, PartitionSpec("fsdp"))
+    embed = jax.device_put(make_state(1)["params"]["embed"], spread)
+    Checkpoints(tmp_path).save(1, {"embed": embed})
+    for spec in (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec()):
+        wanted = NamedSharding(mesh, spec)
+        item = {"embed": jax.ShapeDtypeStruct(embed.shape, embed.dtype, sharding=wanted)}
+        state, _ = Checkpoints(tmp_path).restore(1, item)
+        assert state["embed"].sharding == wanted
+        np.testing.assert_array_equal(state["embed"], embed)
+
+
+def test_saved_state_survives_donation(tmp_path: Path) -> None:
+    state = make_state(1)
+    Checkpoints(tmp_path).save(1, state)
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(state)
+    restored, _ = Checkpoints(tmp_path).restore(1, abstract(make_state(1)))
+    assert_same(restored, make_state(1))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_torn_save_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """It dies before extra.json, before the manifest, or before the old ones are deleted."""
+    checkpoints = Checkpoints(tmp_path, max_to_keep=1)
+    checkpoints.save(1, make_state(1))
+    left = [writes]
+
+    def dying(function: Any) -> Any:
+        def call(*args: Any) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            function(*args)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "write_atomic", dying(checkpoint.write_atomic))
+    monkeypatch.setattr(Checkpoints, "_delete_old", dying(Checkpoints._delete_old))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, make_state(2))
+    monkeypatch.undo()
+
+    again = Checkpoints(tmp_path, max_to_keep=1)
+    latest = again.latest_step()
+    assert latest == (2 if writes == 2 else 1)
+    assert_same(again.restore(latest, abstract(make_state(0)))[0], make_state(latest))
+    again.save(2, make_state(2))
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+    assert_same(again.restore(2, abstract(make_state(0)))[0], make_state(2))
+
+
+def test_torn_delete_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, max_to_keep=1)
+    checkpoints.save(1, make_state(1))
+    monkeypatch.setattr(checkpoint.epath.Path, "rmtree", lambda _: 1 / 0, raising=False)
+    monkeypatch.setattr(type(checkpoints.directory), "rmtree", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save(2, make_state(2))
+    assert checkpoints.steps() == [2]
+
+
+@pytest.mark.slow
+def test_killed_while_saving(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from test_checkpoint import *\n"
+        "c = Checkpoints(sys.argv[1])\n"
+        "while True:\n"
+        "    step = (c.latest_step() or 0) + 1\n"
+        "    c.save(step, make_state(step), {'step': step})\n"
+    )
+    random = np.random.default_rng(0)
+    seen = 0
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", code, tmp_path, Path(__file__).parent])
+        while (Checkpoints(tmp_path).latest_step() or 0) <= seen:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        latest = Checkpoints(tmp_path).latest_step()
+        assert latest is not None
+        state, extra = Checkpoints(tmp_path).restore(latest, abstract(make_state(0)))
+        assert_same(state, make_state(latest))
+        assert extra == {"step": latest}
+        seen = latest
+
+
+def test_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    Checkpoints(tmp_path).save(1, make_state(1))
+    files = [path for path in (tmp_path / "checkpoints/1/state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"is damaged: state/.*{largest.name}"):
+        Checkpoints(tmp_path).restore(1, abstract(make_state(1)))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        final_params(tmp_path)
+
+
+def test_other_state_is_refused(tmp_path: Path) -> None:
+    state = make_state(1)
+    Checkpoints(tmp_path).save(1, state)
+    other = abstract(state)
+    other["params"]["embed"] = jax.ShapeDtypeStruct((16, 9), jnp.float32)
+    other["params"]["head"] = other["params"]["layers"].pop("kernel")
+    expected = (
+        "of another state: it has no params/head; params/layers/kernel is not in the model; "
+        r"params/embed is float32\[16,8\], not float32\[16,9\]"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        Checkpoints(tmp_path).restore(1, other)
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        Checkpoints(tmp_path).restore(2, other)
+
+
+def test_a_workdir_is_a_model(tmp_path: Path) -> None:
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, make_state(step))
+    write_model_json(tmp_path, {"num_layers": 2})
+    for path, step in ((tmp_path, 2), (tmp_path / "checkpoints/1", 1)):
+        params, model = load_params(path)
+        assert_same(params, jax.device_get(make_state(step)["params"]))
+        assert model == {"num_layers": 2}
+
+
+def test_saved_params(tmp_path: Path) -> None:
+    params = make_state(1)["params"]
+    save_params(tmp_path / "a", params, {"num_layers": 2})
+    assert_same(load_params(tmp_path / "a")[0], jax.device_get(params))
+    save_params(tmp_path / "b", params, {}, jnp.bfloat16)
+    half = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), params)
+    assert_same(load_params(tmp_path / "b")[0], half)
+    (tmp_path / "b/params.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="params.safetensors is damaged"):
+        load_params(tmp_path / "b")
+    with pytest.raises(ConfigError, match="is not a model of r1jax"):
+        load_params(tmp_path / "none")
+
+
+def test_changed_config_is_refused(tmp_path: Path) -> None:
+    def config(**values: Any) -> config_dict.ConfigDict:
+        return config_dict.create(grpo=dict(kl_coef=0.001), betas=(0.9, 0.95), seed=0, **values)
+
+    check_config(tmp_path, config(log_every=1))
+    check_config(tmp_path, config(other=1))  # nothing has run yet
+    check_config(tmp_path, config(log_every=1))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    check_config(tmp_path, config(log_every=5, wandb_project="p", profile=dict(num_steps=1)))
+    changed = config(top=1)
+    changed.grpo.kl_coef = 0.01
+    del changed.seed
+    expected = r"\(added: top 1; removed: seed 0; changed: grpo.kl_coef 0.001 -> 0.01\)"
+    with pytest.raises(ConfigError, match=expected):
+        check_config(tmp_path, changed)
+    with pytest.raises(ConfigError, match="must be JSON"):
+        check_config(tmp_path, config(dtype=jnp.float32))

@@ -1,0 +1,180 @@
+"""Sections, config files and sweeps, and the sentences that users read."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from ml_collections import config_dict
+
+from r1jax.config import (
+    ConfigError,
+    chain,
+    check_choice,
+    check_divisible,
+    check_range,
+    load_config,
+    override,
+    parse_args,
+    product,
+    section,
+    zip_,
+)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Stage:
+    optimizer: Optimizer
+    group_size: int = 16
+    kl_coef: float = 0.001
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+    mesh: dict[str, Any] = field(default_factory=dict)
+    enabled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size {self.group_size} must be at least 2")
+
+
+def make(**values: Any) -> config_dict.ConfigDict:
+    return config_dict.create(optimizer=dict(learning_rate=1), **values)
+
+
+def message(config: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        section(Stage, config, "config.grpo")
+    return str(caught.value)
+
+
+def test_section_converts_nested_values() -> None:
+    config = make(tags=["a", "b"], weights=dict(x=1), mesh=dict(a=dict(b=2)), name="run")
+    stage = section(Stage, config)
+    assert stage == Stage(
+        Optimizer(1.0), name="run", tags=("a", "b"), weights={"x": 1.0}, mesh={"a": {"b": 2}}
+    )
+    assert isinstance(stage.optimizer.learning_rate, float)
+    assert isinstance(stage.weights["x"], float)
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    assert message(make(kl_coeff=0.1)) == (
+        "unknown key config.grpo.kl_coeff; did you mean config.grpo.kl_coef? "
+        "(a key that nobody reads fails)"
+    )
+    config = make()
+    config.optimizer.zzz = 1
+    assert "unknown key config.grpo.optimizer.zzz; known keys: betas, learning" in message(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"group_size": 2.5}, "config.grpo.group_size = 2.5 is float, expected int"),
+        ({"group_size": True}, "config.grpo.group_size = True is bool, expected int"),
+        ({"kl_coef": "x"}, "config.grpo.kl_coef = 'x' is str, expected float"),
+        ({"enabled": 1}, "config.grpo.enabled = 1 is int, expected bool"),
+        ({"name": 3}, "config.grpo.name = 3 is int, expected str"),
+        ({"tags": "ab"}, "config.grpo.tags = 'ab' is str, expected tuple[str, ...]"),
+        ({"tags": ["a", 1]}, "config.grpo.tags[1] = 1 is int, expected str"),
+        ({"weights": {"x": "y"}}, "config.grpo.weights.x = 'y' is str, expected float"),
+        ({"group_size": 1}, "config.grpo: group_size 1 must be at least 2"),
+    ],
+)
+def test_wrong_value(values: dict[str, Any], expected: str) -> None:
+    assert message(make(**values)) == expected
+
+
+def test_wrong_nested_values() -> None:
+    config = make()
+    config.optimizer.betas = (0.9,)
+    assert "config.grpo.optimizer.betas = (0.9,) must have 2 items, not 1" in message(config)
+    config = make()
+    config.optimizer.schedule = "cosin"
+    assert "'cosin' is not one of 'constant', 'cosine'; did you mean 'cosine'?" in message(config)
+    assert "config.grpo.optimizer is missing" in message(config_dict.ConfigDict())
+    assert "config.grpo.optimizer.learning_rate is missing (float expected)" in message(
+        {"optimizer": {}}
+    )
+    assert "config.grpo = None is NoneType, expected a section" in message(None)
+
+
+def test_placeholders() -> None:
+    assert section(Stage, make(name=config_dict.placeholder(str))).name is None
+    assert "config.grpo.name must be set" in message(
+        make(name=config_dict.required_placeholder(str))
+    )
+
+
+def test_checks() -> None:
+    check_divisible("batch_size", 32, 8, "devices")
+    with pytest.raises(ConfigError, match="^batch_size 30 is not divisible by 8 devices$"):
+        check_divisible("batch_size", 30, 8, "devices")
+    check_range("top_p", 1.0, 0, 1)
+    with pytest.raises(ConfigError, match="^top_p 1.5 must be at least 0 and at most 1$"):
+        check_range("top_p", 1.5, 0, 1)
+    with pytest.raises(ConfigError, match="must be at least 0$"):
+        check_range("kl", float("nan"), 0)
+    with pytest.raises(ConfigError, match="did you mean 'grpo'"):
+        check_choice("stage", "gpro", ["sft", "grpo"])
+
+
+def test_parse_args() -> None:
+    args = parse_args("smoke,seed=1,lr=2,name=1", smoke=False, seed=0, lr=0.5, name="x")
+    assert args.to_dict() == {"smoke": True, "seed": 1, "lr": 2.0, "name": "1"}
+    assert parse_args("", smoke=False).smoke is False
+    with pytest.raises(ConfigError, match="unknown config argument 'smok'.*known: smoke"):
+        parse_args("smok", smoke=False)
+    with pytest.raises(ConfigError, match="config argument seed = 'x' is str, expected int"):
+        parse_args("seed=x", seed=0)
+
+
+def test_load_config(tmp_path: Path) -> None:
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from ml_collections import config_dict\n"
+        "def get_config(arg=''):\n    return config_dict.create(arg=arg, g=dict(g=1))\n"
+    )
+    config = load_config(f"{file}:smoke,seed=1")
+    assert config.arg == "smoke,seed=1"
+    override(config, {"g.g": 2})
+    assert config.g.g == 2
+    with pytest.raises(ConfigError, match=r"unknown key config.g.gg; did you mean config.g.g\?"):
+        override(config, {"g.gg": 2})
+    with pytest.raises(ConfigError, match="config.arg is not a section"):
+        override(config, {"arg.x": 2})
+    with pytest.raises(ConfigError, match=r"config\.g\.g = 'x'"):
+        override(config, {"g.g": "x"})
+    with pytest.raises(ConfigError, match="config file nowhere.py does not exist"):
+        load_config("nowhere.py:smoke")
+    file.write_text("")
+    with pytest.raises(ConfigError, match="has no get_config"):
+        load_config(str(file))
+
+
+def test_sweeps() -> None:
+    assert product(a=[1, 2], b="xy") == [
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
+    assert zip_(a=[1, 2], b=iter([3, 4])) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert chain(product(a=[1]), zip_(b=[2])) == [{"a": 1}, {"b": 2}]
+    with pytest.raises(ConfigError, match="a has 2, b has 1"):
+        zip_(a=[1, 2], b=[1])
+
+
+def test_imports_no_jax() -> None:
+    code = "import sys, r1jax.config, r1jax.cli; assert not {'jax', 'flax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

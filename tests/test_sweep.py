@@ -1,0 +1,119 @@
+"""Runs by name, at most N at a time; complete ones are skipped, failed ones stop nobody."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r1jax.config import ConfigError
+from r1jax.sweep import Run, make_runs, run_all, run_names
+
+CONFIG = """
+from ml_collections import config_dict
+from r1jax.config import product
+
+def get_config(arg=""):
+    return config_dict.create(seed=0, grpo=dict(kl_coef=0.1), arg=arg)
+
+def sweep():
+    return product(**{"grpo.kl_coef": [0.0, 0.01], "seed": [0, 1]})
+"""
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ([{"g.kl": 0.01, "seed": s, "lr": 1} for s in (0, 1)], ["seed=0", "seed=1"]),
+        ([{"g.kl": 0.01, "seed": 1}], ["kl=0.01,seed=1"]),
+        ([{"a.lr": 1}, {"b.lr": 1}], ["a.lr=1", "b.lr=1"]),
+        ([{"lr": 1}, {}], ["lr=1", "defaults"]),
+    ],
+)
+def test_names(sweep: list[dict[str, object]], expected: list[str]) -> None:
+    assert run_names(sweep) == expected
+
+
+def test_names_are_safe_and_distinct() -> None:
+    names = run_names([{"data": "a/b c"}, {"data": "a b/c"}, {"data": "x" * 300 + "1"}])
+    assert len(set(names)) == 3
+    assert all("/" not in name and " " not in name and len(name) < 130 for name in names)
+    with pytest.raises(ConfigError, match="has the run seed=1 more than once"):
+        run_names([{"seed": 1}, {"seed": 2}, {"seed": 1}])
+    with pytest.raises(ConfigError, match="no runs"):
+        run_names([])
+
+
+def test_make_runs(tmp_path: Path) -> None:
+    file = tmp_path / "c.py"
+    file.write_text(CONFIG)
+    runs = make_runs(f"{file}:smoke", tmp_path / "out")
+    assert [run.name for run in runs][:2] == ["kl_coef=0.0,seed=0", "kl_coef=0.0,seed=1"]
+    assert runs[3].config == {"seed": 1, "grpo": {"kl_coef": 0.01}, "arg": "smoke"}
+    assert runs[3].command[1:] == [
+        "-m",
+        "r1jax.train",
+        f"--config={file}:smoke",
+        f"--workdir={tmp_path}/out/kl_coef=0.01,seed=1",
+        "--config.grpo.kl_coef=0.01",
+        "--config.seed=1",
+    ]
+    file.write_text(CONFIG.replace('"seed"', '"sead"'))
+    with pytest.raises(ConfigError, match=r"unknown key config.sead; did you mean config.seed\?"):
+        make_runs(str(file), tmp_path / "out")
+    file.write_text(CONFIG.replace("def sweep", "def other"))
+    with pytest.raises(ConfigError, match=r"has no sweep\(\)"):
+        make_runs(str(file), tmp_path / "out")
+
+
+def make_run(directory: Path, name: str, code: str) -> Run:
+    return Run(name, directory / name, [sys.executable, "-S", "-c", code], {"name": name})
+
+
+def test_failed_run_stops_nobody(tmp_path: Path) -> None:
+    codes = {"a": "print('hello')", "b": "raise SystemExit(3)", "c": "pass"}
+    runs = [make_run(tmp_path, name, code) for name, code in codes.items()]
+    assert run_all(runs, parallel=2) == {"a": 0, "b": 3, "c": 0}
+    assert (tmp_path / "a/log.txt").read_text() == "hello\n"
+    assert [run.is_complete for run in runs] == [True, False, True]
+    changed = Run("a", tmp_path / "a", [], {"name": "another config"})
+    assert not changed.is_complete
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_never_more_than_the_limit(tmp_path: Path, parallel: int) -> None:
+    code = "import time; s = time.time(); time.sleep(0.2); print(s, time.time())"
+    runs = [make_run(tmp_path, str(i), code) for i in range(3)]
+    run_all(runs, parallel)
+    spans = [tuple(map(float, (run.workdir / "log.txt").read_text().split())) for run in runs]
+    assert max(sum(s <= start < e for s, e in spans) for start, _ in spans) <= parallel
+
+
+def test_runs_at_the_same_time(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; here, other, end = {!r}, {!r}, time.time() + 30; open(here, 'w')\n"
+        "while not os.path.exists(other):\n"
+        "    time.sleep(0.01)\n"
+        "    if time.time() > end: sys.exit('alone')"
+    )
+    files = [str(tmp_path / name) for name in ("a.started", "b.started")]
+    runs = [
+        make_run(tmp_path, "a", code.format(*files)),
+        make_run(tmp_path, "b", code.format(*reversed(files))),
+    ]
+    assert run_all(runs, 2) == {"a": 0, "b": 0}
+
+
+def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "ended"
+    code = f"import time; time.sleep(1); open({str(marker)!r}, 'w')"
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("r1jax.sweep.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([make_run(tmp_path, "a", code)], 1)
+    monkeypatch.undo()
+    time.sleep(1.2)
+    assert not marker.exists()

@@ -1,0 +1,140 @@
+"""What the train command says: one sentence for a user's mistake, no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1jax.cli import set_up_jax
+from r1jax.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(arg=""):
+    return config_dict.create(stage="STAGE", seed=0, grpo=dict(kl_coef=0.1))
+"""
+FAKE_STAGE = """
+import os, sys, time
+from r1jax.config import DataError
+
+def run(config, workdir):
+    if config.seed == 1:
+        raise DataError("a.jsonl:3 is not JSON")
+    if config.seed == 2:
+        raise KeyboardInterrupt
+    print("ran", config.grpo.kl_coef, workdir)
+"""
+RUN_FAKE = "import r1jax.train as t; t.STAGES['fake'] = 'fake'; t.run_command(t.main)"
+
+
+def command(*args: str | Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "R1JAX_COMPILATION_CACHE": ""},
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "c.py").write_text(CONFIG.replace("STAGE", "fake"))
+    (tmp_path / "fake.py").write_text(FAKE_STAGE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--config=no.py:smoke", "--workdir=w"], "error: config file no.py does not exist"),
+        (["--config", "no.py", "--workdir=w"], "error: config file no.py does not exist"),
+        (
+            ["--config=c.py", "--workdir=w", "--config.grpo.kl_coeff=1"],
+            "error: unknown key config.grpo.kl_coeff; did you mean config.grpo.kl_coef? "
+            "(a key that nobody reads fails)",
+        ),
+        (
+            ["--config=c.py", "--workdir=w", "--config.gpro.kl_coef", "1"],
+            "error: unknown key config.gpro; did you mean config.grpo? "
+            "(a key that nobody reads fails)",
+        ),
+        (
+            ["--config=c.py", "--workdir=w", "x"],
+            "error: unexpected argument 'x'; flags are written --name=value",
+        ),
+        (
+            ["--config=c.py", "--workdir=w"],
+            "error: config.stage 'fake' is not one of 'sft', 'grpo'",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(directory: Path, args: list[str], expected: str) -> None:
+    done = command("-m", "r1jax.train", *args, directory=directory)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected + "\n")
+    assert not (directory / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--config=c.py", "--workdri=w"], "Did you mean: workdir"),
+        (["--workdir=w"], "--config must have a value other than None"),
+        (["--config=c.py"], "--workdir must have a value other than None"),
+        (["--config=c.py", "--workdir=w", "--config.seed=x"], "invalid literal for int"),
+    ],
+)
+def test_wrong_flags(directory: Path, args: list[str], expected: str) -> None:
+    done = command("-m", "r1jax.train", *args, directory=directory)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_runs_the_stage(directory: Path) -> None:
+    args = ["-c", RUN_FAKE, "--config=c.py:smoke", "--workdir=w", "--config.grpo.kl_coef=1"]
+    done = command(*args, directory=directory)
+    assert (done.returncode, done.stdout) == (0, "ran 1.0 w\n")
+
+
+@pytest.mark.parametrize(("seed", "code", "said"), [(1, 2, "error: a.jsonl:3"), (2, 130, "interr")])
+def test_stage_errors(directory: Path, seed: int, code: int, said: str) -> None:
+    args = ["-c", RUN_FAKE, "--config=c.py", "--workdir=w", f"--config.seed={seed}"]
+    done = command(*args, directory=directory)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_one_process_per_workdir(tmp_path: Path) -> None:
+    hold = (
+        "from r1jax.cli import lock_workdir\n"
+        "with lock_workdir('w'):\n    print('held', flush=True)\n    input()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    second = command("-c", hold, directory=tmp_path)
+    assert f"ConfigError: w is in use by process {holder.pid}" in second.stderr
+    holder.kill()
+    holder.communicate()
+    third = command("-c", hold.replace("    input()\n", ""), directory=tmp_path)
+    assert third.returncode == 0
+
+
+def test_processes_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R1JAX_COMPILATION_CACHE", "")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES must be a number, not 'two'"):
+        set_up_jax()
