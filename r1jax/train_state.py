@@ -122,12 +122,12 @@ def abstract_state(
 def new_state(
     params: Any, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
-    """A train state at step 0 around these parameters, each leaf made where it belongs."""
+    """A train state at step 0 around these parameters, which are donated to it."""
 
     def init(params: Any) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(init, out_shardings=shardings)(params)
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def random_params(config: ModelConfig, seed: int, mesh: Mesh) -> Any:

@@ -1,6 +1,8 @@
 """Eight CPU devices for every test, set before JAX is imported; the markers."""
 
+import functools
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -46,3 +48,37 @@ def _installed(*modules: str) -> bool:
     from importlib.util import find_spec
 
     return all(find_spec(module) for module in modules)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small SentencePiece tokenizer of the mini world."""
+    from r1jax.data.mini import tokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer(str(directory), vocab_size=512, count=400, seed=0, mix={})
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Equal programs of different runs are compiled once: small runs are bound by compilation."""
+    import jax
+
+    directory = str(tmp_path_factory.mktemp("xla"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield directory
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages take one of the eight devices, which is faster where sharding is not the point."""
+    import jax
+
+    from r1jax.sharding import make_mesh
+
+    one = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr("r1jax.stages.run.make_mesh", one)

@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "tokenizer_args": {"vocab_size": 512, "count": 20_000, "seed": args.seed, "mix": MIX},
     }
     config.data = {"function": "r1jax.data.mini:corpus", "args": {"seed": args.seed, "mix": MIX}}
-    config.total_steps = 2000
+    config.total_steps = 1400
     config.batch_size = 128
     config.pack_length = 240
     config.overlong = "truncate"  # one document in two thousand

@@ -410,7 +410,7 @@ class Engine:
             count = slots.count + busy
             stopped = functools.reduce(jnp.logical_or, [token == s for s in self.stop_ids])
             slots = Slots(
-                cache=self._pin(output.cache),
+                cache=self._pin(output.cache or ()),
                 token=jnp.where(busy, token, slots.token),
                 position=slots.position + busy,
                 keys=slots.keys,

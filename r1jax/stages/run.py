@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -126,14 +127,16 @@ def open_run(
     extra: dict[str, Any] = {}
     if latest is None:
         params = source.load(mesh, config.seed)
-        ref_params = jax.tree.map(lambda x: x.copy(), params) if reference else None
+        ref_params = jax.tree.map(jnp.copy, params) if reference else None
         state = new_state(params, optimizer, shardings)
+        del params
     else:
         abstract = abstract_state(source.config, optimizer, shardings)
         tree = _saved(abstract, abstract.params if reference else None)
         saved, extra = checkpoints.restore(latest, tree)
         ref_params = saved.pop("ref_params", None)
         state = TrainState(**saved)
+        del saved
     with (
         MetricsWriter(
             path,
@@ -162,5 +165,6 @@ def open_run(
             clocks={},
             ref_params=ref_params,
         )
+        del state, ref_params  # the run owns them: what a step donates must not live on here
         yield run
         run.profiler.close()

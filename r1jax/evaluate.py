@@ -1,0 +1,189 @@
+"""Benchmarks of one model: pass@1 with its standard error, pass@k and cons@k.
+
+    python -m r1jax.evaluate --model MODEL --config FILE.py[:arg,arg=value] --workdir DIR \\
+        [--config.section.key=value ...]
+
+MODEL is a workdir or checkpoint of r1jax, a Hugging Face directory or a .gguf file. The config has
+
+    benchmarks  {NAME: {"data": {"path": FILE.jsonl} or {"function": "module:function", "args"},
+                "num_samples", "template", "max_prompt_tokens", "sampling": {"max_tokens",
+                "temperature", "top_p", "top_k", "min_p"}, "prefix", "rewards"}}
+    seed, mesh, engine, graders    as in training; all have defaults
+
+The config of a GRPO run will do too: its section `evaluation` is taken. Writes DIR/NAME.jsonl, a
+line per completion, as each benchmark ends, and last DIR/results.json. The same command again
+repeats only the benchmarks that were not finished.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from r1jax import report
+from r1jax.checkpoint import MANIFEST, Checkpoints
+from r1jax.cli import lock_workdir, run_command, set_up_jax
+from r1jax.config import ConfigError, section
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.evaluation import (
+    BenchmarkConfig,
+    Metrics,
+    check_benchmark,
+    load_examples,
+    run_benchmark,
+    summarise,
+    write_results,
+)
+from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.models.load import OpenModel, open_model
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
+from r1jax.sharding import make_mesh
+from r1jax.types import Example, Rollout
+
+ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:arg] with the benchmarks.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Workdir or checkpoint of r1jax, Hugging Face directory or .gguf.", required=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
+flags.mark_flag_as_required("config")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is asked of a model; `mesh`, `engine` and `graders` say how, not what."""
+
+    benchmarks: dict[str, BenchmarkConfig]
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=dict)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    graders: GraderConfig = field(default_factory=GraderConfig)
+
+
+def read_config(config: ConfigDict) -> EvaluateConfig:
+    """An evaluation's config, or the section `evaluation` of a training run's."""
+    if "evaluation" not in config:
+        found = section(EvaluateConfig, config)
+    else:
+        names = ("benchmarks", "seed")
+        values = {name: config.evaluation[name] for name in names if name in config.evaluation}
+        names = ("mesh", "engine", "graders")
+        values |= {name: config[name] for name in names if name in config}
+        found = section(EvaluateConfig, values, "config.evaluation")
+    if not found.benchmarks:
+        raise ConfigError("the config has no benchmarks")
+    return found
+
+
+def evaluate(model: str, config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metrics]:
+    """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
+    opened, directory = open_model(model), absolute(workdir)
+    examples = {}
+    for name, benchmark in config.benchmarks.items():
+        check_benchmark(benchmark, opened.config.max_length, f"benchmark {name}")
+        examples[name] = load_examples(benchmark, f"config.benchmarks.{name}")
+    asked = {"model": str(absolute(model)), "step": model_step(model), "seed": config.seed}
+    _check_asked(directory, config, asked)
+    rollouts = {
+        name: [from_row(row) for row in read_jsonl(_file(directory, name))]
+        for name in config.benchmarks
+        if _file(directory, name).exists()
+    }
+    todo = [name for name in config.benchmarks if name not in rollouts]
+    if todo:
+        _run(opened, config, {name: examples[name] for name in todo}, directory, rollouts)
+    results = {
+        name: _summary(benchmark, examples[name], opened.tokenizer, rollouts[name])
+        for name, benchmark in config.benchmarks.items()
+    }
+    write_results(directory, results, {}, asked)
+    return results
+
+
+def model_step(model: str) -> int:
+    """The training step of MODEL; 0 where it has none."""
+    path = absolute(model)
+    if (path / MANIFEST).exists():
+        return int(path.name)
+    return Checkpoints(path).latest_step() or 0
+
+
+def _file(directory: epath.Path, benchmark: str) -> epath.Path:
+    return directory / f"{benchmark}.jsonl"
+
+
+def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
+    """Refuses to mix the completions of two models or two configs in one workdir."""
+    benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
+    asked = json.loads(json.dumps(about | {"benchmarks": benchmarks}))
+    path = directory / ASKED
+    begun = any(_file(directory, name).exists() for name in benchmarks)
+    if begun and path.exists():
+        old = json.loads(path.read_text())
+        different = [key for key in asked if old.get(key) != asked[key]]
+        if different:
+            raise ConfigError(
+                f"{directory} holds an evaluation with another {' and '.join(different)};"
+                " take another --workdir"
+            )
+    write_atomic(path, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _run(
+    opened: OpenModel,
+    config: EvaluateConfig,
+    examples: dict[str, list[Example]],
+    directory: epath.Path,
+    rollouts: dict[str, list[Rollout]],
+) -> None:
+    """Samples and grades these benchmarks; each is written down as it ends."""
+    mesh = make_mesh(config.mesh)
+    params = opened.load(mesh, config.seed)
+    engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, mesh)
+    for name, items in examples.items():
+        benchmark = config.benchmarks[name]
+        with Progress(name, len(items) * benchmark.num_samples, 0, {}) as progress:
+            _, rollouts[name] = run_benchmark(
+                benchmark,
+                items,
+                engine,
+                params,
+                opened.tokenizer,
+                config.seed,
+                config.graders,
+                lambda done, progress=progress: progress.update(done, {}),
+            )
+        write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
+
+
+def _summary(
+    benchmark: BenchmarkConfig,
+    examples: list[Example],
+    tokenizer: Tokenizer,
+    rollouts: list[Rollout],
+) -> Metrics:
+    prompts = [
+        make_prompt(e, tokenizer, benchmark.template, benchmark.max_prompt_tokens, benchmark.prefix)
+        for e in examples
+    ]
+    return summarise(prompts, rollouts, benchmark.num_samples)
+
+
+def main() -> None:
+    config = read_config(CONFIG.value)
+    set_up_jax()
+    with lock_workdir(WORKDIR.value):
+        evaluate(MODEL.value, config, WORKDIR.value)
+    report.print_evaluation(WORKDIR.value)
+    print(f"completions and results.json are in {absolute(WORKDIR.value)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

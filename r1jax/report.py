@@ -1,0 +1,608 @@
+"""Tables and figures of finished or running workdirs, from their files alone.
+
+Reads config.json, metrics.jsonl, evaluations/STEP/results.json (of training) and results.json (of
+`evaluate`); the paper's numbers come from paper.json. What was not measured is "-", never guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import rich.box
+from etils import epath
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from r1jax.config import DataError
+from r1jax.data.tokenizer import load_tokenizer
+from r1jax.metrics import METRICS, absolute, read_metrics, write_atomic
+
+PAPER = Path(__file__).parent / "paper.json"
+MISSING = "-"
+FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
+FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
+NUM_SAMPLES = 6  # completions shown in samples.md
+
+
+# ---- what a workdir holds ----
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One results.json: {benchmark: {metric: value}} at a step."""
+
+    step: int
+    benchmarks: Mapping[str, Mapping[str, float]]
+    directory: epath.Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one workdir says of itself."""
+
+    name: str
+    workdir: epath.Path
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, by step
+    evaluations: Sequence[Evaluation]  # by step
+
+
+def read_run(workdir: epath.PathLike) -> Run:
+    """Raises DataError where the workdir doesn't exist or holds no measurements."""
+    path = absolute(workdir)
+    if not path.is_dir():
+        raise DataError(f"workdir {workdir} does not exist")
+    has_metrics = (path / METRICS).exists() and (path / METRICS).stat().length > 0
+    metrics = read_metrics(path) if has_metrics else []
+    directories = [*sorted((path / "evaluations").glob("*")), path]
+    found = [_read_evaluation(d) for d in directories if (d / "results.json").exists()]
+    if not metrics and not found:
+        raise DataError(f"workdir {workdir} has neither {METRICS} nor results.json")
+    config = json.loads((path / "config.json").read_text()) if _has_config(path) else {}
+    return Run(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
+
+
+def _has_config(path: epath.Path) -> bool:
+    return (path / "config.json").exists()
+
+
+def _read_evaluation(directory: epath.Path) -> Evaluation:
+    try:
+        values = json.loads((directory / "results.json").read_text())
+        return Evaluation(values["step"], values["benchmarks"], directory)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of one config, whatever their seeds, under a common name."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_without_seeds(run.config), sort_keys=True), []).append(run)
+    names = [_common_name(members) for members in groups.values()]
+    unique = [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names, start=1)]
+    return dict(zip(unique, groups.values(), strict=True))
+
+
+def _without_seeds(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return {k: _without_seeds(v) for k, v in config.items() if k not in FREE}
+    return config
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; one run keeps its name."""
+    names = [run.name for run in runs]
+    stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
+    return stems.pop() if len(names) > 1 and len(stems) == 1 else ", ".join(names)
+
+
+# ---- tables ----
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its spread, or nothing."""
+
+    value: float | None
+    spread: float | None = None
+    digits: int = 1
+
+    @property
+    def text(self) -> str:
+        return MISSING if _absent(self.value) else self.number + self._spread_text
+
+    @property
+    def number(self) -> str:
+        return MISSING if _absent(self.value) else f"{self.value:,.{self.digits}f}"
+
+    @property
+    def _spread_text(self) -> str:
+        return "" if _absent(self.spread) else f" ± {self.spread:,.{self.digits}f}"
+
+
+def _absent(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts and cells under a header."""
+
+    name: str  # of its files
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    note: str = ""
+
+
+def text_of(cell: str | Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def to_markdown(table: Table) -> str:
+    rows = [table.header, *([text_of(cell) for cell in row] for row in table.rows)]
+    numbers = _number_columns(table)
+    rule = ["---:" if i in numbers else "---" for i in range(len(table.header))]
+    lines = [rows[0], rule, *rows[1:]]
+    body = "".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |\n" for r in lines)
+    return f"### {table.title}\n\n{body}" + (f"\n{table.note}\n" if table.note else "")
+
+
+def to_csv(table: Table) -> str:
+    """Numbers and their spreads in columns of their own."""
+    numbers = _number_columns(table)
+    names = [[n, f"{n} ±"] if i in numbers else [n] for i, n in enumerate(table.header)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([name for pair in names for name in pair])
+    for row in table.rows:
+        values = [_csv_values(cell, i in numbers) for i, cell in enumerate(row)]
+        writer.writerow([value for pair in values for value in pair])
+    return out.getvalue()
+
+
+def _csv_values(cell: str | Cell, is_number: bool) -> list[str]:
+    if isinstance(cell, str):
+        return [cell, MISSING] if is_number else [cell]
+    return [_plain(cell.value, cell.digits), _plain(cell.spread, cell.digits)]
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def to_latex(table: Table) -> str:
+    """A tabular for the package booktabs."""
+    numbers = _number_columns(table)
+    columns = "".join("r" if i in numbers else "l" for i in range(len(table.header)))
+    lines = [" & ".join(map(_latex, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(_latex(text_of(cell)) for cell in row) + r" \\" for row in table.rows]
+    body = "\n".join(lines)
+    caption = f"% {table.title}. {table.note}".replace("\n", " ").rstrip()
+    return (
+        f"{caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def _latex(text: str) -> str:
+    if text == MISSING:
+        return "--"
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    return escaped.replace("±", r"$\pm$").replace("→", r"$\to$")
+
+
+def _number_columns(table: Table) -> set[int]:
+    return {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Cell)}
+
+
+# ---- base against what came of it ----
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results: a metric of results.json and how it is shown."""
+
+    label: str
+    metric: str  # {k} = samples a problem
+    scale: float = 100.0
+    digits: int = 1
+
+
+ROWS = (
+    Row("pass@1 strict (%)", "pass@1"),
+    Row("pass@1 lenient (%)", "lenient_pass@1"),
+    Row("pass@{k} strict (%)", "pass@{k}"),
+    Row("pass@{k} lenient (%)", "lenient_pass@{k}"),
+    Row("cons@{k} strict (%)", "cons@{k}"),
+    Row("cons@{k} lenient (%)", "lenient_cons@{k}"),
+    Row("format (%)", "format"),
+    Row("length (tokens)", "length", 1.0),
+    Row("cut by length (%)", "truncated"),
+    Row("checking words", "reflective_words", 1.0, 2),
+)
+ERROR = "± is the standard error over problems."
+EXPLAINED = (
+    "Strict: the answer in its tags; lenient: the last answer anywhere. Length and checking words:"
+    " mean per completion. Forced: the base made to begin with step-by-step work."
+)
+
+
+def results_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+    """Per benchmark and metric: base, the base forced into step-by-step work, after, change."""
+    rows: list[Sequence[str | Cell]] = []
+    for label, runs in groups.items():
+        for benchmark in benchmark_names(runs):
+            for row in _rows_for(runs, benchmark):
+                cells = _result_cells(runs, benchmark, row)
+                if any(cell.value is not None for cell in cells):
+                    rows.append([label, benchmark, row.label, *cells])
+    header = ["Run", "Benchmark", "Metric", *_result_header(groups)]
+    title = f"Before and after: {', '.join(groups)}"
+    return _without_empty(Table("results", title, header, rows, _note(groups)))
+
+
+def _result_header(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    configs = [run.config for runs in groups.values() for run in runs]
+    zero = all(str(config.get("template", "")).startswith("r1_zero") for config in configs)
+    return ["Base", "Forced", "R1-Zero" if zero else "After RL", "Change"]
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the name of the run if there is only one, and the forced base if there is none."""
+    runs = {row[0] for row in table.rows}
+    forced = table.header.index("Forced")
+    has_forced = any(text_of(row[forced]) != MISSING for row in table.rows)
+    keep = [i for i in range(len(table.header)) if (i > 0 or len(runs) > 1)]
+    keep = [i for i in keep if i != forced or has_forced]
+    rows = [[row[i] for i in keep] for row in table.rows]
+    return replace(table, header=[table.header[i] for i in keep], rows=rows)
+
+
+def _note(groups: Mapping[str, Sequence[Run]]) -> str:
+    if any(len(runs) > 1 for runs in groups.values()):
+        counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
+        return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED}"
+    return f"{ERROR} {EXPLAINED}"
+
+
+def benchmark_names(runs: Sequence[Run]) -> list[str]:
+    """Benchmarks of the runs; X_forced belongs to X where there is an X."""
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations]
+    names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
+    return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
+
+
+def _rows_for(runs: Sequence[Run], benchmark: str) -> list[Row]:
+    """ROWS with k in its place; without the rows of k where k is 1."""
+    found = [e.benchmarks.get(benchmark, {}) for run in runs for e in run.evaluations]
+    k = int(max((values.get("samples", 1) for values in found), default=1))
+    return [_with_k(row, k) for row in ROWS if k > 1 or "{k}" not in row.metric]
+
+
+def _result_cells(runs: Sequence[Run], benchmark: str, row: Row) -> list[Cell]:
+    before = [_value(run, 0, benchmark, row.metric) for run in runs]
+    after = [_value(run, -1, benchmark, row.metric) for run in runs]
+    pairs = zip(before, after, strict=True)
+    change = [y - x for x, y in pairs if x is not None and y is not None]
+    return [
+        _aggregate(runs, 0, benchmark, row),
+        _aggregate(runs, 0, benchmark + FORCED, row),
+        _aggregate(runs, -1, benchmark, row),
+        _mean_cell(change, row),
+    ]
+
+
+def _aggregate(runs: Sequence[Run], which: int, benchmark: str, row: Row) -> Cell:
+    """One run: its value and standard error; several: mean and standard deviation over them."""
+    values = [_value(run, which, benchmark, row.metric) for run in runs]
+    cell = _mean_cell([value for value in values if value is not None], row)
+    if len(runs) > 1:
+        return cell
+    error = _value(runs[0], which, benchmark, f"{row.metric}_se")
+    return replace(cell, spread=None if error is None else error * row.scale)
+
+
+def _mean_cell(values: Sequence[float], row: Row) -> Cell:
+    scaled = [value * row.scale for value in values]
+    spread = stdev(scaled) if len(scaled) > 1 else None
+    return Cell(fmean(scaled) if scaled else None, spread, row.digits)
+
+
+def _value(run: Run, which: int, benchmark: str, metric: str) -> float | None:
+    """Of the evaluation at step 0 (which = 0), or of the last one after it (which = -1)."""
+    chosen = [e for e in run.evaluations if (e.step == 0) == (which == 0)]
+    return chosen[which].benchmarks.get(benchmark, {}).get(metric) if chosen else None
+
+
+def seeds_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+    """One line a run: what the means of results_table are made of."""
+    chosen = [row for row in ROWS if row.metric in ("pass@1", "lenient_pass@1", "length", "format")]
+    header = [
+        "Run",
+        "Benchmark",
+        *(f"{row.label} {t}" for row in chosen for t in ("base", "after")),
+    ]
+    rows: list[Sequence[str | Cell]] = []
+    for run in (run for runs in groups.values() for run in runs):
+        for benchmark in benchmark_names([run]):
+            cells = [
+                _aggregate([run], which, benchmark, row) for row in chosen for which in (0, -1)
+            ]
+            rows.append([run.name, benchmark, *cells])
+    return Table("seeds", "Each run", header, rows, ERROR)
+
+
+def breakdown_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+    """pass@1 by level, language, family: whatever the problems' metadata has."""
+    rows: list[Sequence[str | Cell]] = []
+    for label, runs in groups.items():
+        for benchmark in benchmark_names(runs):
+            for metric in _breakdown_metrics(runs, benchmark):
+                kind, _, part = metric.partition("/")
+                row = Row(metric, metric)
+                cells = _result_cells(runs, benchmark, row)
+                strictness = "lenient" if kind.startswith("lenient") else "strict"
+                rows.append([label, benchmark, part.replace("/", " "), strictness, *cells])
+    header = ["Run", "Benchmark", "Part", "pass@1 (%)", *_result_header(groups)]
+    return _without_empty(Table("breakdown", "pass@1 by kind of problem", header, rows))
+
+
+def _breakdown_metrics(runs: Sequence[Run], benchmark: str) -> list[str]:
+    found = [e.benchmarks.get(benchmark, {}) for run in runs for e in run.evaluations]
+    return list(dict.fromkeys(m for values in found for m in values if "pass@1/" in m))
+
+
+def models_table(runs: Sequence[Run]) -> Table:
+    """pass@1 of every workdir of `evaluate`, a column each."""
+    row = ROWS[0]
+    names = list(dict.fromkeys(name for run in runs for name in run.evaluations[-1].benchmarks))
+    rows: list[Sequence[str | Cell]] = [
+        [name, *(_last_cell(run, name, row) for run in runs)] for name in names
+    ]
+    header = ["pass@1 (%)", *(run.name for run in runs)]
+    return Table("models", "Models", header, rows, ERROR)
+
+
+def evaluation_table(run: Run) -> Table:
+    """The benchmarks of the newest evaluation, a line each."""
+    shown = ("pass@1", "lenient_pass@1", "pass@{k}", "cons@{k}", "format", "length")
+    chosen = [row for row in ROWS if row.metric in shown]
+    rows: list[Sequence[str | Cell]] = []
+    for name, values in run.evaluations[-1].benchmarks.items():
+        k = int(values["samples"])
+        cells = [_last_cell(run, name, _with_k(row, k)) for row in chosen]
+        rows.append([name, Cell(values["problems"], None, 0), Cell(k, None, 0), *cells])
+    labels = [row.label.format(k="k").replace(" strict", "") for row in chosen]
+    header = ["Benchmark", "Problems", "k", *labels]
+    return Table("benchmarks", f"Results: {run.name}", header, rows, f"{ERROR} {EXPLAINED}")
+
+
+def _with_k(row: Row, k: int) -> Row:
+    return replace(row, label=row.label.format(k=k), metric=row.metric.format(k=k))
+
+
+def _last_cell(run: Run, benchmark: str, row: Row) -> Cell:
+    values = run.evaluations[-1].benchmarks.get(benchmark, {})
+    numbers = [values.get(name) for name in (row.metric, f"{row.metric}_se")]
+    value, error = (None if x is None else x * row.scale for x in numbers)
+    return Cell(value, error, row.digits)
+
+
+# ---- the paper's curves and ours ----
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A curve of the paper and the metric of ours that stands beside it."""
+
+    label: str
+    paper: str  # a key of paper.json
+    series: str
+    metric: str  # a regular expression that finds the metric's name
+    scale: float
+    digits: int
+
+
+MEASURES = (
+    Measure("held-out pass@1 (%)", "accuracy", "pass@1", r"eval/[^/]+/pass@1", 100, 1),
+    Measure("held-out cons@16 (%)", "accuracy", "cons@16", r"eval/[^/]+/cons@16", 100, 1),
+    Measure("mean length in training (tokens)", "length", "length", "grpo/completion/length", 1, 1),
+    Measure(
+        "checking words", "reflective_words", "all words", "grpo/completion/reflective_words", 1, 2
+    ),
+    Measure("pass@1 at level 1 (%)", "levels", "level 1", r"eval/[^/]+/pass@1/level/1", 100, 1),
+    Measure("pass@1 at level 5 (%)", "levels", "level 5", r"eval/[^/]+/pass@1/level/5", 100, 1),
+)
+
+
+def read_paper() -> dict[str, Any]:
+    return json.loads(PAPER.read_text())
+
+
+def paper_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+    """First and last point of the paper's curves and of ours."""
+    paper = read_paper()
+    rows: list[Sequence[str | Cell]] = []
+    for label, runs in groups.items():
+        for measure in MEASURES:
+            figure = paper[measure.paper]
+            points = figure["series"][measure.series]
+            theirs = [
+                Cell(y * measure.scale, None, measure.digits) for _, y in (points[0], points[-1])
+            ]
+            for name in metric_names(runs, measure.metric) or [""]:
+                where = f" ({name.split('/')[1]})" if name.startswith("eval/") else ""
+                ours = [_curve_end(runs, name, end, measure) for end in (0, -1)]
+                rows.append([label, measure.label + where, figure["printed_in"], *theirs, *ours])
+    header = ["Run", "Measure", "Paper", "paper, first", "paper, last", "here, first", "here, last"]
+    note = (
+        f"Source of the paper's numbers: {paper['source']['paper']}. Other models, other problems:"
+        " the shapes of the curves may be compared, not their heights. The paper counts checking"
+        " words over all completions of an evaluation, here they are per completion."
+    )
+    return Table("paper", "The paper's curves and ours", header, rows, note)
+
+
+def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
+    """Names in the runs' metrics that match the whole pattern."""
+    names = dict.fromkeys(name for run in runs for line in run.metrics for name in line)
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def _curve_end(runs: Sequence[Run], name: str, end: int, measure: Measure) -> Cell:
+    curves = [[line[name] for line in run.metrics if name in line] for run in runs]
+    values = [curve[end] * measure.scale for curve in curves if curve]
+    if not values:
+        return Cell(None)
+    return Cell(fmean(values), stdev(values) if len(values) > 1 else None, measure.digits)
+
+
+# ---- completions to read ----
+
+
+def samples_page(run: Run) -> str:
+    """What base and trained model wrote for the same problems, as Markdown; "" without both."""
+    evaluations = [e for e in run.evaluations if e.directory != run.workdir]
+    if len(evaluations) < 2:
+        return ""
+    first, last = evaluations[0], evaluations[-1]
+    name = benchmark_names([run])[0]
+    pairs = zip(_sample_rows(first, name), _sample_rows(last, name), strict=False)
+    decode = _decoder(run)
+    parts = [f"# Completions of {run.name}, benchmark {name}\n"]
+    for before, after in pairs:
+        parts.append(
+            f"## Problem {before['example_id']}\n\n{_fenced(decode(before['prompt_tokens']))}"
+        )
+        for title, row in ((f"Step {first.step}", before), (f"Step {last.step}", after)):
+            parts.append(f"**{title}**, {_graded(row)}\n\n{_fenced(row['text'])}")
+    return "\n".join(parts)
+
+
+def _sample_rows(evaluation: Evaluation, name: str) -> Iterator[dict[str, Any]]:
+    """The first sample of a few problems, evenly spread (NAME.jsonl is sorted)."""
+    path = evaluation.directory / f"{name}.jsonl"
+    if not path.exists():
+        return
+    values = evaluation.benchmarks[name]
+    stride = max(1, int(values["problems"]) // NUM_SAMPLES) * int(values["samples"])
+    with path.open("r") as file:
+        for line in islice(file, 0, stride * NUM_SAMPLES, stride):
+            yield json.loads(line)
+
+
+def _decoder(run: Run) -> Callable[[Sequence[int]], str]:
+    path = run.workdir / "tokenizer"
+    if path.is_dir():
+        return load_tokenizer(path).decode
+    return lambda tokens: f"({len(tokens)} prompt tokens; the workdir has no tokenizer)"
+
+
+def _graded(row: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{name} {value:g}" for name, value in row["reward_breakdown"].items())
+    return f"{len(row['tokens'])} tokens, reward {row['reward']:g} ({parts})"
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}\n"
+
+
+# ---- everything ----
+
+
+def make_tables(runs: Sequence[Run]) -> list[Table]:
+    """The tables that these runs have something to say in."""
+    training = [run for run in runs if run.metrics]
+    evaluated = [run for run in runs if not run.metrics]
+    groups = group_runs(training)
+    tables = []
+    if training:
+        tables += [results_table(groups), breakdown_table(groups)]
+        if any(len(members) > 1 for members in groups.values()):
+            tables.append(seeds_table(groups))
+        if any(metric_names(members, "(grpo|eval)/.*") for members in groups.values()):
+            tables.append(paper_table(groups))
+    if evaluated:
+        tables.append(models_table(evaluated))
+        tables += [
+            replace(evaluation_table(run), name=f"benchmarks_{run.name}") for run in evaluated
+        ]
+    return [table for table in tables if table.rows]
+
+
+def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
+    """Writes OUTPUT/tables/*.{md,csv,tex}, OUTPUT/figures/*.png, samples.md and report.md.
+
+    Returns the paths written. Raises DataError for a workdir without measurements.
+    """
+    from r1jax.figures import draw_figures  # matplotlib takes a second to import
+
+    runs = [read_run(workdir) for workdir in workdirs]
+    target = absolute(output)
+    files: dict[str, bytes] = {}
+    tables = make_tables(runs)
+    for table in tables:
+        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+            files[f"tables/{table.name}.{suffix}"] = render(table).encode()
+    groups = group_runs([run for run in runs if run.metrics])
+    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
+    figures = draw_figures(curves, read_paper())
+    files |= {f"figures/{name}.png": image for name, image in figures.items()}
+    samples = "\n".join(filter(None, map(samples_page, runs)))
+    if samples:
+        files["samples.md"] = samples.encode("utf-8", "replace")
+    if files:
+        files["report.md"] = _report_page(runs, tables, list(figures), bool(samples)).encode()
+    for name, content in files.items():
+        write_atomic(target / name, content)
+    return [str(target / name) for name in files]
+
+
+def _report_page(
+    runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[str], samples: bool
+) -> str:
+    parts = [f"# {', '.join(run.name for run in runs)}\n", *map(to_markdown, tables)]
+    parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
+    if samples:
+        parts.append("Completions to read: [samples.md](samples.md)\n")
+    return "\n".join(parts)
+
+
+def print_table(workdir: epath.PathLike) -> None:
+    """Prints a training run's table of results, if it has any."""
+    run = read_run(workdir)
+    table = results_table({run.name: [run]})
+    if table.rows:
+        print_rich(table)
+
+
+def print_evaluation(workdir: epath.PathLike) -> None:
+    """Prints the results of a workdir of `evaluate`, a line per benchmark."""
+    print_rich(evaluation_table(read_run(workdir)))
+
+
+def print_rich(table: Table) -> None:
+    """A table on the terminal, or 100 columns wide in a file."""
+    numbers = _number_columns(table)
+    shown = RichTable(
+        title=table.title, caption=table.note, box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
+    for i, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if i in numbers else "left")
+    for row in table.rows:
+        shown.add_row(*map(text_of, row))
+    Console(width=None if sys.stdout.isatty() else 100).print(shown)

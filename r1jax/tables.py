@@ -1,0 +1,38 @@
+"""Tables and figures of one or several runs, with the paper's beside them, from their files alone.
+
+    python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
+
+Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation)
+and of `evaluate`. Writes OUTPUT/tables/*.md, *.csv and *.tex, OUTPUT/figures/*.png, samples.md
+(completions before and after) and report.md, which shows all of them.
+"""
+
+from absl import flags
+
+from r1jax.cli import run_command
+from r1jax.config import ConfigError, DataError
+
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs, separated by commas.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Directory to write to.", required=True)
+
+
+def main() -> None:
+    from r1jax import report
+
+    if not WORKDIRS.value:
+        raise ConfigError("--workdirs names no directory")
+    runs = [report.read_run(workdir) for workdir in WORKDIRS.value]
+    for table in report.make_tables(runs):
+        if table.name in ("results", "models"):  # the others are too wide for a terminal
+            report.print_rich(table)
+    paths = report.write_report(WORKDIRS.value, OUTPUT.value)
+    if not paths:
+        raise DataError(
+            f"{', '.join(WORKDIRS.value)}: nothing to report, neither evaluations nor GRPO metrics"
+        )
+    for path in paths:
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run_command(main)

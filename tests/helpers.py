@@ -1,0 +1,85 @@
+"""Tiny configs and reward functions that several test files share. Imports no jax."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+MODEL = {
+    "embed_dim": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "ffn_dim": 32,
+    "max_length": 64,
+}
+DIGITS = set("0123456789")
+
+
+def digit_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
+    """A reward that anybody can learn: the share of the completion's characters that are digits."""
+    return sum(character in DIGITS for character in text) / max(len(text), 1)
+
+
+def raises(example: Any, text: str, *, length: int, finish_reason: str) -> float:
+    raise ZeroDivisionError("no luck")
+
+
+def sft_config(tokenizer: str, **changes: Any) -> ConfigDict:
+    """A few updates on the mini world's corpus."""
+    config = {
+        "stage": "sft",
+        "model": {"config": dict(MODEL), "tokenizer": tokenizer},
+        "data": {"function": "r1jax.data.mini:corpus", "args": {"seed": 0, "mix": {}}},
+        "total_steps": 4,
+        "batch_size": 8,
+        "pack_length": 64,
+        "microbatch_rows": 8,
+        "overlong": "truncate",
+        "optimizer": {"learning_rate": 1e-2},
+        "mesh": {"data": -1},
+        "checkpoint_every": 2,
+    }
+    return ConfigDict(config | changes)
+
+
+def grpo_config(tokenizer: str, **changes: Any) -> ConfigDict:
+    """Two iterations of two updates from a random model, on the easiest problems."""
+    config = {
+        "stage": "grpo",
+        "model": {"config": dict(MODEL), "tokenizer": tokenizer},
+        "data": {
+            "function": "r1jax.data.mini:problems",
+            "args": {"seed": 0, "split": "train", "levels": [1]},
+        },
+        "template": "plain",
+        "rewards": {"helpers:digit_share": 1.0},
+        "total_steps": 4,
+        "max_prompt_tokens": 48,
+        "max_tokens": 8,
+        "group_size": 4,
+        "prompts_per_update": 2,
+        "updates_per_rollout": 2,
+        "ref_every": 2,
+        "loss": {"kl_coef": 0.01},
+        "optimizer": {"learning_rate": 1e-2},
+        "engine": {"slots": 16, "chunk": 8, "bucket": 64, "prefill_batch": 4},
+        "microbatch_rows": 8,
+        "mesh": {"data": -1},
+        "checkpoint_every": 2,
+    }
+    return ConfigDict(config | changes)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics_by_step(workdir: Path) -> dict[int, dict[str, Any]]:
+    """The lines of metrics.jsonl, those of one step together."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in read_lines(workdir / "metrics.jsonl"):
+        steps.setdefault(line["step"], {}).update(line)
+    return steps

@@ -1,0 +1,144 @@
+"""Imports point one way; graders and configs load without JAX."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import r1jax
+
+PACKAGE = Path(r1jax.__file__).parent
+
+# Bottom first: a module imports from its own line or from lines above it. A package's name stands
+# for all its modules that have no line of their own. Commands (modules with a `__main__` block) are
+# above everything.
+ROOMS = [
+    ["config", "types", "advantages", "passk"],
+    ["metrics", "sharding"],
+    ["models", "data", "rewards"],
+    ["losses", "train_state", "checkpoint", "rollout"],
+    ["models.load", "figures"],
+    ["evaluation", "report"],
+    ["stages.run"],
+    ["stages"],
+    ["cli"],
+]
+RANKS = {name: rank for rank, room in enumerate(ROOMS) for name in room}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of r1jax that a file imports when it runs, at the top or inside functions."""
+    found = set()
+    for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            assert not isinstance(node, ast.ImportFrom), f"{path}: relative import"
+            continue
+        found |= {module for name in names if (module := known_module(name))}
+    return found
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING:`."""
+    yield node
+    is_typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in () if is_typing else ast.iter_child_nodes(node):
+        yield from runtime_nodes(child)
+
+
+def known_module(name: str) -> str | None:
+    """`r1jax.losses.nll_loss` -> `losses`; None outside r1jax."""
+    parts = name.split(".")
+    if parts[0] != "r1jax":
+        return None
+    ends = range(len(parts), 1, -1)
+    return next((m for end in ends if (m := ".".join(parts[1:end])) in MODULES), None)
+
+
+def is_command(module: str) -> bool:
+    return '__name__ == "__main__"' in MODULES[module].read_text(encoding="utf-8")
+
+
+def rank_of(module: str) -> int:
+    """The line of ROOMS a module belongs to; a new module that is no command needs one."""
+    if is_command(module):
+        return len(ROOMS)
+    name = module
+    while name not in RANKS:
+        assert "." in name, f"r1jax/{name}.py has no room: give it one in ROOMS"
+        name = name.rpartition(".")[0]
+    return RANKS[name]
+
+
+IMPORTS = {module: imports_of(path) - {module} for module, path in MODULES.items()}
+
+
+def test_the_reader_of_imports_sees_something() -> None:
+    assert {"losses", "data.packing", "stages.run"} <= IMPORTS["stages.grpo"]
+    assert "types" not in IMPORTS["rewards.math_reward"]  # under TYPE_CHECKING only
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    wrong = {name for name in IMPORTS[module] if rank_of(name) > rank_of(module)}
+    assert not wrong, f"r1jax.{module} must not import {', '.join(sorted(wrong))}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    open_modules, done = [], set()
+
+    def visit(module: str) -> None:
+        assert module not in open_modules, f"circle: {' -> '.join([*open_modules, module])}"
+        if module in done:
+            return
+        open_modules.append(module)
+        for name in sorted(IMPORTS[module]):
+            visit(name)
+        done.add(open_modules.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+def test_stages_do_not_import_each_other() -> None:
+    for module, names in IMPORTS.items():
+        if module.startswith("stages.") and module != "stages.run":
+            others = {name for name in names if name.startswith("stages.")} - {"stages.run"}
+            assert not others, f"{module} imports {others}"
+
+
+def test_nobody_imports_a_command() -> None:
+    for module, names in IMPORTS.items():
+        wrong = {name for name in names if is_command(name)}
+        assert not wrong, f"r1jax.{module} imports the command {', '.join(sorted(wrong))}"
+
+
+def test_config_imports_nothing_of_ours() -> None:
+    assert IMPORTS["config"] == set()
+    assert IMPORTS["types"] == set()
+
+
+def test_the_package_itself_is_empty() -> None:
+    assert (PACKAGE / "__init__.py").read_text(encoding="utf-8").strip() == ""
+
+
+def test_graders_world_and_config_load_without_jax() -> None:
+    names = [m for m in MODULES if m.split(".")[0] == "rewards"] + ["data.world", "config"]
+    imports = "; ".join(f"import r1jax.{name}" for name in names)
+    code = f"import sys; {imports}; print(sorted({{'jax', 'jaxlib', 'flax'}} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

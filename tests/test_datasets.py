@@ -1,0 +1,177 @@
+"""Rows from files and generators, their endless stream, and what is said of bad ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import (
+    DataConfig,
+    examples_of,
+    finite_examples,
+    import_function,
+    rows_of,
+    stream,
+    to_example,
+)
+from r1jax.types import Example
+
+ROW = {"prompt": "1 + 1 = ?", "answer": 2, "task": "math"}
+
+
+def endless(start: int = 0) -> Callable[[int], dict[str, Any]]:
+    """A source without end, as a config names it."""
+    return lambda index: ROW | {"id": f"row-{start + index}"}
+
+
+def finite(count: int) -> list[dict[str, Any]]:
+    """A source with an end."""
+    return [ROW | {"id": index} for index in range(count)]
+
+
+HERE = f"{__name__}:"
+
+
+# -- stream ------------------------------------------------------------------------------------
+
+
+def test_every_row_comes_once_an_epoch_in_another_order() -> None:
+    row = stream(list(range(10)), seed=3)
+    epochs = [[row(i) for i in range(start, start + 10)] for start in (0, 10, 20)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(10))]}) == 4
+
+
+def test_a_row_is_a_function_of_seed_and_index() -> None:
+    forward = [stream(list(range(10)), seed=3)(i) for i in range(40)]  # a new stream each time
+    row = stream(list(range(10)), seed=3)
+    assert [row(i) for i in reversed(range(40))] == forward[::-1]
+    assert [row(i) for i in (35, 2, 35, 2)] == [forward[35], forward[2]] * 2
+    other = stream(list(range(10)), seed=4)
+    assert [other(i) for i in range(40)] != forward
+
+
+def test_an_unlimited_source_is_its_own_stream() -> None:
+    row = stream(endless(start=5), seed=3)
+    assert [row(i)["id"] for i in (7, 0)] == ["row-12", "row-5"]
+
+
+# -- rows_of -----------------------------------------------------------------------------------
+
+
+def test_rows_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a": "三"}\n', encoding="utf-8")
+    assert rows_of(DataConfig(path=str(path)), "config.data") == [{"a": 1}, {"a": 2}, {"a": "三"}]
+    assert rows_of(DataConfig(path=str(path), limit=1), "config.data") == [{"a": 1}]
+
+
+def test_rows_of_a_function() -> None:
+    assert rows_of(DataConfig(function=HERE + "finite", args={"count": 3}), "k") == finite(3)
+    rows = rows_of(DataConfig(function=HERE + "endless", args={"start": 4}), "k")
+    assert callable(rows)
+    assert rows(1)["id"] == "row-5"
+    limited = rows_of(DataConfig(function=HERE + "endless", limit=2), "k")
+    assert [row["id"] for row in limited] == ["row-0", "row-1"]
+
+
+@pytest.mark.parametrize("config", [DataConfig(), DataConfig(path="a", function="b:c")])
+def test_exactly_one_source(config: DataConfig) -> None:
+    with pytest.raises(ConfigError, match=r"config\.data needs exactly one of path and function"):
+        rows_of(config, "config.data")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nocolon", "config.f = 'nocolon' is not of the form module:function"),
+        ("no_such_module:f", "config.f = 'no_such_module:f' cannot be imported: No module named"),
+        ("math:nothing", "config.f = 'math:nothing' cannot be imported: .*nothing"),
+    ],
+)
+def test_a_function_that_is_not_there(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        import_function(name, "config.f")
+
+
+def test_import_function() -> None:
+    assert import_function("os.path:join", "config.f") is __import__("os").path.join
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "rows.jsonl is empty"),
+        (b"\n \n", "rows.jsonl is empty"),
+        (b'{"a": 1}\n\n{"a": \n', "rows.jsonl:3 is not JSON"),  # blank lines count as lines
+        (b'{"a": 1}\n{"a": "\xff"}\n', "rows.jsonl:2 is not JSON"),
+        (b'{"a": 1}\n[1]\n', "rows.jsonl:2 is a JSON list, expected an object"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        rows_of(DataConfig(path=str(path)), "config.data")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
+        rows_of(DataConfig(path=str(tmp_path / "nowhere.jsonl")), "config.data")
+
+
+# -- examples ----------------------------------------------------------------------------------
+
+
+def test_a_prompt_becomes_one_user_message() -> None:
+    example = to_example(ROW | {"level": 3}, 6, "rows.jsonl")
+    assert example == Example(
+        id="6",
+        messages=({"role": "user", "content": "1 + 1 = ?"},),
+        answer="2",
+        task="math",
+        metadata={"level": 3},
+    )
+    assert example.question == "1 + 1 = ?"
+
+
+def test_messages_and_id_are_kept() -> None:
+    messages = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 + 1 = ?"}]
+    row = {"id": 17, "messages": messages, "answer": "2", "task": "math"}
+    example = to_example(row, 0, "rows.jsonl")
+    assert (example.id, example.messages, example.metadata) == ("17", tuple(messages), {})
+    assert to_example(example, 0, "rows.jsonl") is example
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (
+            "prompt",
+            r"rows\.jsonl, row 3: key prompt \(or messages\) is missing; it has answer, task",
+        ),
+        ("answer", r"rows\.jsonl, row 3: key answer is missing; it has prompt, task"),
+        ("task", r"rows\.jsonl, row 3: key task is missing; it has prompt, answer"),
+    ],
+)
+def test_a_missing_key_is_named(missing: str, message: str) -> None:
+    row = {key: value for key, value in ROW.items() if key != missing}
+    with pytest.raises(DataError, match=message):
+        to_example(row, 2, "rows.jsonl")
+
+
+def test_examples_of_finite_and_unlimited_sources() -> None:
+    examples = examples_of(DataConfig(function=HERE + "finite", args={"count": 2}), "k")
+    assert [example.id for example in examples] == ["0", "1"]
+    unlimited = examples_of(DataConfig(function=HERE + "endless"), "k")
+    assert callable(unlimited)
+    assert unlimited(8).id == "row-8"
+
+
+def test_an_evaluation_set_has_an_end() -> None:
+    with pytest.raises(ConfigError, match=r"config\.eval\.limit must be set: .*endless has no end"):
+        finite_examples(DataConfig(function=HERE + "endless"), "config.eval")
+    limited = finite_examples(DataConfig(function=HERE + "endless", limit=2), "config.eval")
+    assert [example.id for example in limited] == ["row-0", "row-1"]
