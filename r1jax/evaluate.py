@@ -17,6 +17,7 @@ repeats only the benchmarks that were not finished.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -48,13 +49,6 @@ from r1jax.types import Example, Rollout
 
 ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:arg] with the benchmarks.")
-MODEL = flags.DEFINE_string(
-    "model", None, "Workdir or checkpoint of r1jax, Hugging Face directory or .gguf.", required=True
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
-flags.mark_flag_as_required("config")
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -72,11 +66,13 @@ def read_config(config: ConfigDict) -> EvaluateConfig:
     if "evaluation" not in config:
         found = section(EvaluateConfig, config)
     else:
-        names = ("benchmarks", "seed")
-        values = {name: config.evaluation[name] for name in names if name in config.evaluation}
-        names = ("mesh", "engine", "graders")
-        values |= {name: config[name] for name in names if name in config}
-        found = section(EvaluateConfig, values, "config.evaluation")
+        beside = {key: config[key] for key in ("mesh", "engine", "graders") if key in config}
+        inside = {
+            key: config.evaluation[key]
+            for key in ("benchmarks", "seed")
+            if key in config.evaluation
+        }
+        found = section(EvaluateConfig, beside | inside, "config.evaluation")
     if not found.benchmarks:
         raise ConfigError("the config has no benchmarks")
     return found
@@ -158,7 +154,7 @@ def _run(
                 opened.tokenizer,
                 config.seed,
                 config.graders,
-                lambda done, progress=progress: progress.update(done, {}),
+                functools.partial(progress.update, values={}),
             )
         write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
 
@@ -176,14 +172,23 @@ def _summary(
     return summarise(prompts, rollouts, benchmark.num_samples)
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Model to evaluate.", required=True)
+    config_flags.DEFINE_config_file("config", None, "FILE.py[:arg] with the benchmarks.")
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
+
+
 def main() -> None:
-    config = read_config(CONFIG.value)
+    model, workdir = flags.FLAGS.model, flags.FLAGS.workdir
+    config = read_config(flags.FLAGS.config)
     set_up_jax()
-    with lock_workdir(WORKDIR.value):
-        evaluate(MODEL.value, config, WORKDIR.value)
-    report.print_evaluation(WORKDIR.value)
-    print(f"completions and results.json are in {absolute(WORKDIR.value)}")
+    with lock_workdir(workdir):
+        evaluate(model, config, workdir)
+    report.print_evaluation(workdir)
+    print(f"completions and results.json are in {absolute(workdir)}")
 
 
 if __name__ == "__main__":
+    define_flags()
     run_command(main)

@@ -45,12 +45,17 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
     """The objects of a JSONL file. DataError with file and line for whatever is wrong."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
+    """As read_jsonl, each object with the number of its line."""
     try:
         data = epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(f"file {path} does not exist") from None
     numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    rows = [_parse_line(line, path, number) for number, line in numbered if line.strip()]
+    rows = [(number, _parse_line(line, path, number)) for number, line in numbered if line.strip()]
     if not rows:
         raise DataError(f"{path} is empty, expected one JSON object a line")
     return rows

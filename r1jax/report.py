@@ -236,8 +236,9 @@ ROWS = (
 ERROR = "± is the standard error over problems."
 EXPLAINED = (
     "Strict: the answer in its tags; lenient: the last answer anywhere. Length and checking words:"
-    " mean per completion. Forced: the base made to begin with step-by-step work."
+    " mean per completion."
 )
+FORCED_NOTE = "Forced: the base made to begin with step-by-step work."
 
 
 def results_table(groups: Mapping[str, Sequence[Run]]) -> Table:
@@ -274,8 +275,8 @@ def _without_empty(table: Table) -> Table:
 def _note(groups: Mapping[str, Sequence[Run]]) -> str:
     if any(len(runs) > 1 for runs in groups.values()):
         counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
-        return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED}"
-    return f"{ERROR} {EXPLAINED}"
+        return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED} {FORCED_NOTE}"
+    return f"{ERROR} {EXPLAINED} {FORCED_NOTE}"
 
 
 def benchmark_names(runs: Sequence[Run]) -> list[str]:

@@ -9,30 +9,33 @@ and of `evaluate`. Writes OUTPUT/tables/*.md, *.csv and *.tex, OUTPUT/figures/*.
 
 from absl import flags
 
+from r1jax import report
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 
-WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs, separated by commas.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Directory to write to.", required=True)
+
+def define_flags() -> None:
+    flags.DEFINE_list("workdirs", None, "Workdirs, separated by commas.", required=True)
+    flags.DEFINE_string("output", None, "Directory to write to.", required=True)
 
 
 def main() -> None:
-    from r1jax import report
-
-    if not WORKDIRS.value:
+    workdirs, output = flags.FLAGS.workdirs, flags.FLAGS.output
+    if not workdirs:
         raise ConfigError("--workdirs names no directory")
-    runs = [report.read_run(workdir) for workdir in WORKDIRS.value]
+    runs = [report.read_run(workdir) for workdir in workdirs]
     for table in report.make_tables(runs):
         if table.name in ("results", "models"):  # the others are too wide for a terminal
             report.print_rich(table)
-    paths = report.write_report(WORKDIRS.value, OUTPUT.value)
+    paths = report.write_report(workdirs, output)
     if not paths:
         raise DataError(
-            f"{', '.join(WORKDIRS.value)}: nothing to report, neither evaluations nor GRPO metrics"
+            f"{', '.join(workdirs)}: nothing to report, neither evaluations nor GRPO metrics"
         )
     for path in paths:
         print(f"wrote {path}")
 
 
 if __name__ == "__main__":
+    define_flags()
     run_command(main)

@@ -14,8 +14,8 @@ def test_right_and_wrong_in_equal_parts() -> None:
 
 
 def test_std_is_the_populations() -> None:
-    # mean 1/4, variance (9/16 + 3/16) / 4 = 3/16: 0.75 / sqrt(3/16) = sqrt(3), -0.25 / .. = -sqrt(3)/3
-    # (the sample's std, 1/2, would give 1.5 and -0.5)
+    # mean 1/4, variance (9/16 + 3 * 1/16) / 4 = 3/16, 0.75 / sqrt(3/16) = sqrt(3), the others a
+    # third of it below zero (the sample's std, 1/2, would give 1.5 and -0.5)
     advantages_BG = group_advantages(np.array([[1, 0, 0, 0]]), std_eps=0.0)
     third = 3**0.5 / 3
     np.testing.assert_allclose(advantages_BG, [[3**0.5, -third, -third, -third]], rtol=1e-6)

@@ -9,7 +9,7 @@ update, one update per rollout.
 
 from ml_collections import ConfigDict
 
-from r1jax.config import parse_args
+from r1jax.config import Overrides, parse_args, zip_
 from r1jax.data.solutions import FORCED_PREFIX
 
 BASE = "experiments/mini/base"
@@ -24,7 +24,7 @@ def benchmark(count: int, num_samples: int, prefix: str | dict[str, str] = "") -
         },
         "num_samples": num_samples,
         "template": "r1_zero_short",
-        "max_prompt_tokens": 128,
+        "max_prompt_tokens": 96,
         "sampling": {"max_tokens": 160, "temperature": 1.0},
         "prefix": prefix,
     }
@@ -42,28 +42,28 @@ def get_config(arg: str = "") -> ConfigDict:
         "args": {"seed": args.seed, "split": "train"},
     }
     config.rewards = {"accuracy": 1.0, "format": 1.0}
-    config.max_prompt_tokens = 128
+    config.max_prompt_tokens = 96
     config.max_tokens = 160
     config.temperature = 1.0
     config.group_size = 16
     config.prompts_per_update = 8
     config.updates_per_rollout = 1
-    config.total_steps = 100
+    config.total_steps = 60
     config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.ref_every = 400
     config.optimizer = {"learning_rate": 5e-4, "warmup_steps": 5}
     config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 320
-    config.microbatch_rows = 4
-    config.logits_chunk = 320
+    config.pack_length = 256
+    config.microbatch_rows = 6
+    config.logits_chunk = 256
     config.mesh = {"data": -1}
     config.checkpoint_every = 10
     config.evaluation = {
         "every": 10,
-        "curve": {"heldout": benchmark(64, 16)},
+        "curve": {"heldout": benchmark(32, 16)},
         "benchmarks": {
-            "heldout": benchmark(128, 64),
-            "heldout_forced": benchmark(128, 16, FORCED_PREFIX),
+            "heldout": benchmark(64, 64),
+            "heldout_forced": benchmark(64, 16, FORCED_PREFIX),
         },
     }
     config.wandb_project = None
@@ -73,6 +73,14 @@ def get_config(arg: str = "") -> ConfigDict:
         config.evaluation = {
             "every": 2,
             "curve": {"heldout": benchmark(4, 2)},
-            "benchmarks": {"heldout": benchmark(4, 4)},
+            "benchmarks": {
+                "heldout": benchmark(4, 4),
+                "heldout_forced": benchmark(4, 2, FORCED_PREFIX),
+            },
         }
     return config
+
+
+def sweep() -> list[Overrides]:
+    """Three seeds: of the questions, of the samples."""
+    return zip_(**{"seed": [0, 1, 2], "data.args.seed": [0, 1, 2]})

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +39,16 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model whose parameters have not been read yet."""
+    """A model whose parameters (and tokenizer) have not been read yet."""
 
     config: ModelConfig
-    tokenizer: Tokenizer
+    read_tokenizer: Callable[[], Tokenizer]
     load: Callable[[Mesh, int], Any]  # (mesh, seed) -> float32 params with their shardings
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read when it is asked for: tokens are scored without one."""
+        return self.read_tokenizer()
 
 
 def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
@@ -55,7 +61,9 @@ def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
         tokenizer = _fresh_tokenizer(source, workdir)
         fields = {"vocab_size": tokenizer.vocab_size} | dict(source.config or {}) | source.override
         config = section(ModelConfig, fields, "config.model.config")
-        opened = OpenModel(config, tokenizer, lambda mesh, seed: random_params(config, seed, mesh))
+        opened = OpenModel(
+            config, lambda: tokenizer, lambda mesh, seed: random_params(config, seed, mesh)
+        )
     if opened.tokenizer.vocab_size > opened.config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {opened.tokenizer.vocab_size} tokens, more than the model's"
@@ -87,7 +95,7 @@ def open_model(
     def load(mesh: Mesh, seed: int) -> Any:
         return _from_slices(config, mesh, checkpoint.read_slice)
 
-    return OpenModel(config, load_tokenizer(tokenizer or str(root)), load)
+    return OpenModel(config, lambda: load_tokenizer(tokenizer or str(root)), load)
 
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
@@ -101,7 +109,7 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
         }
         return _from_slices(config, mesh, lambda name, index: flat[name][index])
 
-    return OpenModel(config, load_tokenizer(tokenizer or str(home / TOKENIZER)), load)
+    return OpenModel(config, lambda: load_tokenizer(tokenizer or str(home / TOKENIZER)), load)
 
 
 def _from_slices(config: ModelConfig, mesh: Mesh, read_slice: Callable[..., np.ndarray]) -> Any:

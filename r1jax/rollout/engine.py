@@ -344,7 +344,7 @@ class Engine:
         positions_PT = jnp.broadcast_to(jnp.arange(columns), tokens_PT.shape)
         cache = self._zero_cache(tokens_PT.shape[0], columns)
         output = forward(self.model, params, tokens_PT, positions_PT, cache=cache)
-        return self._pin(output.cache)
+        return self._pin(output.cache or ())
 
     def _insert_rows(
         self,

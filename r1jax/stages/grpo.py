@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax import report
 from r1jax.advantages import group_advantages
 from r1jax.config import ConfigError, check_choice, section
 from r1jax.data.datasets import DataConfig, examples_of, stream
@@ -41,6 +40,7 @@ from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, token
 from r1jax.metrics import ProfileConfig, read_jsonl, write_jsonl_atomic
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
+from r1jax.report import print_table, write_report
 from r1jax.rewards import check_example, reflective_words
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -161,8 +161,8 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 forget_rollouts(config, stage, iteration)
         benchmarks(config, stage, engine, config.total_steps)
     if jax.process_index() == 0:
-        report.print_table(workdir)
-        for path in report.write_report([workdir], workdir):
+        print_table(workdir)
+        for path in write_report([workdir], workdir):
             print(f"wrote {path}")
         print(f"model, metrics, samples and rollouts are in {stage.workdir}")
 

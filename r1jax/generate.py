@@ -1,0 +1,138 @@
+"""Samples completions of a file of prompts.
+
+    python -m r1jax.generate --model MODEL --prompts FILE.jsonl --output FILE.jsonl
+
+MODEL is a workdir or checkpoint of r1jax, a Hugging Face directory or a .gguf file. Each line of
+the prompts has {"prompt": text} or {"messages": [{"role", "content"}, ...]}. The output has a line
+per completion, sorted by prompt and sample: the prompt's own keys and
+
+    prompt_index, sample_index    from 0
+    text, tokens                  the completion; its tokens with the one that ended it
+    logprobs                      of these tokens under softmax(logits / temperature), unfiltered
+                                  (temperature 0: under softmax(logits))
+    finish_reason                 "stop", or "length" where it was cut
+
+The output appears when all of it is there. A completion depends on the model, its prompt, the
+sampling flags, --seed and its two indices alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from r1jax.cli import run_command, set_up_jax
+from r1jax.config import DataError
+from r1jax.data.chat import TEMPLATES, render_prompt
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.metrics import Progress, numbered_jsonl, write_jsonl_atomic
+from r1jax.models.load import open_model
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import make_mesh
+from r1jax.types import Completion, Message
+
+
+def read_prompts(
+    path: epath.PathLike, tokenizer: Tokenizer, template: str, max_length: int
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """(rows, their prompts' tokens); DataError with file and line for what cannot be a prompt."""
+    rows, prompts = [], []
+    for number, row in numbered_jsonl(path):
+        try:
+            tokens = render_prompt(_messages(row), tokenizer, template)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        if not 1 <= len(tokens) < max_length:
+            raise DataError(
+                f"{path}:{number}: the prompt has {len(tokens)} tokens; the model's max_length"
+                f" {max_length} allows 1 to {max_length - 1}"
+            )
+        rows.append(row)
+        prompts.append(np.asarray(tokens, np.int32))
+    return rows, prompts
+
+
+def _messages(row: Mapping[str, Any]) -> Sequence[Message]:
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise DataError(
+            "a row needs the key prompt (a text) or messages (a list of objects with role and"
+            f" content); it has {', '.join(row) or 'no keys'}"
+        )
+    return messages
+
+
+def to_row(completion: Completion, row: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        **row,
+        "prompt_index": completion.prompt_index,
+        "sample_index": completion.sample_index,
+        "text": tokenizer.decode(completion.tokens.tolist()),
+        "tokens": completion.tokens.tolist(),
+        "logprobs": [float(str(x)) for x in completion.logprobs],  # shortest text of a float32
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def generate(
+    model: str,
+    prompts_file: epath.PathLike,
+    output: epath.PathLike,
+    sampling: SamplingConfig,
+    num_samples: int = 1,
+    seed: int = 0,
+    template: str | None = None,
+    slots: int = 64,
+) -> None:
+    """Reads the prompts, samples, writes `output`. Raises DataError, ConfigError."""
+    opened = open_model(model)
+    tokenizer, config = opened.tokenizer, opened.config
+    template = template or ("chat" if tokenizer.chat_template else "plain")
+    rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
+    mesh = make_mesh()
+    engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=slots), mesh)
+    params = opened.load(mesh, seed)
+    finished: dict[tuple[int, int], dict[str, Any]] = {}
+    with Progress("generating", len(prompts) * num_samples, 0, {}) as progress:
+        for c in engine.generate(params, prompts, sampling, jax.random.key(seed), num_samples):
+            finished[c.prompt_index, c.sample_index] = to_row(c, rows[c.prompt_index], tokenizer)
+            progress.update(len(finished), {})
+    if jax.process_index() == 0:
+        write_jsonl_atomic(output, [finished[place] for place in sorted(finished)])
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Model to sample from.", required=True)
+    flags.DEFINE_string("prompts", None, "JSONL file of the prompts.", required=True)
+    flags.DEFINE_string("output", None, "JSONL file to write.", required=True)
+    flags.DEFINE_integer("num_samples", 1, "Completions per prompt.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.6, "0 = greedy. The paper evaluates at 0.6.")
+    flags.DEFINE_float("top_p", 0.95, "Smallest set of tokens with this probability; 1 = all.")
+    flags.DEFINE_integer("top_k", 0, "The likeliest tokens only; 0 = all.")
+    flags.DEFINE_float("min_p", 0.0, "Tokens of at least this share of the likeliest's.")
+    flags.DEFINE_integer("max_tokens", 1024, "Tokens of a completion, at most.")
+    flags.DEFINE_integer("seed", 0, "Of the random numbers.")
+    names = sorted(TEMPLATES)
+    flags.DEFINE_enum(
+        "template", None, names, "Default: chat if the tokenizer has one, else plain."
+    )
+    flags.DEFINE_integer("slots", 64, "Completions sampled at the same time.", lower_bound=1)
+
+
+def main() -> None:
+    f = flags.FLAGS
+    sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p)
+    set_up_jax()
+    generate(f.model, f.prompts, f.output, sampling, f.num_samples, f.seed, f.template, f.slots)
+    print(f"wrote {f.output}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_command(main)

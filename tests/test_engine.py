@@ -1,0 +1,257 @@
+"""The engine against a naive loop, and what must not change a completion."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import MODEL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.config import ConfigError
+from r1jax.data.packing import completion_group, pack
+from r1jax.losses import token_logprobs
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer, forward, head_weights
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import SamplingConfig, filter_logits, row_keys, sample, uniforms
+from r1jax.sharding import make_mesh
+from r1jax.train_state import microbatch, random_params
+from r1jax.types import Completion
+
+VOCAB = 24
+STOP = (3, 11)
+CONFIG = ModelConfig(vocab_size=VOCAB, **MODEL)  # type: ignore[arg-type]
+SAMPLINGS = {
+    "plain": SamplingConfig(max_tokens=20),
+    "cold": SamplingConfig(max_tokens=20, temperature=0.6, top_p=0.8),
+    "greedy": SamplingConfig(max_tokens=9, temperature=0),
+}
+EPS = 1e-4
+Key = tuple[int, int]  # (prompt, sample)
+
+
+@functools.cache
+def params() -> Any:
+    """Sharp enough that a wrong cache or position changes the tokens."""
+    one = make_mesh(devices=jax.devices()[:1])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key.endswith("norm") else x * 15,
+        random_params(CONFIG, 0, one),
+    )
+
+
+@functools.cache
+def engine(slots: int, chunk: int, bucket: int, prefill_batch: int, mesh: str = "") -> Engine:
+    """One engine per setting, so that its programs are compiled once."""
+    sizes = dict(item.split("=") for item in mesh.split()) if mesh else {}
+    devices = make_mesh({axis: int(size) for axis, size in sizes.items()}) if mesh else None
+    return Engine(CONFIG, STOP, EngineConfig(slots, chunk, bucket, prefill_batch), devices)
+
+
+def prompts_of(lengths: Sequence[int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(len(lengths))
+    return [rng.integers(0, VOCAB, length).astype(np.int32) for length in lengths]
+
+
+@jax.jit
+def next_logits(params: Any, tokens_L: jax.Array, count: jax.Array) -> jax.Array:
+    """Logits [1, V] after the first `count` tokens, by a whole forward pass in training's form."""
+    tokens_1L = tokens_L[None]
+    positions_1L = jnp.arange(tokens_L.shape[0])[None]
+    segments_1L = (positions_1L < count).astype(jnp.int32)
+    output = forward(Transformer(CONFIG), params, tokens_1L, positions_1L, segments_1L)
+    return output.hidden[:, count - 1] @ head_weights(params)
+
+
+sample_once = jax.jit(sample, static_argnums=2)
+filtered = jax.jit(filter_logits, static_argnums=1)
+
+
+def naive(prompt: np.ndarray, sampling: SamplingConfig, place: Key) -> Completion:
+    """The specification: no cache, no batch, one token after the other."""
+    tokens = np.zeros(CONFIG.max_length, np.int32)
+    tokens[: len(prompt)] = prompt
+    end = len(prompt)
+    logprobs = []
+    while end < min(len(prompt) + sampling.max_tokens, CONFIG.max_length):
+        logits = next_logits(params(), tokens, end)
+        token, logprob = sample_once(logits, number(place, end), sampling)
+        tokens[end], end = int(token[0]), end + 1
+        logprobs.append(float(logprob[0]))
+        if tokens[end - 1] in STOP:
+            break
+    reason = "stop" if tokens[end - 1] in STOP else "length"
+    new = tokens[len(prompt) : end]
+    return Completion(*place, new, np.array(logprobs, np.float32), reason)  # type: ignore[arg-type]
+
+
+def number(place: Key, position: int) -> jax.Array:
+    keys = row_keys(jax.random.key(5), *(jnp.array([index]) for index in place))
+    return uniforms(keys, jnp.array([position]))
+
+
+def generate(
+    by: Engine, prompts: Sequence[np.ndarray], sampling: SamplingConfig, group_size: int = 1
+) -> dict[Key, Completion]:
+    found = list(by.generate(params(), prompts, sampling, jax.random.key(5), group_size))
+    completions = {(c.prompt_index, c.sample_index): c for c in found}
+    assert len(completions) == len(found) == len(prompts) * group_size
+    return completions
+
+
+def assert_equal(found: Completion, prompt: np.ndarray, sampling: SamplingConfig) -> None:
+    """Equal, or parted where rounding decides between two tokens."""
+    place = (found.prompt_index, found.sample_index)
+    expected = naive(prompt, sampling, place)
+    both = min(len(found.tokens), len(expected.tokens))
+    parted = np.flatnonzero(found.tokens[:both] != expected.tokens[:both])
+    same = int(parted[0]) if len(parted) else both
+    np.testing.assert_allclose(found.logprobs[:same], expected.logprobs[:same], atol=EPS)
+    if len(parted):
+        context = np.concatenate([prompt, found.tokens[:same]])
+        assert is_near(context, int(found.tokens[same]), sampling, place)
+        return
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.finish_reason == expected.finish_reason
+
+
+def is_near(context: np.ndarray, token: int, sampling: SamplingConfig, place: Key) -> bool:
+    """Whether the uniform number lies within EPS of the interval that draws `token`."""
+    tokens = np.zeros(CONFIG.max_length, np.int32)
+    tokens[: len(context)] = context
+    logits = next_logits(params(), tokens, len(context))
+    if sampling.temperature == 0:
+        return float(logits.max() - logits[0, token]) < EPS
+    logits = filtered(logits / sampling.temperature, sampling)
+    probs = np.asarray(jax.nn.softmax(logits[0]), np.float64)
+    low, high = probs[:token].sum(), probs[: token + 1].sum()
+    return bool(low - EPS < float(number(place, len(context))[0]) < high + EPS)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(
+    slots=st.sampled_from([1, 3, 8]),
+    chunk=st.sampled_from([3, 8]),
+    bucket=st.sampled_from([16, 64]),
+    prefill_batch=st.sampled_from([1, 3]),
+    sampling=st.sampled_from(sorted(SAMPLINGS)),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    group_size=st.integers(1, 3),
+)
+def test_equals_naive_loop(
+    slots: int,
+    chunk: int,
+    bucket: int,
+    prefill_batch: int,
+    sampling: str,
+    lengths: list[int],
+    group_size: int,
+) -> None:
+    prompts = prompts_of(lengths)
+    by = engine(slots, chunk, bucket, prefill_batch)
+    for (p, _), found in generate(by, prompts, SAMPLINGS[sampling], group_size).items():
+        assert_equal(found, prompts[p], SAMPLINGS[sampling])
+
+
+@pytest.mark.parametrize("mesh", ["data=4 tensor=2", "fsdp=8"])
+def test_eight_devices(mesh: str) -> None:
+    prompts = prompts_of([5, 30, 2])
+    found = generate(engine(8, 8, 64, 3, mesh), prompts, SAMPLINGS["plain"], group_size=4)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+
+
+def test_independent_of_other_rows() -> None:
+    """A prompt alone, among others or later in the queue: its number alone names its keys."""
+    prompts = prompts_of([7, 31, 12, 3])
+    by = engine(8, 8, 64, 3)
+    together = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
+    key = jax.random.key(5)
+    turned = by.generate(params(), prompts[::-1], SAMPLINGS["plain"], key, 3, [3, 2, 1, 0])
+    others = {(3 - c.prompt_index, c.sample_index): c for c in turned}
+    for p, prompt in enumerate(prompts):
+        (alone,) = by.generate(params(), [prompt], SAMPLINGS["plain"], key, prompt_indices=[p])
+        assert alone.tokens.tolist() == together[p, 0].tokens.tolist()
+    for place, completion in together.items():
+        assert completion.tokens.tolist() == others[place].tokens.tolist()
+        np.testing.assert_allclose(completion.logprobs, others[place].logprobs, atol=EPS)
+    assert len({tuple(completion.tokens) for completion in together.values()}) > 6
+
+
+def test_stop_token_is_kept() -> None:
+    """Both stop ids end a row and stay in it; a row cut by the limit has none."""
+    prompts = prompts_of([5, 30, 2])
+    found = generate(engine(8, 8, 64, 3), prompts, SAMPLINGS["plain"], group_size=8)
+    last = [int(c.tokens[-1]) for c in found.values() if c.finish_reason == "stop"]
+    assert set(last) == set(STOP)
+    assert not any(set(STOP) & set(c.tokens[:-1].tolist()) for c in found.values())
+    cut = [c for c in found.values() if c.finish_reason == "length"]
+    assert cut and all(len(c.tokens) == 20 and c.tokens[-1] not in STOP for c in cut)
+
+
+def test_model_length_is_a_limit() -> None:
+    prompts = prompts_of([63, 60])
+    found = generate(engine(8, 8, 64, 3), prompts, SAMPLINGS["plain"], group_size=6)
+    assert max(len(found[0, g].tokens) for g in range(6)) == 1
+    assert max(len(found[1, g].tokens) for g in range(6)) == 4
+
+
+@pytest.mark.parametrize("length", [0, 64, 65])
+def test_prompt_without_room(length: int) -> None:
+    prompts = [*prompts_of([4]), np.zeros(length, np.int32)]
+    with pytest.raises(ConfigError, match=f"prompt 1 has {length} tokens; the model's max_length"):
+        next(engine(8, 8, 64, 3).generate(params(), prompts, SAMPLINGS["plain"], jax.random.key(0)))
+
+
+def test_no_prompts() -> None:
+    assert not generate(engine(8, 8, 64, 3), [], SAMPLINGS["plain"])
+
+
+def test_all_rows_end_at_once() -> None:
+    prompts = prompts_of([4] * 9)
+    found = generate(engine(3, 3, 64, 3), prompts, SamplingConfig(max_tokens=1), group_size=2)
+    assert [len(completion.tokens) for completion in found.values()] == [1] * 18
+
+
+def test_one_long_row_among_short_ones() -> None:
+    """Slots are refilled, then given up while the long row goes on: little is decoded in vain."""
+    prompts = prompts_of([4] + [60] * 15)  # 60 tokens leave room for 4
+    never = (VOCAB,)
+    by = Engine(CONFIG, never, EngineConfig(slots=8, chunk=4, bucket=64, prefill_batch=3))
+    sampling = SamplingConfig(max_tokens=40)
+    finished = list(by.generate(params(), prompts, sampling, jax.random.key(0)))
+    assert [len(c.tokens) for c in finished] == [4] * 15 + [40]
+    assert [c.prompt_index for c in finished] == [*range(1, 16), 0]
+    assert by.statistics.decode_steps == 40
+    assert by.statistics.slot_steps == 8 * 8 + 2 * 4 + 1 * 28
+    assert by.statistics.tokens == 100
+    assert by.statistics.wasted_share == 0.0
+
+
+def test_logprobs_are_those_of_training() -> None:
+    """Sampler and trainer see the same numbers, at any temperature and behind any filter."""
+    prompts = prompts_of([5, 30, 2])
+    for sampling in (SAMPLINGS["plain"], SAMPLINGS["cold"]):
+        found = generate(engine(8, 8, 64, 3), prompts, sampling, group_size=3)
+        groups = [
+            completion_group(
+                prompt,
+                [found[p, g].tokens for g in range(3)],
+                [found[p, g].logprobs for g in range(3)],
+            )
+            for p, prompt in enumerate(prompts)
+        ]
+        batch, used = pack(groups, 64, 3)
+        for index in range(used):
+            rows = microbatch(jax.tree.map(jnp.asarray, batch), index)
+            logprobs, _ = token_logprobs(
+                Transformer(CONFIG), params(), rows, sampling.temperature, 64
+            )
+            gap = np.abs(logprobs - rows.sampler_logprobs) * rows.loss_mask
+            assert float(gap.max()) < EPS
+        assert float(batch.loss_mask[:used].sum()) == sum(len(c.tokens) for c in found.values())

@@ -1,0 +1,190 @@
+"""Benchmarks: the statistics of graded completions, prefixes, and the files they leave."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+
+from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import DataConfig
+from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.evaluation import (
+    BenchmarkConfig,
+    check_benchmark,
+    load_examples,
+    read_results,
+    run_benchmark,
+    write_results,
+)
+from r1jax.rollout.graded import from_row
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.types import Completion, Example
+
+RIGHT, WRONG = "<answer>7</answer>", "<answer>8</answer>"
+LENIENT = "Wait, I think it is 7"
+LANGUAGES = ("en", "zh")
+FORMAT = " <think> so </think> <answer> 7 </answer>"
+
+
+class FakeEngine:
+    """Says what it is told, last one first; the limit cuts completions that do not end."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> None:
+        self.tokenizer, self.texts = tokenizer, texts
+        self.prompts: list[list[int]] = []
+
+    def generate(
+        self, params: Any, prompts: Any, sampling: Any, key: Any, group_size: int
+    ) -> Iterator[Completion]:
+        self.prompts = [prompt.tolist() for prompt in prompts]
+        for p, texts in reversed(list(enumerate(self.texts))):
+            assert len(texts) == group_size
+            for g, text in enumerate(texts):
+                cut = text.endswith("...")
+                tokens = self.tokenizer.encode(text) + [self.tokenizer.eos_id] * (not cut)
+                logprobs = np.full(len(tokens), -0.1, np.float32)
+                reason = "length" if cut else "stop"
+                yield Completion(p, g, np.array(tokens), logprobs, reason)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir: str) -> Tokenizer:
+    return load_tokenizer(tokenizer_dir)
+
+
+def examples(count: int) -> list[Example]:
+    """Every answer is 7; levels 1, 2, 1, ... in English, Chinese, English, ..."""
+    return [
+        Example(
+            id=f"e{i}",
+            messages=({"role": "user", "content": f"{i}+{7 - i}=?"},),
+            answer="7",
+            task="integer",
+            metadata={"level": 1 + i % 2, "language": LANGUAGES[i % 2]},
+        )
+        for i in range(count)
+    ]
+
+
+def config(k: int, **changes: Any) -> BenchmarkConfig:
+    sampling = SamplingConfig(max_tokens=64)
+    return BenchmarkConfig(
+        DataConfig(path="unread"), num_samples=k, template="plain", sampling=sampling, **changes
+    )
+
+
+def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
+    """Strict 3/4, 0 and 1/4 of four samples; votes 7, 8 and a draw of 7 with 8."""
+    texts = [
+        [RIGHT, RIGHT, WRONG, RIGHT],
+        [WRONG, WRONG, LENIENT, "..."],
+        [RIGHT, WRONG, "...", FORMAT.replace("7", "9") + "..."],
+    ]
+    engine: Any = FakeEngine(tokenizer, texts)
+    metrics, rollouts = run_benchmark(config(4), examples(3), engine, None, tokenizer, seed=0)
+    assert metrics["problems"], metrics["samples"] == (3, 4)
+    assert metrics["pass@1"] == pytest.approx(1 / 3)
+    # values 3/4, 0, 1/4: variance (5/12)^2 + (1/3)^2 + (1/12)^2 = 42/144, over 2, over 3
+    assert metrics["pass@1_se"] == pytest.approx((42 / 144 / 2 / 3) ** 0.5)
+    assert metrics["pass@2"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert metrics["pass@4"] == pytest.approx(2 / 3)
+    assert metrics["cons@4"] == pytest.approx((1 + 0 + 1 / 3) / 3)
+    assert metrics["lenient_pass@1"] == pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert metrics["pass@1/level/1"] == pytest.approx((3 / 4 + 1 / 4) / 2)
+    assert metrics["pass@1/level/2"] == 0
+    assert metrics["pass@1/language/zh"] == 0
+    assert metrics["lenient_pass@1/language/zh"] == 1 / 4
+    assert metrics["truncated"] == pytest.approx(3 / 12)
+    assert metrics["failures"] == 0
+    assert metrics["reflective_words"] > 0
+    assert metrics["length"] == pytest.approx(np.mean([len(r.completion.tokens) for r in rollouts]))
+    assert [r.text for r in rollouts] == [text for group in texts for text in group]
+
+
+def test_one_sample_has_no_vote(tokenizer: Tokenizer) -> None:
+    engine: Any = FakeEngine(tokenizer, [[RIGHT], [FORMAT]])
+    metrics, _ = run_benchmark(config(1), examples(2), engine, None, tokenizer, seed=0)
+    assert metrics["pass@1"] == 1
+    assert metrics["format"] == 0.5
+    assert not [name for name in metrics if "cons@" in name or "pass@2" in name]
+
+
+def test_prefix_belongs_to_the_completion(tokenizer: Tokenizer) -> None:
+    """The model continues it, the grader reads it; it may differ by language."""
+    prefix = {"en": " <think> Step", "zh": " <think> 一步"}
+    engine: Any = FakeEngine(tokenizer, [[" </think> <answer> 7 </answer>"]] * 2)
+    metrics, rollouts = run_benchmark(
+        config(1, prefix=prefix), examples(2), engine, None, tokenizer, seed=0
+    )
+    for i, language in enumerate(LANGUAGES):
+        question = tokenizer.encode(examples(2)[i].question)
+        start = tokenizer.encode(prefix[language])
+        assert engine.prompts[i] == [*tokenizer.prefix, *question, *start]
+        assert rollouts[i].text == prefix[language] + " </think> <answer> 7 </answer>"
+    assert metrics["format"] == metrics["pass@1"] == 1
+
+
+def test_results_survive_their_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    engine: Any = FakeEngine(tokenizer, [[RIGHT, "…\n\u2028..."]])
+    metrics, rollouts = run_benchmark(config(2), examples(1), engine, None, tokenizer, seed=0)
+    assert np.isnan(metrics["pass@1_se"])  # of one problem
+    directory = epath.Path(tmp_path / "000003")
+    assert read_results(directory) is None
+    about = {"step": 3, "model": "m", "seed": 0}
+    write_results(directory, {"b": metrics}, {"b": rollouts}, about)
+    results = read_results(directory)
+    assert results is not None
+    assert {key: results[key] for key in about} == about
+    assert results["benchmarks"]["b"]["pass@1"] == 0.5
+    assert results["benchmarks"]["b"]["pass@1_se"] is None
+    lines = (tmp_path / "000003" / "b.jsonl").read_text("utf-8").split("\n")
+    read = [from_row(json.loads(line)) for line in filter(None, lines)]
+    for before, after in zip(rollouts, read, strict=True):
+        assert (before.text, before.reward, before.reward_breakdown) == (
+            after.text,
+            after.reward,
+            after.reward_breakdown,
+        )
+        assert before.completion.tokens.tolist() == after.completion.tokens.tolist()
+        np.testing.assert_array_equal(before.completion.logprobs, after.completion.logprobs)
+
+
+def test_results_are_written_last(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """results.json says that an evaluation is complete: killed before it, there is none."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    engine: Any = FakeEngine(tokenizer, [[RIGHT]])
+    metrics, rollouts = run_benchmark(config(1), examples(1), engine, None, tokenizer, seed=0)
+    directory = epath.Path(tmp_path)
+    monkeypatch.setattr("r1jax.evaluation.write_jsonl_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(directory, {"b": metrics}, {"b": rollouts}, {})
+    assert read_results(directory) is None
+
+
+def test_prompt_too_long(tokenizer: Tokenizer) -> None:
+    engine: Any = FakeEngine(tokenizer, [[RIGHT]])
+    with pytest.raises(DataError, match=r"example e0: its prompt has \d+ tokens, more than"):
+        run_benchmark(config(1, max_prompt_tokens=2), examples(1), engine, None, tokenizer, seed=0)
+
+
+def test_wrong_benchmarks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"k: max_prompt_tokens 1024 \+ .* max_length 64"):
+        check_benchmark(config(1), 64, "k")
+    endless = DataConfig(
+        function="r1jax.data.mini:problems", args={"seed": 0, "split": "test", "levels": [1]}
+    )
+    with pytest.raises(ConfigError, match=r"k.data.limit must be set"):
+        load_examples(BenchmarkConfig(endless), "k")
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "1+1", "answer": "two", "task": "integer"}\n')
+    with pytest.raises(DataError, match="example 0: 'two' is no integer answer"):
+        load_examples(BenchmarkConfig(DataConfig(path=str(path))), "k")

@@ -1,0 +1,322 @@
+"""GRPO end to end on a tiny model, and the parts of it that a run hides."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import digit_share, grpo_config, metrics_by_step, read_lines
+
+from r1jax.config import section
+from r1jax.data.packing import pack
+from r1jax.data.tokenizer import load_tokenizer
+from r1jax.rollout.graded import from_row, to_row
+from r1jax.stages import grpo
+from r1jax.stages.grpo import GrpoConfig
+from r1jax.stages.run import Run
+from r1jax.types import Completion, Rollout
+
+BENCHMARK = {
+    "data": {
+        "function": "r1jax.data.mini:problems",
+        "args": {"seed": 1, "split": "test", "levels": [1], "count": 2},
+    },
+    "num_samples": 4,
+    "template": "plain",
+    "max_prompt_tokens": 48,
+    "sampling": {"max_tokens": 8, "temperature": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tokenizer_dir: str, compilation_cache: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Five updates of two a rollout on data x fsdp x tensor = 2 x 2 x 2, with evaluation."""
+    workdir = tmp_path_factory.mktemp("grpo") / "run"
+    evaluation = {"every": 2, "curve": {"few": BENCHMARK}, "benchmarks": {"few": BENCHMARK}}
+    config = grpo_config(
+        tokenizer_dir,
+        total_steps=5,
+        ref_every=4,
+        max_tokens_at={"3": 12},
+        mesh={"data": 2, "fsdp": 2, "tensor": 2},
+        evaluation=evaluation,
+        keep_rollouts=0,
+    )
+    grpo.run(config, str(workdir))
+    return workdir
+
+
+def rollouts_of(workdir: Path, iteration: int) -> list[dict[str, Any]]:
+    return read_lines(workdir / "rollouts" / f"{iteration:06d}.jsonl")
+
+
+def test_rollouts_are_written_and_last_is_cut(finished: Path) -> None:
+    files = sorted(path.name for path in (finished / "rollouts").iterdir())
+    assert files == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
+    for iteration, prompts in enumerate((4, 4, 2)):  # the last one has one update left
+        rows = rollouts_of(finished, iteration)
+        places = [(row["prompt_index"], row["sample_index"]) for row in rows]
+        assert places == [(p, g) for p in range(prompts) for g in range(4)]
+    questions = [row["example_id"] for i in range(3) for row in rollouts_of(finished, i)]
+    assert len(set(questions)) == 10  # no question comes twice
+
+
+def test_rollouts_hold_what_was_graded(finished: Path, tokenizer_dir: str) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    for row in rollouts_of(finished, 0):
+        assert row["text"] == tokenizer.decode(row["tokens"])
+        share = digit_share(None, row["text"], length=0, finish_reason="")
+        assert row["reward"] == row["reward_breakdown"]["helpers:digit_share"] == share
+        assert len(row["logprobs"]) == len(row["tokens"])
+        stopped = row["tokens"][-1] in tokenizer.stop_ids
+        assert row["finish_reason"] == ("stop" if stopped else "length")
+
+
+def test_max_tokens_schedule(finished: Path) -> None:
+    """What is due at update 3 takes effect at the next rollout, the one before update 5."""
+    longest = [max(len(row["tokens"]) for row in rollouts_of(finished, i)) for i in range(3)]
+    assert longest == [8, 8, 12]
+
+
+def test_old_logprobs_stay_for_the_whole_rollout(finished: Path) -> None:
+    """The second update's policy has moved away from the old one, which is still the sampler's."""
+    steps = metrics_by_step(finished)
+    for step in (1, 3, 5):
+        assert steps[step]["grpo/ratio/mean"] == pytest.approx(1, abs=1e-5)
+        assert steps[step]["grpo/kl/old_k1"] == pytest.approx(0, abs=1e-5)
+    for step in (2, 4):
+        assert abs(steps[step]["grpo/kl/old_k1"]) > 1e-4
+    for step in range(1, 6):
+        assert steps[step]["grpo/drift/logprob_abs_max"] < 1e-4
+
+
+def test_reference_is_replaced(finished: Path) -> None:
+    """The reference is the initial policy until update 4, then the policy after it."""
+    kl = {step: values.get("grpo/kl/ref") for step, values in metrics_by_step(finished).items()}
+    assert kl[1] == pytest.approx(0, abs=1e-6)
+    assert min(kl[2], kl[3], kl[4]) > 1e-5
+    assert kl[5] == pytest.approx(0, abs=1e-6)
+
+
+def test_metrics_and_samples(finished: Path) -> None:
+    steps = metrics_by_step(finished)
+    assert sorted(steps) == [0, 1, 2, 3, 4, 5]
+    assert [s for s in steps if "grpo/reward/mean" in steps[s]] == [1, 3, 5]
+    assert [s for s in steps if "grpo/loss" in steps[s]] == [1, 2, 3, 4, 5]
+    assert [s for s in steps if "eval/few/pass@1" in steps[s]] == [0, 2, 4]
+    for step, iteration in ((1, 0), (3, 1), (5, 2)):
+        rows = rollouts_of(finished, iteration)
+        rewards = [row["reward"] for row in rows]
+        lengths = [len(row["tokens"]) for row in rows]
+        assert steps[step]["grpo/reward/mean"] == pytest.approx(np.mean(rewards), rel=1e-6)
+        assert steps[step]["grpo/completion/length"] == pytest.approx(np.mean(lengths))
+        assert steps[step]["grpo/completion/tokens"] == sum(lengths)
+    shown = read_lines(finished / "samples.jsonl")
+    assert [row["step"] for row in shown] == [1] * 4 + [3] * 4 + [5] * 4
+    texts = {row["text"]: row["reward"] for row in rollouts_of(finished, 2)}
+    assert all(texts[row["completion"]] == row["reward"] for row in shown[-4:])
+
+
+def test_benchmarks_before_and_after(finished: Path) -> None:
+    for step in (0, 5):
+        directory = finished / "evaluations" / f"{step:06d}"
+        assert len(read_lines(directory / "few.jsonl")) == 8
+        assert (directory / "results.json").exists()
+    assert list((finished / "tables").glob("*.md"))
+
+
+# -- reuse of rollouts ----------------------------------------------------------------------------
+
+
+def test_written_rollouts_are_reused(
+    tokenizer_dir: str,
+    compilation_cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_device: None,
+) -> None:
+    """They lie there before the first update on them; a resumed run trains on the file."""
+    config = grpo_config(tokenizer_dir)
+    log = Run.log
+
+    def die_at_3(run: Run, step: int, *args: Any) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        log(run, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", die_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            grpo.run(config, str(tmp_path))
+    path = tmp_path / "rollouts" / "000001.jsonl"
+    rows = read_lines(path)
+    tampered = [replace(from_row(row), reward=float(i % 2)) for i, row in enumerate(rows)]
+    grpo.write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
+
+    monkeypatch.setattr(grpo, "graded_rollouts", never)
+    grpo.run(config, str(tmp_path))
+    steps = metrics_by_step(tmp_path)
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert steps[3]["grpo/reward/mean"] == 0.5
+    assert steps[3]["grpo/group/zero_variance"] == 0
+
+
+def never(*args: Any) -> None:
+    raise AssertionError("sampled again")
+
+
+# -- learning --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rewards", [{"helpers:digit_share": 1.0}, [("helpers:digit_share", 1.0)]])
+def test_learns(
+    tokenizer_dir: str, compilation_cache: str, tmp_path: Path, one_device: None, rewards: Any
+) -> None:
+    """The user's own reward, in both spellings, goes up; no reference, one update a rollout."""
+    steps = 20 if isinstance(rewards, dict) else 1
+    config = grpo_config(
+        tokenizer_dir,
+        rewards=rewards,
+        total_steps=steps,
+        updates_per_rollout=1,
+        prompts_per_update=4,
+        group_size=16,
+        loss={"kl_coef": 0.0},
+        optimizer={"learning_rate": 2e-2},
+        engine={"slots": 64, "chunk": 8, "bucket": 64, "prefill_batch": 4},
+        checkpoint_every=100,
+        seed=1,
+    )
+    grpo.run(config, str(tmp_path))
+    rewards = [
+        values["grpo/reward/mean"] for _, values in sorted(metrics_by_step(tmp_path).items())
+    ]
+    assert len(rewards) == steps
+    assert rewards[0] < 0.2
+    if steps > 1:
+        assert np.mean(rewards[-3:]) > 0.6, rewards
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def config_of(**changes: Any) -> GrpoConfig:
+    return section(GrpoConfig, grpo_config("unread", **changes))
+
+
+def rollout(prompt: int, sample: int, reward: float = 0.0, cut: bool = False) -> Rollout:
+    """Tokens tell which rollout they are of: 10 x prompt + sample, `sample + 1` times."""
+    tokens = np.full(sample + 1, 10 * prompt + sample, np.int32)
+    completion = Completion(
+        prompt, sample, tokens, -np.ones(sample + 1, np.float32), "length" if cut else "stop"
+    )
+    return Rollout(str(prompt), np.array([200, 201]), completion, "", reward, {"part": reward})
+
+
+def four_by_four() -> list[Rollout]:
+    """Four prompts of four; the reward of a sample is its index, and it is cut if that is odd."""
+    return [rollout(p, g, float(g), cut=g % 2 == 1) for p in range(4) for g in range(4)]
+
+
+def test_length_caps() -> None:
+    config = config_of(max_tokens=8, max_tokens_at={"10": 16, "9": 12})
+    assert [grpo.max_tokens_of(config, s) for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
+    assert grpo.longest_completion(config) == 16
+
+
+def test_is_due() -> None:
+    due = [step for step in range(2, 21, 2) if grpo.is_due(5, step, 2)]
+    assert due == [6, 10, 16, 20]  # 5 and 15 lie inside an iteration, whose end is 6 and 16
+    assert not any(grpo.is_due(0, step, 2) for step in range(20))
+
+
+def test_reference_is_a_copy() -> None:
+    """The next update donates the policy's buffers: the reference must not share them."""
+    config = config_of(ref_every=4, updates_per_rollout=2)
+    old, new = jnp.zeros(3), jnp.ones(3)
+    stage: Any = SimpleNamespace(ref_params={"a": old}, state=SimpleNamespace(params={"a": new}))
+    grpo.replace_reference(config, stage, 2)
+    assert stage.ref_params["a"] is old
+    grpo.replace_reference(config, stage, 4)
+    jax.jit(lambda x: x + 1, donate_argnums=0)(new)
+    np.testing.assert_array_equal(stage.ref_params["a"], np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("truncated", "expected"), [("grade", [0, 1, 2, 3]), ("zero", [0, 0, 2, 0])]
+)
+def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
+    rewards_BG = grpo.rewards_of(config_of(truncated=truncated), four_by_four())
+    np.testing.assert_array_equal(rewards_BG, [expected] * 4)
+
+
+def test_truncated_are_masked() -> None:
+    """Their tokens leave the loss, but they stay in its denominator."""
+    rollouts = four_by_four()
+    batch, _ = pack(grpo.to_groups(config_of(), rollouts), 16, 8)
+    masked = grpo.mask_truncated(batch, rollouts)
+    left = batch.tokens[masked.loss_mask == 1]
+    assert sorted(set(left.tolist())) == [0, 2, 10, 12, 20, 22, 30, 32]
+    assert masked.loss_mask.sum() == 4 * (1 + 3)
+    np.testing.assert_array_equal(masked.lengths, batch.lengths)
+
+
+@pytest.mark.parametrize("split_by", ["question", "output"])
+def test_minibatches(split_by: str) -> None:
+    """Each rollout is in one update, with its own advantage; only "output" mixes questions."""
+    config = config_of(split_by=split_by)
+    rollouts = four_by_four()
+    first, second = minibatches = list(grpo.make_minibatches(config, rollouts, 7))
+    assert len(first.rollouts) == len(second.rollouts) == 8
+    places = [place_of(r) for m in minibatches for r in m.rollouts]
+    assert sorted(places) == [place_of(r) for r in rollouts]
+    for minibatch in minibatches:
+        assert [place_of(r) for r in minibatch.rollouts] == sorted(
+            map(place_of, minibatch.rollouts)
+        )
+        expected = [(r.reward - 1.5) / 1.25**0.5 for r in minibatch.rollouts]
+        np.testing.assert_allclose(minibatch.advantages, expected, rtol=1e-5)
+    whole = [p for p, _ in map(place_of, first.rollouts)] == [0] * 4 + [1] * 4
+    assert whole == (split_by == "question")
+    again, _ = grpo.make_minibatches(config, rollouts, 7)
+    assert [*map(place_of, again.rollouts)] == [*map(place_of, first.rollouts)]
+    if split_by == "output":
+        other, _ = grpo.make_minibatches(config, rollouts, 8)
+        assert [*map(place_of, other.rollouts)] != [*map(place_of, first.rollouts)]
+
+
+def place_of(rollout: Rollout) -> tuple[int, int]:
+    return rollout.completion.prompt_index, rollout.completion.sample_index
+
+
+@pytest.mark.parametrize("split_by", ["question", "output"])
+@pytest.mark.parametrize("share", [True, False])
+def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) -> None:
+    config = config_of(split_by=split_by)
+    for minibatch in grpo.make_minibatches(config, four_by_four(), 3):
+        groups = grpo.to_groups(config, minibatch.rollouts)
+        batch, used = pack(groups, 24, 2, 8, share, minibatch.advantages)
+        counted = batch.loss_mask == 1
+        tokens = batch.tokens[counted]
+        advantages = batch.advantages[batch.completion_ids][counted]
+        lengths = batch.lengths[batch.completion_ids][counted]
+        np.testing.assert_allclose(advantages, (tokens % 10 - 1.5) / 1.25**0.5, rtol=1e-5)
+        np.testing.assert_array_equal(lengths, tokens % 10 + 1)
+        assert len(tokens) == sum(len(r.completion.tokens) for r in minibatch.rollouts)
+        assert used <= 8
+
+
+def test_old_rollouts_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    stage: Any = SimpleNamespace(workdir=tmp_path)
+    for keep, left in ((0, [0, 1, 2, 3, 4]), (2, [3, 4])):
+        for i in range(5):
+            (tmp_path / "rollouts" / f"{i:06d}.jsonl").touch()
+        grpo.forget_rollouts(config_of(keep_rollouts=keep), stage, 4)
+        assert sorted(int(p.stem) for p in (tmp_path / "rollouts").iterdir()) == left

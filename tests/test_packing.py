@@ -1,0 +1,246 @@
+"""Packing: every token once and in its place; a packed batch is as good as one by one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.config import ConfigError, DataError
+from r1jax.data.packing import Group, completion_group, pack, padding_share, sequence_group
+from r1jax.losses import token_logprobs
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer, init_params
+from r1jax.types import Batch
+
+
+def sequences(*lengths: int) -> list[Group]:
+    """Sequences of these lengths; the tokens of the n-th are 100 n, 100 n + 1, ..."""
+    return [
+        sequence_group(range(100 * n, 100 * n + length), [1.0] * length)
+        for n, length in enumerate(lengths, start=1)
+    ]
+
+
+def prompt_group(prompt: Sequence[int], *completions: Sequence[int]) -> Group:
+    """A prompt with its completions; each token's log-probability is minus the token."""
+    arrays = [np.array(tokens, np.int32) for tokens in completions]
+    logprobs = [-tokens.astype(np.float32) for tokens in arrays]
+    return completion_group(np.array(prompt, np.int32), arrays, logprobs)
+
+
+# -- by hand -------------------------------------------------------------------------------------
+
+
+def test_the_fullest_row_that_has_room_takes_a_sequence() -> None:
+    # 13 and 11 open rows (7 and 9 left), 8 fits the second only (1 left); 1 would fit the first too
+    batch, used = pack(sequences(13, 11, 8, 1), length=20, rows=1)
+    assert used == 2
+    starts = [sorted(set((row[0][row[0] > 0] // 100).tolist())) for row in batch.tokens]
+    assert starts == [[2, 3, 4], [1]]  # full rows first
+    assert padding_share(batch, used) == pytest.approx(7 / 40)
+
+
+def test_longest_first_whatever_the_order() -> None:
+    # in the order given, 3 and 3 would fill a row that 5 and 3 fill exactly
+    batch, used = pack(sequences(3, 3, 5, 4, 1), length=8, rows=2)
+    assert used == 1
+    assert padding_share(batch, used) == 0
+    by_hand = [[300, 301, 302, 303, 304, 100, 101, 102], [400, 401, 402, 403, 200, 201, 202, 500]]
+    assert batch.tokens[0].tolist() == by_hand
+    assert batch.segment_ids[0].tolist() == [[1] * 5 + [2] * 3, [1] * 4 + [2] * 3 + [3]]
+    assert batch.positions[0].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 0]]
+    assert batch.completion_ids[0].tolist() == [[3] * 5 + [1] * 3, [4] * 4 + [2] * 3 + [5]]
+    assert batch.loss_mask[0].tolist() == [[0, 1, 1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 0, 1, 1, 0]]
+    assert batch.lengths.tolist() == [1, 2, 2, 4, 3, 0]  # targets, not tokens
+    assert batch.sampler_logprobs is None
+    assert batch.advantages is None
+
+
+def test_a_shared_prompt_stands_once() -> None:
+    group = prompt_group([10, 11, 12], [20, 21], [30])
+    batch, _ = pack([group], length=10, rows=1, advantages=np.array([0.5, -0.5]))
+    # the prompt's last token stands in each completion: it predicts the first token of each
+    assert batch.tokens[0, 0].tolist() == [10, 11, 12, 20, 21, 12, 30, 0, 0, 0]
+    assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 0, 0]
+    assert batch.segment_ids[0, 0].tolist() == [1] * 7 + [0] * 3
+    assert batch.completion_ids[0, 0].tolist() == [0, 0, 1, 1, 1, 2, 2, 0, 0, 0]
+    assert batch.loss_mask[0, 0].tolist() == [0, 0, 0, 1, 1, 0, 1, 0, 0, 0]
+    assert batch.sampler_logprobs[0, 0].tolist() == [0, 0, 0, -20, -21, 0, -30, 0, 0, 0]
+    assert batch.lengths.tolist() == [1, 2, 1]
+    assert batch.advantages.tolist() == [0, 0.5, -0.5]
+
+
+def test_a_prompt_for_each_where_it_is_not_shared() -> None:
+    group = prompt_group([10, 11, 12], [20, 21], [30])
+    batch, _ = pack([group], length=10, rows=1, share_prompts=False)
+    assert batch.tokens[0, 0].tolist() == [10, 11, 12, 20, 21, 10, 11, 12, 30, 0]
+    assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0]
+    assert batch.segment_ids[0, 0].tolist() == [1] * 5 + [2] * 4 + [0]
+    assert batch.completion_ids[0, 0].tolist() == [0, 0, 1, 1, 1, 0, 0, 2, 2, 0]
+
+
+def test_unused_microbatches_are_padding() -> None:
+    batch, used = pack(sequences(4, 4, 4), length=4, rows=2, max_microbatches=4)
+    assert used == 2
+    assert batch.tokens.shape == (4, 2, 4)
+    assert not batch.segment_ids[2:].any()
+    assert not batch.loss_mask[2:].any()
+    assert padding_share(batch, used) == 1 / 4
+
+
+def test_errors_give_both_numbers() -> None:
+    with pytest.raises(DataError, match="a sequence of 9 tokens does not fit in pack_length 8"):
+        pack(sequences(3, 9), length=8, rows=1)
+    with pytest.raises(DataError, match="a sequence of 6 tokens does not fit in pack_length 5"):
+        pack([prompt_group([1, 2, 3], [4, 5, 6])], length=5, rows=1)
+    with pytest.raises(ConfigError, match="3 microbatches of 1 rows do not fit in 2"):
+        pack(sequences(4, 4, 4), length=4, rows=1, max_microbatches=2)
+
+
+# -- any groups ----------------------------------------------------------------------------------
+
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(shapes=GROUPS, spare=st.integers(0, 20), rows=st.integers(1, 3), share=st.booleans())
+def test_every_token_stands_once_in_its_place(
+    shapes: list[tuple[int, list[int]]], spare: int, rows: int, share: bool
+) -> None:
+    counter = iter(range(1, 10_000))  # all tokens differ
+    prompts, completions = [], []
+    for prompt_length, lengths in shapes:
+        prompts.append([next(counter) for _ in range(prompt_length)])
+        completions.append([[next(counter) for _ in range(length)] for length in lengths])
+    groups = [prompt_group(p, *cs) for p, cs in zip(prompts, completions, strict=True)]
+    longest = max(p + max(lengths) for p, lengths in shapes)
+    batch, used = pack(groups, longest + spare, rows, share_prompts=share)
+
+    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, batch)
+    assert used == batch.tokens.shape[0]
+    owners = [(p, c) for p, cs in zip(prompts, completions, strict=True) for c in cs]
+    segments = set()
+    for completion_id, (prompt, completion) in enumerate(owners, start=1):
+        found = np.argwhere(flat.completion_ids == completion_id)
+        r, first = found[0]
+        at = slice(first, first + len(completion) + 1)
+        assert found.tolist() == [[r, column] for column in range(at.start, at.stop)]
+        start, end = len(prompt) - 1, len(prompt) + len(completion)
+        assert flat.tokens[r, at].tolist() == [prompt[-1], *completion]
+        assert flat.positions[r, at].tolist() == list(range(start, end))
+        assert flat.loss_mask[r, at].tolist() == [0.0] + [1.0] * len(completion)
+        assert flat.sampler_logprobs[r, at].tolist() == [0.0] + [-float(t) for t in completion]
+        assert flat.lengths[completion_id] == len(completion)
+        # what it can attend to besides itself: its prompt, once, before it
+        segment = flat.segment_ids[r, first]
+        assert (flat.segment_ids[r, at] == segment).all()
+        visible = (flat.segment_ids[r] == segment) & (flat.completion_ids[r] == 0)
+        assert flat.tokens[r, visible].tolist() == prompt[:-1]
+        assert flat.positions[r, visible].tolist() == list(range(len(prompt) - 1))
+        assert (np.flatnonzero(visible) < first).all()
+        segments.add((int(r), int(segment), prompt[0]))
+    # nothing else stands anywhere
+    sizes = {prompt[0]: len(prompt) - 1 for prompt in prompts}
+    tokens = sum(sizes[prompt] for _, _, prompt in segments)
+    tokens += sum(len(completion) + 1 for _, completion in owners)
+    assert (flat.segment_ids > 0).sum() == tokens
+    assert flat.loss_mask.sum() == sum(len(completion) for _, completion in owners)
+    padding = flat.segment_ids == 0
+    for leaf in (flat.tokens, flat.positions, flat.completion_ids, flat.loss_mask):
+        assert not leaf[padding].any()
+    if not share:
+        assert len(segments) == len(owners)
+    for row in flat.segment_ids:  # segments are 1, 2, ... from the left, padding comes last
+        changes = row[np.flatnonzero(np.diff(row, prepend=0))]
+        assert changes.tolist() in ([*range(1, row.max() + 1)], [*range(1, row.max() + 1), 0])
+    assert len({(r, s) for r, s, _ in segments}) == len(segments)  # one prompt a segment
+
+
+# -- packed == one by one --------------------------------------------------------------------------
+
+TINY = ModelConfig(
+    vocab_size=31, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=32
+)
+LENGTH = 16  # of a sequence alone; a packed row is twice as long
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(
+        lambda x: 4 * x, nn.unbox(init_params(Transformer(TINY), jax.random.key(0)))
+    )
+
+
+@jax.jit
+def weighted_logprobs(params: Any, batch: Batch) -> Any:
+    """Log-probabilities [B, L], and the gradient of their sum weighted by `sampler_logprobs`.
+
+    With a random weight per token no two gradients can stand for each other.
+    """
+
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        logprobs_BL, _ = token_logprobs(Transformer(TINY), params, batch, chunk=8)
+        return jnp.sum(batch.loss_mask * batch.sampler_logprobs * logprobs_BL), logprobs_BL
+
+    grads, logprobs_BL = jax.grad(loss, has_aux=True)(params)
+    return logprobs_BL, grads
+
+
+def random_tokens(rng: np.random.Generator, length: int) -> np.ndarray:
+    return rng.integers(0, TINY.vocab_size, length).astype(np.int32)
+
+
+def alone(prompt: np.ndarray, completion: np.ndarray, weights: np.ndarray) -> Batch:
+    """A sequence in a row of its own, without the help of pack."""
+    total = len(prompt) + len(completion)
+    after = (0, LENGTH - total)
+    targets = np.pad(np.ones(len(completion), np.float32), (len(prompt), LENGTH - total))
+    return Batch(
+        tokens=np.pad(np.concatenate([prompt, completion]), after)[None],
+        positions=np.pad(np.arange(total, dtype=np.int32), after)[None],
+        segment_ids=np.pad(np.ones(total, np.int32), after)[None],
+        completion_ids=np.zeros((1, LENGTH), np.int32),
+        loss_mask=targets[None],
+        sampler_logprobs=np.pad(weights, (len(prompt), LENGTH - total))[None],
+    )
+
+
+@pytest.fixture(scope="module")
+def one_by_one(params: Any) -> Any:
+    """(groups to pack, log-probabilities of each completion alone, sum of their gradients)."""
+    rng = np.random.default_rng(0)
+    groups, logprobs, grads = [], [], []
+    for prompt_length, lengths in ((5, (7, 1, 4)), (3, (9, 2)), (1, (6,))):
+        prompt = random_tokens(rng, prompt_length)
+        completions = [random_tokens(rng, length) for length in lengths]
+        weights = [rng.normal(size=length).astype(np.float32) for length in lengths]
+        groups.append(completion_group(prompt, completions, weights))
+        for completion, weight in zip(completions, weights, strict=True):
+            row, grad = weighted_logprobs(params, alone(prompt, completion, weight))
+            logprobs.append(row[0, prompt_length : prompt_length + len(completion)])
+            grads.append(grad)
+    return groups, logprobs, jax.tree.map(lambda *leaves: sum(leaves), *grads)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_packed_is_one_by_one(params: Any, one_by_one: Any, share_prompts: bool) -> None:
+    groups, logprobs, grads = one_by_one
+    packed, _ = pack(groups, 2 * LENGTH, 3, 1, share_prompts)
+    batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)
+    assert (batch.segment_ids.max(axis=1) > 1).any()  # rows do hold several sequences
+    packed_logprobs_BL, packed_grads = weighted_logprobs(params, batch.replace(lengths=None))
+    for completion_id, expected in enumerate(logprobs, start=1):
+        chosen = (batch.completion_ids == completion_id) & (batch.loss_mask == 1)
+        np.testing.assert_allclose(packed_logprobs_BL[chosen], expected, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), packed_grads, grads)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 0.1

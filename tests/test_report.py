@@ -1,0 +1,284 @@
+"""Tables and figures from hand-made files: the numbers in them are checked by hand."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r1jax import figures, report
+from r1jax.config import DataError
+
+ROOT = Path(__file__).parents[1]
+
+
+def results(pass1: float, **more: float | None) -> dict[str, float | None]:
+    return {
+        "problems": 4, "samples": 2, "pass@1": pass1, "pass@1_se": 0.02, "pass@2": pass1 + 0.1,
+        "lenient_pass@1": pass1 + 0.2, "length": 40.0, "reflective_words": 0.25,
+    } | more  # fmt: skip
+
+
+def completion(problem: int, sample: int, text: str) -> dict[str, Any]:
+    return {
+        "example_id": f"e{problem}", "prompt_tokens": [1, 2], "tokens": [3], "text": text,
+        "sample_index": sample, "reward": 1.5, "reward_breakdown": {"accuracy": 1.0, "format": 0.5},
+    }  # fmt: skip
+
+
+def write_evaluation(directory: Path, step: int, **benchmarks: Any) -> None:
+    directory.mkdir(parents=True)
+    values = {"step": step, "model": "m", "seed": 0, "benchmarks": benchmarks}
+    (directory / "results.json").write_text(json.dumps(values))
+    with (directory / "test.jsonl").open("w") as file:
+        for problem in range(4):
+            for sample in range(2):
+                row = completion(problem, sample, f"problem {problem}.{sample} at {step}")
+                file.write(json.dumps(row) + "\n")
+
+
+def write_run(workdir: Path, seed: int, base: float, after: float, kl: float = 0.1) -> Path:
+    write_evaluation(
+        workdir / "evaluations/000000",
+        0,
+        test=results(base, **{"pass@1/level/1": base}),
+        test_forced=results(base + 0.05, samples=1),
+    )
+    last = results(after, length=60.0, **{"pass@1/level/1": after})
+    write_evaluation(workdir / "evaluations/000010", 10, test=last)
+    config = {"template": "r1_zero", "seed": seed, "data": {"args": {"seed": seed}}, "kl": kl}
+    (workdir / "config.json").write_text(json.dumps(config))
+    lines = [
+        {
+            "step": 0,
+            "eval/held/pass@1": base,
+            "eval/held/pass@1_se": 0.02,
+            "eval/held/cons@16": 0.3,
+        },
+        {"step": 1, "grpo/completion/length": 40.0 + seed, "grpo/reward/accuracy": 0.5},
+        {"step": 1, "grpo/reward/mean": 0.75},
+        {"step": 10, "grpo/completion/length": 60.0 + seed, "grpo/reward/accuracy": 0.75},
+        {"step": 10, "eval/held/pass@1": after, "eval/held/pass@1_se": None},
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return workdir
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> list[Path]:
+    return [
+        write_run(tmp_path / "zero_seed0", 0, 0.10, 0.70),
+        write_run(tmp_path / "zero_seed1", 1, 0.20, 0.90),
+    ]
+
+
+def lines_of(table: report.Table) -> dict[str, list[str]]:
+    """{metric: the cells behind it}"""
+    rows = [[report.text_of(cell) for cell in row] for row in table.rows]
+    at = table.header.index("Metric")
+    return {row[at]: row[at + 1 :] for row in rows}
+
+
+def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
+    run = report.read_run(seeds[0])
+    table = report.results_table(report.group_runs([run]))
+    assert table.header == ["Benchmark", "Metric", "Base", "Forced", "R1-Zero", "Change"]
+    assert lines_of(table) == {
+        "pass@1 strict (%)": ["10.0 ± 2.0", "15.0 ± 2.0", "70.0 ± 2.0", "60.0"],
+        "pass@1 lenient (%)": ["30.0", "35.0", "90.0", "60.0"],
+        "pass@2 strict (%)": ["20.0", "25.0", "80.0", "60.0"],
+        "length (tokens)": ["40.0", "40.0", "60.0", "20.0"],
+        "checking words": ["0.25", "0.25", "0.25", "0.00"],
+    }
+    assert "standard error over problems" in table.note
+
+
+def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path]) -> None:
+    groups = report.group_runs([report.read_run(path) for path in seeds])
+    assert list(groups) == ["zero"]
+    table = report.results_table(groups)
+    assert lines_of(table)["pass@1 strict (%)"] == [
+        "15.0 ± 7.1", "20.0 ± 7.1", "80.0 ± 14.1", "65.0 ± 7.1",
+    ]  # fmt: skip
+    assert "standard deviation over seeds (zero: 2)" in table.note
+    names = [row[0] for row in report.seeds_table(groups).rows]
+    assert names == ["zero_seed0", "zero_seed1"]
+
+
+def test_another_config_is_another_group(seeds: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "kl", 0, 0.1, 0.4, kl=0.2)
+    groups = report.group_runs([report.read_run(path) for path in [*seeds, other]])
+    assert {label: len(runs) for label, runs in groups.items()} == {"zero": 2, "kl": 1}
+    table = report.results_table(groups)
+    assert table.header[0] == "Run"
+    assert {row[0] for row in table.rows} == {"zero", "kl"}
+
+
+def test_what_was_not_measured_is_missing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_evaluation(run / "evaluations/000000", 0, test=results(0.1, **{"pass@1_se": None}))
+    (run / "metrics.jsonl").write_text('{"step": 0, "grpo/loss": 1.0}\n')
+    table = report.results_table(report.group_runs([report.read_run(run)]))
+    assert table.header == ["Benchmark", "Metric", "Base", "After RL", "Change"]
+    assert lines_of(table)["pass@1 strict (%)"] == ["10.0", "-", "-"]
+
+
+def test_the_three_forms_of_a_table() -> None:
+    rows: list[list[str | report.Cell]] = [
+        ["a|b_c", report.Cell(1234.56, 0.25)],
+        ["%", report.Cell(None)],
+        ["nan", report.Cell(math.nan, 1.0)],
+    ]
+    table = report.Table("t", "Title", ["Name", "x (%)"], rows, "Note.")
+    assert report.to_markdown(table) == (
+        "### Title\n\n| Name | x (%) |\n| --- | ---: |\n| a\\|b_c | 1,234.6 ± 0.2 |\n| % | - |\n"
+        "| nan | - |\n\nNote.\n"
+    )
+    assert list(csv.reader(io.StringIO(report.to_csv(table)))) == [
+        ["Name", "x (%)", "x (%) ±"],
+        ["a|b_c", "1234.6", "0.2"],
+        ["%", "-", "-"],
+        ["nan", "-", "1.0"],
+    ]
+    assert report.to_latex(table) == (
+        "% Title. Note.\n\\begin{tabular}{lr}\n\\toprule\nName & x (\\%) \\\\\n\\midrule\n"
+        "a|b\\_c & 1,234.6 $\\pm$ 0.2 \\\\\n\\% & -- \\\\\nnan & -- \\\\\n\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_the_papers_numbers_beside_ours(seeds: list[Path]) -> None:
+    groups = report.group_runs([report.read_run(path) for path in seeds])
+    rows = [[report.text_of(c) for c in row] for row in report.paper_table(groups).rows]
+    found = {row[1]: row[2:] for row in rows}
+    assert found["held-out pass@1 (%) (held)"] == [
+        "Fig. 1a", "15.6", "77.3", "15.0 ± 7.1", "80.0 ± 14.1",
+    ]  # fmt: skip
+    assert found["held-out cons@16 (%) (held)"] == [
+        "Fig. 1a",
+        "25.3",
+        "86.7",
+        "30.0 ± 0.0",
+        "30.0 ± 0.0",
+    ]
+    assert found["mean length in training (tokens)"] == [
+        "Fig. 1b", "549.0", "13,648.0", "40.5 ± 0.7", "60.5 ± 0.7",
+    ]  # fmt: skip
+    assert found["checking words"][-2:] == ["-", "-"]
+
+
+def test_the_papers_curves_are_whole() -> None:
+    paper = report.read_paper()
+    sizes = {
+        key: [len(points) for points in paper[key]["series"].values()]
+        for key in ("accuracy", "length", "levels", "reflective_words")
+    }
+    assert sizes == {
+        "accuracy": [43, 43], "length": [52], "levels": [18] * 5, "reflective_words": [18],
+    }  # fmt: skip
+    for key in sizes:
+        for points in paper[key]["series"].values():
+            steps = [step for step, _ in points]
+            assert steps == sorted(set(steps))
+            assert paper[key]["unit"] != "share" or all(0 <= value <= 1 for _, value in points)
+    # MATH-500 as a whole, which the paper prints for the last step: 476 of 500
+    sizes_of_levels = (43, 90, 105, 128, 134)
+    last = [points[-1][1] for points in paper["levels"]["series"].values()]
+    assert round(sum(n * x for n, x in zip(sizes_of_levels, last, strict=True))) == 476
+
+
+def test_curves() -> None:
+    runs = [
+        [{"step": 0, "a": 1.0, "a_se": 0.5}, {"step": 2, "a": 3.0, "a_se": 0.25}],
+        [{"step": 0, "a": 3.0}, {"step": 1, "a": 9.0}, {"step": 2, "a": 3.0}],
+    ]
+    one = figures.make_curve(runs[:1], "a", 100)
+    assert one is not None and one.spread is not None
+    assert (one.steps.tolist(), one.mean.tolist(), one.spread.tolist()) == (
+        [0, 2], [100, 300], [50, 25],
+    )  # fmt: skip
+    both = figures.make_curve(runs, "a")
+    assert both is not None and both.spread is not None
+    assert (both.steps.tolist(), both.mean.tolist()) == ([0, 2], [2, 3])
+    np.testing.assert_allclose(both.spread, [math.sqrt(2), 0])
+    assert figures.make_curve(runs, "b") is None
+    smoothed = figures.smooth(np.array([3.0, 0.0, 0.0, 6.0]), 3)
+    np.testing.assert_allclose(smoothed, [1.5, 1, 2, 3])
+
+
+def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    paths = report.write_report([seeds[0]], seeds[0])
+    names = {str(Path(path).relative_to(seeds[0])) for path in paths}
+    tables = {
+        f"tables/{t}.{s}" for t in ("results", "breakdown", "paper") for s in ("md", "csv", "tex")
+    }
+    images = {f"figures/{name}.png" for name in ("accuracy", "length", "rewards")}
+    assert names == tables | images | {"samples.md", "report.md"}
+    assert all(Path(path).stat().st_size > 0 for path in paths)
+    for name in images:
+        assert (seeds[0] / name).read_bytes().startswith(b"\x89PNG")
+        assert name in (seeds[0] / "report.md").read_text()
+    samples = (seeds[0] / "samples.md").read_text()
+    assert "problem 3.0 at 0" in samples and "problem 3.0 at 10" in samples
+    assert "1 tokens, reward 1.5 (accuracy 1, format 0.5)" in samples
+    assert "problem 3.1" not in samples
+    report.print_table(seeds[0])
+    assert "10.0 ± 2.0" in capsys.readouterr().out
+
+
+def test_evaluations_of_models_side_by_side(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "small", 0, math=results(0.25))
+    write_evaluation(tmp_path / "large", 0, math=results(0.5), code=results(0.75))
+    runs = [report.read_run(tmp_path / name) for name in ("small", "large")]
+    models, small, _ = report.make_tables(runs)
+    assert models.header == ["pass@1 (%)", "small", "large"]
+    assert [[report.text_of(c) for c in row] for row in models.rows] == [
+        ["math", "25.0 ± 2.0", "50.0 ± 2.0"], ["code", "-", "75.0 ± 2.0"],
+    ]  # fmt: skip
+    assert [report.text_of(c) for c in small.rows[0]] == [
+        "math", "4", "2", "25.0 ± 2.0", "45.0", "35.0", "-", "-", "-", "-", "40.0",
+    ]  # fmt: skip
+
+
+def test_text_in_a_sample_cannot_close_its_fence() -> None:
+    assert report._fenced("a ```` b") == "`````text\na ```` b\n`````\n"
+
+
+def test_wrong_workdirs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no does not exist"):
+        report.read_run(tmp_path / "no")
+    with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json"):
+        report.read_run(tmp_path)
+    (tmp_path / "results.json").write_text('{"step": 0}')
+    with pytest.raises(DataError, match=r"results\.json is not an evaluation: KeyError"):
+        report.read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step"\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not JSON"):
+        report.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--workdirs=a,no", "--output=out"], 2, "error: workdir no does not exist"),
+        (["--workdirs=a", "--output=out"], 2, "nothing to report"),
+        (["--workdir=a", "--output=out"], 1, "Did you mean: workdirs"),
+    ],
+)
+def test_the_command(tmp_path: Path, args: list[str], code: int, said: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/metrics.jsonl").write_text('{"step": 1, "sft/loss": 2.0}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "r1jax.tables", *args], capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

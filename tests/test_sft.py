@@ -1,0 +1,111 @@
+"""SFT on tiny corpora: the loss falls, masks and long rows, one device or eight."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from helpers import metrics_by_step, sft_config
+
+from r1jax.config import ConfigError, DataError
+from r1jax.data.tokenizer import load_tokenizer
+from r1jax.sharding import make_mesh
+from r1jax.stages import sft
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+TEXTS = ["3+4=7", "比较 12 和 21", "sort: 5 1 3", "What is 10-2? It is 8."]
+CHAT = [{"role": "user", "content": "6+6=?"}, {"role": "assistant", "content": " 12"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def train(tokenizer: str, directory: Path, rows: list[dict[str, Any]], **changes: Any) -> dict:
+    """The metrics of a run on these rows, by step."""
+    data = {"path": write(directory / "rows.jsonl", rows)}
+    config = sft_config(tokenizer, data=data, **changes)
+    sft.run(config, str(directory / "run"))
+    return metrics_by_step(directory / "run")
+
+
+def test_loss_falls(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    rows = [{"text": text} for text in TEXTS]
+    steps = train(tokenizer_dir, tmp_path, rows, total_steps=30, log_every=10, checkpoint_every=30)
+    assert sorted(steps) == [10, 20, 30]
+    assert steps[10]["sft/loss"] > steps[20]["sft/loss"] > steps[30]["sft/loss"]
+    assert steps[30]["sft/loss"] < 1.5  # from log(512) = 6.2
+
+
+def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """data x fsdp x tensor gives what one device gives."""
+    rows = [{"text": text} for text in TEXTS]
+    for name in ("one", "eight"):
+        (tmp_path / name).mkdir()
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    eight = train(tokenizer_dir, tmp_path / "eight", rows, mesh=mesh, total_steps=2)
+    one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr("r1jax.stages.run.make_mesh", one_mesh)
+    one = train(tokenizer_dir, tmp_path / "one", rows, total_steps=2)
+    for step in (1, 2):
+        for name in ("sft/loss", "sft/optimizer/grad_norm"):
+            assert eight[step][name] == pytest.approx(one[step][name], rel=1e-4)
+
+
+def test_only_the_assistant_counts(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokens, mask = sft.tokenize({"messages": CHAT}, tokenizer, "plain")
+    learned = [token for token, counts in zip(tokens, mask, strict=True) if counts]
+    assert learned == [*tokenizer.encode(" 12"), tokenizer.eos_id]
+    text, all_ones = sft.tokenize({"text": "6+6=?"}, tokenizer, "plain")
+    assert all_ones == [1.0] * len(text)
+    steps = train(
+        tokenizer_dir, tmp_path, [{"messages": CHAT}], template="plain", total_steps=1, batch_size=3
+    )
+    assert steps[1]["sft/data/targets"] == 3 * len(learned)
+    assert steps[1]["sft/data/tokens"] == 3 * len(tokens)
+
+
+def long_rows(tokenizer_dir: str) -> tuple[list[dict[str, Any]], int]:
+    """A row that fits and one that does not, and the length of the first."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    rows = [{"text": "1+2=3"}, {"text": "7" * 80}]
+    assert len(tokenizer.document(rows[1]["text"])) > 64
+    return rows, len(tokenizer.document(rows[0]["text"]))
+
+
+@pytest.mark.parametrize(("overlong", "extra"), [("truncate", 64), ("drop", 0)])
+def test_overlong(
+    tokenizer_dir: str, tmp_path: Path, one_device: None, overlong: str, extra: int
+) -> None:
+    rows, short = long_rows(tokenizer_dir)
+    steps = train(
+        tokenizer_dir, tmp_path, rows, overlong=overlong, total_steps=1, batch_size=len(rows)
+    )
+    assert steps[1]["sft/data/tokens"] == short + extra
+    assert steps[1]["sft/data/targets"] == short - 1 + max(extra - 1, 0)
+
+
+def test_overlong_is_an_error(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    rows, _ = long_rows(tokenizer_dir)
+    with pytest.raises(ConfigError, match=r"a row has \d+ tokens, more than config.pack_length 64"):
+        train(tokenizer_dir, tmp_path, rows, overlong="error", batch_size=len(rows))
+
+
+def test_every_row_once_an_epoch(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """Two updates of two of four rows: together all four, in an order of the seed's."""
+    rows = [{"text": "1" * length} for length in (3, 5, 9, 17)]
+    tokenizer = load_tokenizer(tokenizer_dir)
+    total = sum(len(tokenizer.document(row["text"])) for row in rows)
+    steps = train(tokenizer_dir, tmp_path, rows, total_steps=4, batch_size=2, checkpoint_every=4)
+    tokens = [steps[step]["sft/data/tokens"] for step in (1, 2, 3, 4)]
+    assert tokens[0] + tokens[1] == tokens[2] + tokens[3] == total
+
+
+def test_row_without_text(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    with pytest.raises(DataError, match="needs the key messages or text; it has prompt"):
+        train(tokenizer_dir, tmp_path, [{"prompt": "a"}])

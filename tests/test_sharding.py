@@ -1,0 +1,287 @@
+"""The mesh, the table of axes, and eight devices against one."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from r1jax.config import ConfigError
+from r1jax.data.packing import completion_group, pack, sequence_group
+from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss, nll_loss, token_logprobs
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer, param_axes, param_shardings
+from r1jax.sharding import (
+    check_divisible,
+    constrain,
+    make_mesh,
+    replicated,
+    spec_of,
+    to_global,
+    to_host,
+)
+from r1jax.train_state import (
+    OptimizerConfig,
+    abstract_state,
+    batch_shardings,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    new_state,
+    random_params,
+    state_shardings,
+)
+from r1jax.types import Batch
+
+# -- mesh ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        (None, (1, 8, 1)),
+        ({"fsdp": -1}, (1, 8, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({"data": -1, "tensor": 4}, (2, 1, 4)),
+    ],
+)
+def test_make_mesh(axes: dict[str, int] | None, shape: tuple[int, ...]) -> None:
+    mesh = make_mesh(axes)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"data": 3, "fsdp": -1}, "8 devices are not divisible by 3"),
+        ({"data": 0, "fsdp": -1}, "8 devices are not divisible by 0"),
+        ({"data": 2, "fsdp": 2}, "needs 4 devices, there are 8"),
+        ({"data": -1, "fsdp": -1}, "only one axis may be -1, not data and fsdp"),
+        ({"expert": 2}, "no axis 'expert'; axes are data, fsdp, tensor"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(axes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(axes)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def test_spec_of() -> None:
+    assert spec_of(("batch", "length", "embed_act")) == PartitionSpec(("data", "fsdp"), None, None)
+    assert spec_of(("vocab", "embed")) == PartitionSpec(("tensor",), ("fsdp",))
+    assert spec_of((None, "heads")) == PartitionSpec(None, ("tensor",))
+
+
+def test_an_unknown_axis_is_an_error_and_not_replicated() -> None:
+    with pytest.raises(ValueError, match="no sharding rule for logical axis 'embedd'"):
+        spec_of(("vocab", "embedd"))
+    with pytest.raises(ValueError, match="'lenght'"):  # checked without a mesh too
+        constrain(jnp.zeros((2, 3)), None, "batch", "lenght")
+
+
+@pytest.mark.parametrize("names", [("heads", "ffn"), ("batch", "embed")])
+def test_two_axes_on_one_mesh_axis_are_an_error(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="two axes of .* map to mesh axis"):
+        spec_of(names)
+
+
+def test_constrain_splits_an_array() -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    x = jax.jit(lambda: constrain(jnp.zeros((8, 3, 4)), mesh, "batch", "length", "vocab"))()
+    assert x.addressable_shards[0].data.shape == (2, 3, 2)
+
+
+def test_check_divisible() -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    check_divisible((8, 3), ("batch", "length"), mesh, "microbatch_rows")
+    with pytest.raises(
+        ConfigError, match=r"microbatch_rows: batch 6 is not divisible by 4 devices .*data x fsdp"
+    ):
+        check_divisible((6,), ("batch",), mesh, "microbatch_rows")
+
+
+def test_to_global_and_back() -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    host = {"rows": np.arange(24).reshape(1, 8, 3), "all": np.arange(3.0)}
+    spec = jax.NamedSharding(mesh, spec_of((None, "batch", None)))
+    arrays = to_global(host, {"rows": spec, "all": replicated(mesh)})
+    assert arrays["rows"].addressable_shards[0].data.shape == (1, 2, 3)
+    assert arrays["all"].is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, to_host(arrays), host)
+
+
+# -- eight devices == one --------------------------------------------------------------------------
+
+TINY = ModelConfig(
+    vocab_size=64, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=32,
+    tie_embeddings=False,
+)  # fmt: skip
+# A large eps: Adam's first update is the sign of the gradient, which says nothing near zero.
+OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1e-2, weight_decay=0.1)
+ROWS, LENGTH, CHUNK = 4, 16, 8
+EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def sft_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    groups = [sequence_group(rng.integers(1, 64, n), [1.0] * n) for n in rng.integers(3, 14, 9)]
+    return pack(groups, LENGTH, ROWS, max_microbatches=2)[0]
+
+
+def grpo_batch() -> Batch:
+    rng = np.random.default_rng(1)
+    groups = []
+    for _ in range(3):
+        completions = [rng.integers(1, 64, n) for n in rng.integers(2, 8, 4)]
+        logprobs = [-4 + 0.1 * rng.normal(size=len(tokens)) for tokens in completions]
+        groups.append(completion_group(rng.integers(1, 64, 4), completions, logprobs))
+    batch, _ = pack(groups, LENGTH, ROWS, 2, advantages=rng.normal(size=12))
+    old = batch.sampler_logprobs * batch.loss_mask
+    return batch.replace(old_logprobs=old, ref_logprobs=old - 0.1 * batch.loss_mask)
+
+
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
+
+
+def sft_loss(model: Transformer) -> LossFn:
+    return lambda params, batch: nll_loss(
+        token_logprobs(model, params, batch, chunk=CHUNK)[0], batch
+    )
+
+
+def grpo_loss_of(model: Transformer) -> LossFn:
+    def loss(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        logprobs_BL, entropy_BL = token_logprobs(model, params, batch, chunk=CHUNK)
+        return grpo_loss(logprobs_BL, batch, GrpoLossConfig(kl_coef=0.1), 8, entropy_BL)
+
+    return loss
+
+
+STAGES = {"sft": (sft_loss, sft_batch), "grpo": (grpo_loss_of, grpo_batch)}
+
+
+class OneStep:
+    """A stage's step on a mesh: its program, and the state and metrics after one update."""
+
+    def __init__(self, stage: str, axes: dict[str, int], devices: int) -> None:
+        mesh = make_mesh(axes, jax.devices()[:devices])
+        make_loss, make_batch = STAGES[stage]
+        schedule = make_schedule(OPTIMIZER, 10)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
+        self.shardings = state_shardings(TINY, optimizer, mesh)
+        self.abstract = abstract_state(TINY, optimizer, self.shardings)
+        step = make_step(make_loss(Transformer(TINY, mesh)), optimizer, schedule, self.shardings)
+        params = jax.tree.map(lambda x: 4 * x, random_params(TINY, 0, mesh))
+        params = jax.device_put(params, self.shardings.params)
+        self.params = to_host(params)
+        batch = make_batch()
+        self.batch = to_global(batch, batch_shardings(batch, mesh))
+        used = jax.device_put(np.int32(2), replicated(mesh))
+        self.start = new_state(params, optimizer, self.shardings)
+        self.program = step.lower(self.start, self.batch, used).compile()
+        copy = jax.tree.map(jnp.copy, self.start)  # the step eats its state
+        self.state, metrics = self.program(copy, self.batch, used)
+        self.metrics = jax.device_get(metrics)
+
+    def collectives(self) -> set[str]:
+        names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+        return set(re.findall(rf"\b({names})(?:-start)?\(", self.program.as_text()))
+
+    def largest_array(self) -> int:
+        shapes = re.findall(r"f32\[([\d,]+)\]", self.program.as_text())
+        return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def pair(request: pytest.FixtureRequest) -> tuple[OneStep, OneStep]:
+    """The same step on eight devices and on one."""
+    return OneStep(request.param, EIGHT, 8), OneStep(request.param, {"fsdp": 1}, 1)
+
+
+def assert_close(first: Any, second: Any) -> None:
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5),
+        to_host(first),
+        to_host(second),
+    )
+
+
+def test_eight_devices_are_one(pair: tuple[OneStep, OneStep]) -> None:
+    eight, one = pair
+    jax.tree.map(np.testing.assert_array_equal, eight.params, one.params)  # whatever the mesh
+    assert_close(eight.metrics, one.metrics)
+    assert_close(eight.state, one.state)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), to_host(eight.state.params), one.params)
+    assert min(jax.tree.leaves(moved)) > 1e-3  # every parameter took part
+    assert int(eight.state.step) == 1
+
+
+def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -> None:
+    eight, _ = pair
+    shapes, axes = param_axes(TINY)
+    split = {"vocab": 2, "heads": 2, "kv_heads": 2, "ffn": 2, "embed": 2}  # devices an axis
+
+    def check(path: Any, shape: Any, names: tuple[str, ...], value: jax.Array) -> None:
+        local = tuple(n // split.get(name, 1) for n, name in zip(shape.shape, names, strict=True))
+        for shard in value.addressable_shards:
+            assert shard.data.shape == local, jax.tree_util.keystr(path)
+
+    for state in (eight.start, eight.state):  # before the update and after
+        adam = state.opt_state[1][0]
+        for tree in (state.params, adam.mu, adam.nu):
+            jax.tree_util.tree_map_with_path(check, shapes, axes, tree)
+    for leaf in jax.tree.leaves(eight.batch):
+        assert leaf.ndim == 1 or leaf.addressable_shards[0].data.shape == (2, ROWS // 4, LENGTH)
+    total = sum(leaf.size for leaf in jax.tree.leaves(eight.state.params))
+    local = sum(
+        leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(eight.state.params)
+    )
+    assert local < total / 3.8  # all but the norms over fsdp x tensor
+
+
+def test_the_program_is_split_too(pair: tuple[OneStep, OneStep]) -> None:
+    eight, one = pair
+    # parameters are gathered over fsdp, gradients summed over the batch, activations over tensor
+    assert "all-gather" in eight.collectives()
+    assert eight.collectives() & {"all-reduce", "reduce-scatter"}
+    assert one.collectives() == set()
+    # no device holds all rows' logits or attention, or a whole parameter it does not need
+    assert eight.largest_array() <= one.largest_array() / 2
+
+
+def test_abstract_state_is_that_of_the_state(pair: tuple[OneStep, OneStep]) -> None:
+    eight, _ = pair
+
+    def check(shape: jax.ShapeDtypeStruct, value: jax.Array) -> None:
+        assert (shape.shape, shape.dtype) == (value.shape, value.dtype)
+        assert shape.sharding.is_equivalent_to(value.sharding, value.ndim)
+
+    for state in (eight.start, eight.state):
+        jax.tree.map(check, eight.abstract, state)
+
+
+# -- what does not divide ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"vocab_size": 63},
+            "parameter embedding: vocab 63 is not divisible by 2 devices .*tensor",
+        ),
+        ({"embed_dim": 15}, "embed 15 is not divisible by 2 devices .*fsdp"),
+        ({"num_kv_heads": 1}, r"parameter layers\.key: kv_heads 1 is not divisible by 2 devices"),
+    ],
+)
+def test_a_parameter_that_does_not_divide_is_refused(change: dict[str, int], message: str) -> None:
+    config = replace(TINY, **change)
+    with pytest.raises(ConfigError, match=message):
+        param_shardings(config, make_mesh(EIGHT))

@@ -1,0 +1,243 @@
+"""The optimizer's pieces by hand; accumulated microbatches against one big batch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.config import ConfigError
+from r1jax.data.packing import completion_group, pack, sequence_group
+from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, nll_loss, token_logprobs
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
+from r1jax.sharding import make_mesh, replicated, to_host
+from r1jax.train_state import (
+    OptimizerConfig,
+    StepFn,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    new_state,
+    random_params,
+    state_shardings,
+)
+from r1jax.types import Batch, TrainState
+
+# -- schedules -----------------------------------------------------------------------------------
+
+
+def rates(steps: list[int], total: int = 10, **values: Any) -> list[float]:
+    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, **values), total)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_warmup_moves_from_the_first_step() -> None:
+    # (step + 1) / 4, then constant
+    by_hand = [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates([0, 1, 2, 3, 4, 9], warmup_steps=4) == pytest.approx(by_hand)
+    assert rates([0, 1, 9], warmup_steps=1) == pytest.approx([1.0, 1.0, 1.0])
+    assert rates([0, 9]) == [1.0, 1.0]
+
+
+def test_cosine_to_the_final_ratio() -> None:
+    # 0.2 + 0.8 (1 + cos(pi t / 8)) / 2 for t = step - 2
+    by_hand = [0.5, 1.0, 1.0, 0.2 + 0.4 * (1 + 2**-0.5), 0.6, 0.2, 0.2]
+    found = rates([0, 1, 2, 4, 6, 10, 50], schedule="cosine", final_ratio=0.2, warmup_steps=2)
+    assert found == pytest.approx(by_hand)
+
+
+def test_linear_to_the_final_ratio() -> None:
+    by_hand = [1.0, 0.9, 0.5, 0.0, 0.0]
+    assert rates([0, 1, 5, 10, 11], schedule="linear", final_ratio=0.0) == pytest.approx(by_hand)
+
+
+def test_a_warmup_longer_than_the_run() -> None:
+    assert rates([0, 9], warmup_steps=20, schedule="cosine") == pytest.approx([1 / 20, 10 / 20])
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'cosin' is not one of constant, cosine, linear"):
+        rates([0], schedule="cosin")
+
+
+# -- the optimizer by hand -------------------------------------------------------------------------
+
+
+def one_update(config: OptimizerConfig, params: Any, grads: Any) -> tuple[Any, Any]:
+    """(updates, Adam's state) after the first step."""
+    optimizer = make_optimizer(config, make_schedule(config, 10))
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    return updates, state[1][0]
+
+
+def test_first_step_of_adam() -> None:
+    # corrected for their bias both moments are the gradient's own: -lr g / (|g| + eps)
+    config = OptimizerConfig(learning_rate=0.1, eps=0.5)
+    grads = {"a": jnp.array([[0.5, -0.25, 0.0]])}
+    updates, _ = one_update(config, {"a": jnp.ones((1, 3))}, grads)
+    np.testing.assert_allclose(updates["a"], [[-0.05, 0.1 / 3, 0.0]], rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    # the norm is 5; the first moment is (1 - b1) times what is left
+    params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
+    grads = {"a": jnp.array([[3.0]]), "b": jnp.array([[-4.0]])}
+    _, adam = one_update(OptimizerConfig(b1=0.9, clip_norm=1.0), params, grads)
+    assert float(adam.mu["a"][0, 0]) == pytest.approx(0.1 * 3 / 5)
+    assert float(adam.mu["b"][0, 0]) == pytest.approx(0.1 * -4 / 5)
+    _, adam = one_update(OptimizerConfig(b1=0.9, clip_norm=6.0), params, grads)
+    assert float(adam.mu["a"][0, 0]) == pytest.approx(0.1 * 3)
+
+
+def test_weight_decay_is_for_matrices() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+    model = replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+    params = jax.tree.map(jnp.ones_like, random_params(model, 0, make_mesh(None, ONE)))
+    updates, _ = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    decayed = {"embedding", "head", "query", "key", "value", "output", "gate", "up", "down"}
+    flat = updates | updates["layers"]
+    assert {n for n, x in flat.items() if n != "layers" and (x != 0).any()} == decayed
+    np.testing.assert_allclose(flat["gate"], -0.1 * 0.5, rtol=1e-6)
+
+
+# -- accumulation == big batch -------------------------------------------------------------------
+
+TINY = ModelConfig(
+    vocab_size=32, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, ffn_dim=16
+)
+ONE = jax.devices()[:1]
+# A large eps: Adam's first update is the sign of the gradient, which says nothing near zero.
+OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1e-2, warmup_steps=2)
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
+
+
+def make_state(loss_fn: LossFn) -> tuple[StepFn, TrainState]:
+    mesh = make_mesh(None, ONE)
+    schedule = make_schedule(OPTIMIZER, 10)
+    optimizer = make_optimizer(OPTIMIZER, schedule)
+    shardings = state_shardings(TINY, optimizer, mesh)
+    params = jax.tree.map(lambda x: 4 * x, random_params(TINY, 0, mesh))
+    return make_step(loss_fn, optimizer, schedule, shardings), new_state(
+        jax.device_put(params, replicated(mesh)), optimizer, shardings
+    )
+
+
+def update(step: StepFn, state: TrainState, batch: Batch, used: int) -> tuple[TrainState, Any]:
+    """One step on a copy of the state, which the step eats."""
+    batch = jax.tree.map(jnp.asarray, batch)
+    new, metrics = step(jax.tree.map(jnp.copy, state), batch, np.int32(used))
+    return to_host(new), jax.device_get(metrics)
+
+
+def assert_close(first: Any, second: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), first, second)
+
+
+def transformer_nll(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    return nll_loss(token_logprobs(Transformer(TINY), params, batch, chunk=8)[0], batch)
+
+
+def bigram_grpo(aggregation: str, params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """GRPO on a model that compiles in no time: the embedding is a table of logits."""
+    logits_BLV = jnp.take(params["embedding"], batch.tokens[:, :-1] % 32, axis=0)
+    targets_BL1 = (batch.tokens[:, 1:] % 16)[..., None]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), targets_BL1, axis=-1)[..., 0]
+    logprobs_BL = jnp.pad(chosen, [(0, 0), (1, 0)])
+    config = GrpoLossConfig(kl_coef=0.1, loss_agg=aggregation)
+    return grpo_loss(logprobs_BL, batch, config, 8, entropy_BL=-logprobs_BL)
+
+
+def sft_batch(rows: int, **kwargs: Any) -> Batch:
+    rng = np.random.default_rng(0)
+    groups = [sequence_group(rng.integers(1, 32, n), [1.0] * n) for n in (16, 16, 9, 5, 14, 2)]
+    batch, used = pack(groups, 16, rows, **kwargs)
+    assert used * rows == 4
+    return batch
+
+
+def grpo_batch(rows: int) -> Batch:
+    rng = np.random.default_rng(1)
+    groups = []
+    for _ in range(2):
+        completions = [rng.integers(1, 32, n) for n in (2, 9, 4, 6)]
+        logprobs = [-2 + 0.5 * rng.normal(size=len(tokens)) for tokens in completions]
+        groups.append(completion_group(rng.integers(1, 32, 5), completions, logprobs))
+    batch, used = pack(groups, 17, rows, advantages=rng.normal(size=8))
+    assert used * rows == 4
+    old = batch.sampler_logprobs + 0.1 * batch.loss_mask
+    return batch.replace(old_logprobs=old, ref_logprobs=batch.sampler_logprobs)
+
+
+@pytest.fixture(scope="module")
+def sft() -> Any:
+    """(step, state, (state, metrics) after one update on all rows at once)."""
+    step, state = make_state(transformer_nll)
+    return step, state, update(step, state, sft_batch(rows=4), used=1)
+
+
+def test_accumulated_is_one_big_batch(sft: Any) -> None:
+    step, state, (expected, metrics) = sft
+    found, found_metrics = update(step, state, sft_batch(rows=1), used=4)
+    assert_close(found, expected)
+    assert_close(found_metrics, metrics)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), found.params, to_host(state.params))
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_accumulated_grpo_is_one_big_batch(aggregation: str) -> None:
+    step, state = make_state(partial(bigram_grpo, aggregation))
+    expected, metrics = update(step, state, grpo_batch(rows=4), used=1)
+    found, found_metrics = update(step, state, grpo_batch(rows=1), used=4)
+    assert_close(found, expected)
+    assert_close(found_metrics, metrics)  # sums of shares, and a maximum for drift's
+    assert found_metrics["drift/logprob_abs_max"] > found_metrics["drift/logprob_mean_abs"] > 0.01
+    assert found_metrics["optimizer/grad_norm"] > 0.01
+
+
+def test_the_number_of_microbatches_is_a_value(sft: Any) -> None:
+    step, state, (expected, _) = sft
+    batch = sft_batch(rows=1, max_microbatches=6)
+    # what stands in the unused ones must not matter
+    batch = jax.tree.map(lambda x: np.array(x), batch)
+    batch.loss_mask[4:] = np.nan
+    before = step._cache_size()
+    found, _ = update(step, state, batch, used=4)
+    after = step._cache_size()
+    assert after == before + 1  # the program for six
+    assert_close(found, expected)
+    half, half_metrics = update(step, state, batch, used=2)
+    assert step._cache_size() == after
+    assert np.isfinite(half_metrics["loss"])
+    assert np.abs(half.params["embedding"] - expected.params["embedding"]).max() > 1e-4
+
+
+def test_metrics_of_a_step(sft: Any) -> None:
+    step, state, (after, metrics) = sft
+    # warm-up of two steps: half the learning rate in the first
+    assert metrics["optimizer/learning_rate"] == pytest.approx(0.05)
+    _, second = update(step, jax.tree.map(jnp.asarray, after), sft_batch(rows=4), used=1)
+    assert second["optimizer/learning_rate"] == pytest.approx(0.1)
+    assert second["loss"] < metrics["loss"]
+    grads = jax.grad(lambda p: transformer_nll(p, one_microbatch())[0])(state.params)
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+    assert metrics["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-4)  # before clipping
+    assert int(after.step) == 1
+
+
+def one_microbatch() -> Batch:
+    return jax.tree.map(lambda x: jnp.asarray(x[0] if x.ndim == 3 else x), sft_batch(rows=4))
+
+
+def test_the_state_is_donated(sft: Any) -> None:
+    step, state, _ = sft
+    eaten = jax.tree.map(jnp.copy, state)
+    batch = jax.tree.map(jnp.asarray, sft_batch(rows=4))
+    step(eaten, batch, np.int32(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((eaten.params, eaten.opt_state)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
