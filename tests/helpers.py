@@ -15,12 +15,11 @@ MODEL = {
     "ffn_dim": 32,
     "max_length": 64,
 }
-DIGITS = set("0123456789")
 
 
-def digit_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
-    """A reward that anybody can learn: the share of the completion's characters that are digits."""
-    return sum(character in DIGITS for character in text) / max(len(text), 1)
+def ascii_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
+    """A reward that anybody can learn: the share of the completion's characters that are ASCII."""
+    return sum(character.isascii() for character in text) / max(len(text), 1)
 
 
 def raises(example: Any, text: str, *, length: int, finish_reason: str) -> float:
@@ -55,7 +54,7 @@ def grpo_config(tokenizer: str, **changes: Any) -> ConfigDict:
             "args": {"seed": 0, "split": "train", "levels": [1]},
         },
         "template": "plain",
-        "rewards": {"helpers:digit_share": 1.0},
+        "rewards": {"helpers:ascii_share": 1.0},
         "total_steps": 4,
         "max_prompt_tokens": 48,
         "max_tokens": 8,

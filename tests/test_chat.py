@@ -157,6 +157,13 @@ def test_every_turn_of_a_conversation_is_learnt(tokenizer: Tokenizer) -> None:
     assert text_of(tokens, tokenizer).endswith(f"assistant\nYes‹{EOS}›\n")
 
 
+def test_a_template_may_trim_inside_a_message(tmp_path: Path) -> None:
+    """Only white space differs, so the turn counts as whole."""
+    template = CHATML.replace("| trim", "| replace('\\n\\n', '\\n')")
+    tokenizer = with_template(tmp_path, template)
+    assert learnt([USER, ASSISTANT], tokenizer, "chat") == f"<think>\nhm\n</think>\n4‹{EOS}›"
+
+
 def test_turns_without_their_thoughts_are_not_learnt(tmp_path: Path) -> None:
     tokenizer = with_template(tmp_path, FORGETFUL)
     messages = [USER, ASSISTANT, USER, ASSISTANT]

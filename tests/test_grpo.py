@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import digit_share, grpo_config, metrics_by_step, read_lines
+from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import section
 from r1jax.data.packing import pack
 from r1jax.data.tokenizer import load_tokenizer
-from r1jax.rollout.graded import from_row, to_row
+from r1jax.metrics import write_jsonl_atomic
+from r1jax.rollout.graded import from_row, open_pool, to_row
 from r1jax.stages import grpo
 from r1jax.stages.grpo import GrpoConfig
 from r1jax.stages.run import Run
-from r1jax.types import Completion, Rollout
+from r1jax.types import Completion, Example, Rollout
 
 BENCHMARK = {
     "data": {
@@ -71,8 +72,8 @@ def test_rollouts_hold_what_was_graded(finished: Path, tokenizer_dir: str) -> No
     tokenizer = load_tokenizer(tokenizer_dir)
     for row in rollouts_of(finished, 0):
         assert row["text"] == tokenizer.decode(row["tokens"])
-        share = digit_share(None, row["text"], length=0, finish_reason="")
-        assert row["reward"] == row["reward_breakdown"]["helpers:digit_share"] == share
+        share = ascii_share(None, row["text"], length=0, finish_reason="")
+        assert row["reward"] == row["reward_breakdown"]["helpers:ascii_share"] == share
         assert len(row["logprobs"]) == len(row["tokens"])
         stopped = row["tokens"][-1] in tokenizer.stop_ids
         assert row["finish_reason"] == ("stop" if stopped else "length")
@@ -157,7 +158,7 @@ def test_written_rollouts_are_reused(
     path = tmp_path / "rollouts" / "000001.jsonl"
     rows = read_lines(path)
     tampered = [replace(from_row(row), reward=float(i % 2)) for i, row in enumerate(rows)]
-    grpo.write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
+    write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
 
     monkeypatch.setattr(grpo, "graded_rollouts", never)
     grpo.run(config, str(tmp_path))
@@ -174,33 +175,38 @@ def never(*args: Any) -> None:
 # -- learning --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rewards", [{"helpers:digit_share": 1.0}, [("helpers:digit_share", 1.0)]])
 def test_learns(
-    tokenizer_dir: str, compilation_cache: str, tmp_path: Path, one_device: None, rewards: Any
+    tokenizer_dir: str, compilation_cache: str, tmp_path: Path, one_device: None
 ) -> None:
-    """The user's own reward, in both spellings, goes up; no reference, one update a rollout."""
-    steps = 20 if isinstance(rewards, dict) else 1
+    """The user's own reward goes up; no reference policy, one update a rollout."""
     config = grpo_config(
         tokenizer_dir,
-        rewards=rewards,
-        total_steps=steps,
+        total_steps=20,
         updates_per_rollout=1,
-        prompts_per_update=4,
         group_size=16,
         loss={"kl_coef": 0.0},
         optimizer={"learning_rate": 2e-2},
-        engine={"slots": 64, "chunk": 8, "bucket": 64, "prefill_batch": 4},
+        engine={"slots": 32, "chunk": 8, "bucket": 64, "prefill_batch": 2},
         checkpoint_every=100,
-        seed=1,
     )
     grpo.run(config, str(tmp_path))
-    rewards = [
-        values["grpo/reward/mean"] for _, values in sorted(metrics_by_step(tmp_path).items())
-    ]
-    assert len(rewards) == steps
-    assert rewards[0] < 0.2
-    if steps > 1:
-        assert np.mean(rewards[-3:]) > 0.6, rewards
+    steps = metrics_by_step(tmp_path)
+    rewards = [steps[step]["grpo/reward/mean"] for step in range(1, 21)]
+    assert rewards[0] < 0.7 and np.mean(rewards[-3:]) > 0.9, rewards
+    assert "grpo/kl/ref" not in steps[1]
+
+
+def test_rewards_as_pairs() -> None:
+    """For packages, whose dots a ConfigDict's keys may not have."""
+    mapping = config_of(rewards={"helpers:ascii_share": 0.5, "format": 1.0})
+    pairs = config_of(rewards=[("helpers:ascii_share", 0.5), ("format", 1.0)])
+    example = Example("e", ({"role": "user", "content": "?"},), "1", "integer")
+    for config in (mapping, pairs):
+        with open_pool(config.rewards, config.graders) as pool:
+            pool.submit(0, example, "ab是是", 2, "stop")
+            (_, grade), *_ = pool.results()
+        assert grade.breakdown == {"helpers:ascii_share": 0.5, "format": 0.0}
+        assert grade.reward == 0.25
 
 
 # -- the parts -------------------------------------------------------------------------------------

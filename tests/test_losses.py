@@ -354,7 +354,7 @@ def test_token_logprobs_is_the_dense_log_softmax() -> None:
 
         return jax.jit(jax.grad(loss, has_aux=True))
 
-    for chunk in (1, 5, 13, 128):
+    for chunk in (1, 5, 128):
         program = chunked(chunk)
         for temperature in (1.0, 0.6):
             expected = dense(params, temperature)

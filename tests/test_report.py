@@ -242,7 +242,7 @@ def test_evaluations_of_models_side_by_side(tmp_path: Path) -> None:
         ["math", "25.0 ± 2.0", "50.0 ± 2.0"], ["code", "-", "75.0 ± 2.0"],
     ]  # fmt: skip
     assert [report.text_of(c) for c in small.rows[0]] == [
-        "math", "4", "2", "25.0 ± 2.0", "45.0", "35.0", "-", "-", "-", "-", "40.0",
+        "math", "4", "2", "25.0 ± 2.0", "45.0", "35.0", "-", "-", "40.0",
     ]  # fmt: skip
 
 

@@ -548,13 +548,16 @@ def test_math_works_in_a_thread_where_signals_do_not() -> None:
     assert found == [True]
 
 
-def test_integers_do_not_reach_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_reach_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_gold: str, _answer: str) -> bool:
         raise AssertionError
 
     monkeypatch.setattr(math_reward, "_verified", refuse)
     assert TASKS["math"].equivalent(example("math", "1,234"), "1234.")
-    assert not TASKS["math"].equivalent(example("math", "1,234"), "1235")
+    assert TASKS["math"].equivalent(example("math", "2^{9999999}"), "2^{9999999}")
+    hostile = ("1235", "x+" * 500 + "x", "9**9**9", "12345!", "{" * 30 + "1" + "}" * 30, "a? b")
+    for answer in hostile:
+        assert not TASKS["math"].equivalent(example("math", "1,234"), answer)
 
 
 def test_gold_answers_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,6 +639,7 @@ def test_accuracy_of_several_boxes() -> None:
     half = example("math", r"\frac{1}{2}")
     assert accuracy(half, r"a</think> \boxed{0.5} that is \boxed{\frac{2}{4}}", **CONTEXT) == 1
     assert accuracy(half, r"a</think> \boxed{0.5} or \boxed{0.6}", **CONTEXT) == 0
+    assert accuracy(half, r"a</think> \boxed{0.6} or \boxed{0.5}", **CONTEXT) == 0
     pair = example("math", "1,2")
     assert accuracy(pair, r"a</think> \boxed{1}, \boxed{2}", **CONTEXT) == 0
     many = "".join(rf"\boxed{{\frac{{{n}}}{{{2 * n}}}}}" for n in range(1, 20))
@@ -760,7 +764,7 @@ def test_r1_format(text: str, expected: float) -> None:
     [
         ("wait mistake however but retry error verify wrong evaluate check", 10),
         ("Wait, WAIT! (wait) wait-wait", 5),
-        ("waiting mistakes butter checked unverified rewrite", 0),
+        ("waiting mistakes butter checked unverified rewrite terror recheck debut", 0),
         ("But3 but_ 等wait吧", 3),
         ("等等，检查：不对，但是", 4),
         ("等一下，错误！然而验证一下，重新评估，核对", 7),
@@ -814,9 +818,9 @@ def sleepy(_example: Example, _text: str, *, length: int, finish_reason: str) ->
 
 def test_score() -> None:
     five = example("integer", "5")
-    rewards = load_rewards([("accuracy", 2), ("format", 0.5), ("lenient_accuracy", 0)])
+    rewards = load_rewards([("accuracy", 2), ("format", 0.5), ("lenient_accuracy", 0.25)])
     grade = score(rewards, five, r"\boxed{5}", 10, "stop")
-    assert grade == Grade(2.0, {"accuracy": 1.0, "format": 0.0, "lenient_accuracy": 1.0})
+    assert grade == Grade(2.25, {"accuracy": 1.0, "format": 0.0, "lenient_accuracy": 1.0})
     rewards["mine"] = (sleepy, 1.0)
     grade = score(rewards, five, r"\boxed{5}", 10, "stop")
     assert grade.reward == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import pytest
-from helpers import metrics_by_step, sft_config
+from helpers import MODEL, metrics_by_step, sft_config
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.tokenizer import load_tokenizer
@@ -109,3 +109,27 @@ def test_every_row_once_an_epoch(tokenizer_dir: str, tmp_path: Path, one_device:
 def test_row_without_text(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     with pytest.raises(DataError, match="needs the key messages or text; it has prompt"):
         train(tokenizer_dir, tmp_path, [{"prompt": "a"}])
+
+
+def own_tokenizer(vocab_size: int) -> dict[str, Any]:
+    """A model whose tokenizer the run trains itself."""
+    args = {"vocab_size": vocab_size, "count": 400, "seed": 0, "mix": {}}
+    function = "r1jax.data.mini:tokenizer"
+    return {"config": dict(MODEL), "tokenizer_function": function, "tokenizer_args": args}
+
+
+def test_torn_tokenizer_is_trained_again(tmp_path: Path, one_device: None) -> None:
+    """What a kill between the directory and the end of its file leaves is no tokenizer."""
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "run" / "tokenizer" / "tokenizer.model").write_bytes(b"\n\x0e")
+    train("unused", tmp_path, [{"text": "1"}], model=own_tokenizer(512), total_steps=1)
+    assert load_tokenizer(str(tmp_path / "run" / "tokenizer")).vocab_size == 512
+
+
+def test_failed_start_does_not_bind_the_tokenizer(tmp_path: Path) -> None:
+    """The first start fails for another reason; the second asks for another tokenizer."""
+    rows = [{"text": "1"}]
+    with pytest.raises(ConfigError, match="not divisible by 8 devices"):
+        train("unused", tmp_path, rows, model=own_tokenizer(512), microbatch_rows=6)
+    train("unused", tmp_path, rows, model=own_tokenizer(500), total_steps=1)
+    assert load_tokenizer(str(tmp_path / "run" / "tokenizer")).vocab_size == 500

@@ -82,6 +82,14 @@ def test_training_is_deterministic(model_path: Path, tmp_path: Path) -> None:
     assert Path(again).read_bytes() == model_path.read_bytes()
 
 
+def test_newline_and_tags_are_tokens_even_if_the_texts_have_none(tmp_path: Path) -> None:
+    path = train_sentencepiece(["one line", "another line"] * 10, 280, tmp_path)
+    trained = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for symbol in ("\n", *TAGS):
+        (index,) = trained.encode(symbol)
+        assert not trained.is_byte(index)
+
+
 def test_vocab_size_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="vocab_size 100 "):
         train_sentencepiece(texts(200), 100, tmp_path)
