@@ -8,11 +8,12 @@ live in those dataclasses and nowhere else.
 import ast
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import itertools
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -273,6 +274,24 @@ def _child(target: Any, name: str, path: str) -> Any:
     if name not in target:
         raise ConfigError(_unknown_key(name, list(target), path))
     return target[name]
+
+
+# ---- functions that a config names ----
+
+
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """`module:function` -> the function; `what` is its name in errors."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"{what} is not of the form module:function")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module does while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{what} cannot be imported: {reason}") from error
+    if not callable(function):
+        raise ConfigError(f"{what} is of type {type(function).__name__}, not a function")
+    return function
 
 
 # ---- sweeps: what a config file's sweep() returns ----

@@ -15,6 +15,7 @@ from r1jax.config import (
     check_choice,
     check_divisible,
     check_range,
+    import_function,
     load_config,
     override,
     parse_args,
@@ -178,3 +179,23 @@ def test_sweeps() -> None:
 def test_imports_no_jax() -> None:
     code = "import sys, r1jax.config, r1jax.cli; assert not {'jax', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nocolon", "config.f = 'nocolon' is not of the form module:function"),
+        (
+            "no_such_module:f",
+            "config.f = 'no_such_module:f' cannot be imported: ModuleNotFoundError",
+        ),
+        ("math:nothing", "config.f = 'math:nothing' cannot be imported: .*nothing"),
+    ],
+)
+def test_a_function_that_is_not_there(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        import_function(name, f"config.f = {name!r}")
+
+
+def test_import_function() -> None:
+    assert import_function("os.path:join", "config.f") is __import__("os").path.join

@@ -11,7 +11,6 @@ from r1jax.data.datasets import (
     DataConfig,
     examples_of,
     finite_examples,
-    import_function,
     rows_of,
     stream,
     to_example,
@@ -81,23 +80,6 @@ def test_rows_of_a_function() -> None:
 def test_exactly_one_source(config: DataConfig) -> None:
     with pytest.raises(ConfigError, match=r"config\.data needs exactly one of path and function"):
         rows_of(config, "config.data")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nocolon", "config.f = 'nocolon' is not of the form module:function"),
-        ("no_such_module:f", "config.f = 'no_such_module:f' cannot be imported: No module named"),
-        ("math:nothing", "config.f = 'math:nothing' cannot be imported: .*nothing"),
-    ],
-)
-def test_a_function_that_is_not_there(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        import_function(name, "config.f")
-
-
-def test_import_function() -> None:
-    assert import_function("os.path:join", "config.f") is __import__("os").path.join
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,21 @@ def test_score_gives_the_probabilities_that_generate_drew_from(model: Path, tmp_
         np.testing.assert_allclose(new, row["logprobs"], atol=1e-4)
 
 
+@jax.jit
+def plain_logits(params: Any, tokens: jax.Array) -> jax.Array:
+    """[L, V] by the plain forward pass of one sequence, unpacked."""
+    ones, positions = jnp.ones_like(tokens), jnp.arange(len(tokens))
+    output = forward(
+        Transformer(CONFIG), params, tokens[None], positions[None], ones[None], ones[None]
+    )
+    return output.hidden[0] @ head_weights(params)
+
+
 def one_by_one(params: Any, tokens: list[int]) -> np.ndarray:
-    """log p(tokens[i + 1] | tokens[..i]) by the plain forward pass of one sequence."""
-    ids = jnp.asarray(tokens)[None]
-    output = forward(Transformer(CONFIG), params, ids, jnp.arange(len(tokens))[None])
-    logits = output.hidden[0] @ head_weights(params)
-    return np.asarray(jax.nn.log_softmax(logits))[np.arange(len(tokens) - 1), tokens[1:]]
+    """log p(tokens[i + 1] | tokens[..i]); what stands behind a sequence doesn't matter to it."""
+    padded = jnp.asarray(tokens + [0] * (64 - len(tokens)))
+    logprobs = jax.nn.log_softmax(plain_logits(params, padded))
+    return np.asarray(logprobs)[np.arange(len(tokens) - 1), tokens[1:]]
 
 
 def test_score_of_packed_sequences_in_input_order(model: Path, params: Any, tmp_path: Path) -> None:
@@ -118,8 +127,8 @@ def test_tokens_need_no_tokenizer(params: Any, tmp_path: Path) -> None:
         ({"tokens": [-1]}, "token -1 is not an id"),
         ({"tokens": [True]}, "token True is not an id"),
         ({"tokens": []}, "there are no tokens to score"),
-        ({"tokens": "12"}, "needs the key tokens .* or text .*; it has tokens"),
-        ({"txt": "12"}, "needs the key tokens .* or text .*; it has txt"),
+        ({"tokens": "12"}, "a row needs the key tokens .* or text .*; it has tokens"),
+        ({"txt": "12"}, "a row needs the key tokens .* or text .*; it has txt"),
         ({"tokens": [4] * 65}, "65 tokens, more than the model's max_length 64"),
         ("{", "is not JSON"),
     ],

@@ -6,14 +6,13 @@ Row schemas: SFT reads `{"messages": [...]}` or `{"text": "..."}`; RL and evalua
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax.config import ConfigError, DataError
+from r1jax.config import ConfigError, DataError, import_function
 from r1jax.metrics import read_jsonl
 from r1jax.types import Example
 
@@ -31,17 +30,6 @@ class DataConfig:
     limit: int | None = None  # the first rows only
 
 
-def import_function(name: str, key: str) -> Callable[..., Any]:
-    """`module:function` -> the function; errors name the config key that asked for it."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"{key} = {name!r} is not of the form module:function")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key} = {name!r} cannot be imported: {error}") from error
-
-
 def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row]:
     """The rows of a source: a sequence (finite), or a function of the index (unlimited)."""
     if (config.path is None) == (config.function is None):
@@ -49,7 +37,9 @@ def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row
     if config.path is not None:
         rows: Any = list(read_jsonl(config.path))
     else:
-        rows = import_function(str(config.function), f"{key}.function")(**config.args)
+        rows = import_function(str(config.function), f"{key}.function = {config.function!r}")(
+            **config.args
+        )
     if config.limit is None:
         return rows
     if callable(rows):

@@ -15,8 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from r1jax.checkpoint import MODEL, TOKENIZER, load_params, model_root
-from r1jax.config import ConfigError, section
-from r1jax.data.datasets import import_function
+from r1jax.config import ConfigError, import_function, section
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.metrics import absolute
 from r1jax.models.config import ModelConfig
@@ -144,6 +143,7 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
         raise ConfigError("config.model.config needs a tokenizer (or tokenizer_function) beside it")
     directory = workdir / TOKENIZER
     if not directory.exists():
-        train = import_function(source.tokenizer_function, "config.model.tokenizer_function")
+        name = source.tokenizer_function
+        train = import_function(name, f"config.model.tokenizer_function = {name!r}")
         train(str(directory), **source.tokenizer_args)
     return load_tokenizer(str(directory))

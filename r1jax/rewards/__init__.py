@@ -7,13 +7,12 @@ reference: TASKS. What a config may name: REWARDS, or `module:function`.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from r1jax.config import ConfigError, DataError
+from r1jax.config import ConfigError, DataError, import_function
 from r1jax.rewards.choice_reward import last_choice, last_letter, same_choice, same_letter
 from r1jax.rewards.format_reward import (
     MAX_CHARACTERS,
@@ -196,23 +195,16 @@ def load_rewards(rewards: Weights) -> Rewards:
     for name, weight in dict(rewards).items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ConfigError(f"rewards: the weight of {name!r} is {weight!r}, not a number")
-        loaded[name] = (REWARDS.get(name) or _import_function(name), float(weight))
+        loaded[name] = (_function(name), float(weight))
     if not loaded:
         raise ConfigError(f"rewards is empty; it maps names to weights: {', '.join(REWARDS)}")
     return loaded
 
 
-def _import_function(name: str) -> RewardFunction:
-    module, colon, attribute = name.partition(":")
-    if not colon:
+def _function(name: str) -> RewardFunction:
+    if name not in REWARDS and ":" not in name:
         raise ConfigError(f"reward {name!r} is neither module:function nor one of {list(REWARDS)}")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module does while it is imported
-        raise ConfigError(f"reward {name!r} cannot be imported: {_said(error)}") from error
-    if not callable(function):
-        raise ConfigError(f"reward {name!r} is of type {type(function).__name__}, not a function")
-    return function
+    return REWARDS.get(name) or import_function(name, f"reward {name!r}")
 
 
 def _said(error: BaseException) -> str:
