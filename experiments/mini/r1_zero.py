@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = 80
     config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.ref_every = 400
-    config.optimizer = {"learning_rate": 5e-4, "warmup_steps": 5}
+    config.optimizer = {"learning_rate": 1.5e-4, "warmup_steps": 5}
     config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 288
     config.microbatch_rows = 6
@@ -62,8 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "every": 10,
         "curve": {"heldout": benchmark(32, 16)},
         "benchmarks": {
-            "heldout": benchmark(64, 64),
-            "heldout_forced": benchmark(64, 16, FORCED_PREFIX),
+            "heldout": benchmark(200, 4),
+            "heldout_forced": benchmark(200, 4, FORCED_PREFIX),
+            "heldout_64": benchmark(32, 64),
         },
     }
     config.wandb_project = None
