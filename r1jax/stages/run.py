@@ -60,7 +60,7 @@ class StageConfig(Protocol):
 
 @dataclass
 class Run:
-    """An open run. `state` is replaced by each step; `extra_state` is checkpointed beside it."""
+    """An open run; each step replaces `state`."""
 
     workdir: Any
     mesh: Mesh
@@ -71,7 +71,6 @@ class Run:
     state: TrainState
     state_shardings: TrainState
     start: int  # updates done before this process
-    extra: dict[str, Any]  # JSON values restored from the checkpoint
     checkpoints: Checkpoints
     writer: MetricsWriter
     progress: Progress
@@ -89,10 +88,10 @@ class Run:
         self.writer.write(step, named, timings | memory_use())
         self.progress.update(step, named | timings)
 
-    def save(self, step: int, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, step: int) -> None:
         """A checkpoint of everything that the next step needs."""
         with self.timer("checkpoint"):
-            self.checkpoints.save(step, _saved(self.state, self.ref_params), extra)
+            self.checkpoints.save(step, _saved(self.state, self.ref_params))
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -124,7 +123,6 @@ def open_run(
     shardings = state_shardings(source.config, optimizer, mesh)
     checkpoints = Checkpoints(path)
     latest = checkpoints.latest_step()
-    extra: dict[str, Any] = {}
     if latest is None:
         params = source.load(mesh, config.seed)
         ref_params = jax.tree.map(jnp.copy, params) if reference else None
@@ -133,7 +131,7 @@ def open_run(
     else:
         abstract = abstract_state(source.config, optimizer, shardings)
         tree = _saved(abstract, abstract.params if reference else None)
-        saved, extra = checkpoints.restore(latest, tree)
+        saved, _ = checkpoints.restore(latest, tree)
         ref_params = saved.pop("ref_params", None)
         state = TrainState(**saved)
         del saved
@@ -156,7 +154,6 @@ def open_run(
             state=state,
             state_shardings=shardings,
             start=latest or 0,
-            extra=extra,
             checkpoints=checkpoints,
             writer=writer,
             progress=progress,
