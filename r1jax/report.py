@@ -452,7 +452,8 @@ def paper_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     note = (
         f"Source of the paper's numbers: {paper['source']['paper']}. Other models, other problems:"
         " the shapes of the curves may be compared, not their heights. The paper counts checking"
-        " words over all completions of an evaluation, here they are per completion."
+        " words over all completions of an evaluation, here they are per completion; first and last"
+        " of our length and checking words are means over 5 % of the training steps."
     )
     return Table("paper", "The paper's curves and ours", header, rows, note)
 
@@ -465,10 +466,16 @@ def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
 
 def _curve_end(runs: Sequence[Run], name: str, end: int, measure: Measure) -> Cell:
     curves = [[line[name] for line in run.metrics if name in line] for run in runs]
-    values = [curve[end] * measure.scale for curve in curves if curve]
+    values = [_end_mean(curve, end, name) * measure.scale for curve in curves if curve]
     if not values:
         return Cell(None)
     return Cell(fmean(values), stdev(values) if len(values) > 1 else None, measure.digits)
+
+
+def _end_mean(curve: Sequence[float], end: int, name: str) -> float:
+    """Of a held-out curve its first or last point, of a training curve its first or last 5 %."""
+    window = max(1, len(curve) // 20) if name.startswith("grpo/") else 1
+    return fmean(curve[:window] if end == 0 else curve[-window:])
 
 
 # ---- completions to read ----

@@ -187,7 +187,7 @@ def make_step(
             0, microbatches, accumulate, jax.tree.map(_zeros, jax.eval_shape(grads_of, 0))
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics["optimizer/grad_norm"] = optax.global_norm(grads)
+        metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
         metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

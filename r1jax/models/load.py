@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from r1jax.checkpoint import MODEL, TOKENIZER, load_params, model_root
+from r1jax.checkpoint import MODEL, TOKENIZER, Checkpoints, load_params, model_root
 from r1jax.config import ConfigError, import_function, section
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.metrics import absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.hf import open_checkpoint
-from r1jax.models.transformer import param_shardings
+from r1jax.models.transformer import param_axes, param_shardings
 from r1jax.train_state import random_params
 
 
@@ -113,8 +114,6 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
 
 def _from_slices(config: ModelConfig, mesh: Mesh, read_slice: Callable[..., np.ndarray]) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host."""
-    from r1jax.models.transformer import param_axes
-
     shapes, _ = param_axes(config)
 
     def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
@@ -131,8 +130,6 @@ def _is_workdir(path: epath.Path) -> bool:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    import json
-
     return json.loads(path.read_text())
 
 
@@ -142,7 +139,7 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
     if source.tokenizer_function is None:
         raise ConfigError("config.model.config needs a tokenizer (or tokenizer_function) beside it")
     directory = workdir / TOKENIZER
-    if not directory.exists():
+    if Checkpoints(workdir).latest_step() is None:  # what a failed start left binds nobody
         name = source.tokenizer_function
         train = import_function(name, f"config.model.tokenizer_function = {name!r}")
         train(str(directory), **source.tokenizer_args)
