@@ -30,7 +30,7 @@ from r1jax.train_state import random_params
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
 TEXTS = ["What is 12 + 34?\n<think> 12 + 34 = 46 </think>", "计算：3 乘以 5，等于十五。"] * 20
-SAMPLING = SamplingConfig(max_tokens=40)  # longer than a chunk: some finish before others
+SAMPLING = SamplingConfig(max_tokens=40)  # more than a chunk of the engine
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,20 +57,21 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_score_gives_the_probabilities_that_generate_drew_from(model: Path, tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "3 + 5"}]
+    long = "3 + 5 " * 9  # leaves little room: its completions end before the other prompt's
+    messages = [{"role": "user", "content": long}]
     prompts = write(
         tmp_path / "p.jsonl", {"prompt": "12 + 34 = ", "level": 3}, {"messages": messages}
     )
-    generate(str(model), prompts, tmp_path / "g.jsonl", SAMPLING, num_samples=8, slots=8)
+    generate(str(model), prompts, tmp_path / "g.jsonl", SAMPLING, num_samples=4, slots=8)
     rows = read_lines(tmp_path / "g.jsonl")
     places = [(row["prompt_index"], row["sample_index"]) for row in rows]
-    assert places == [(p, s) for p in range(2) for s in range(8)]
-    assert [row.get("level") for row in rows] == [3] * 8 + [None] * 8
-    assert rows[8]["messages"] == messages
+    assert places == [(p, s) for p in range(2) for s in range(4)]
+    assert [row.get("level") for row in rows] == [3] * 4 + [None] * 4
+    assert rows[4]["messages"] == messages
     assert len({tuple(row["tokens"]) for row in rows}) > 1
 
     tokenizer = load_tokenizer(model / "tokenizer")
-    heads = [[*tokenizer.prefix, *tokenizer.encode(text)] for text in ("12 + 34 = ", "3 + 5")]
+    heads = [[*tokenizer.prefix, *tokenizer.encode(text)] for text in ("12 + 34 = ", long)]
     whole = [heads[row["prompt_index"]] + row["tokens"] for row in rows]
     score(str(model), write(tmp_path / "t.jsonl", *({"tokens": t} for t in whole)), tmp_path / "s")
     for row, scored in zip(rows, read_lines(tmp_path / "s"), strict=True):

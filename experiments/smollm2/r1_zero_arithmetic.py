@@ -9,6 +9,8 @@ problems of GSM8K's test set (JSONL with `problem` and `answer`) as transfer.
 
 Departures from the paper: the learning rate is 1e-5, not 3e-6 (a few dozen updates of 3e-6 move
 nothing), 8 questions an update, one update per rollout, the model's own chat template.
+
+Not measured yet: see experiments/LOG.md, 2026-11-23.
 """
 
 import importlib.util
