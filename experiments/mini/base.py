@@ -4,7 +4,7 @@
 
 R1-Zero starts from what this leaves (`experiments/mini/base/`) as the paper's starts from
 V3-Base. `:smoke` pretrains a far smaller one. Hardware: 2 CPU cores; 1,400 updates (12.2 M tokens)
-took 67 minutes beside other work, about 50 alone. Loss 5.85 -> 0.51 nats a token
+took 67 minutes beside other work. Loss 5.85 -> 0.51 nats a token
 (`base/metrics.jsonl`). Then, to make the files of `experiments/mini/base`:
 
     python -m r1jax.export --model runs/mini-base --output experiments/mini/base --dtype bfloat16
