@@ -102,4 +102,6 @@ def finite_examples(config: DataConfig, key: str) -> list[Example]:
     examples = examples_of(config, key)
     if callable(examples):
         raise ConfigError(f"{key}.limit must be set: {config.function} has no end")
+    if not examples:
+        raise ConfigError(f"{key} has no examples (limit {config.limit})")
     return list(examples)

@@ -116,14 +116,14 @@ def open_run(
     mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
     check_config(path, config_dict)
-    write_model_json(path, dataclasses.asdict(source.config))
-    source.tokenizer.save(str(path / "tokenizer"))
     schedule = make_schedule(config.optimizer, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
     shardings = state_shardings(source.config, optimizer, mesh)
     checkpoints = Checkpoints(path)
     latest = checkpoints.latest_step()
-    if latest is None:
+    if latest is None:  # later these files are not touched: a kill could tear them
+        write_model_json(path, dataclasses.asdict(source.config))
+        source.tokenizer.save(str(path / "tokenizer"))
         params = source.load(mesh, config.seed)
         ref_params = jax.tree.map(jnp.copy, params) if reference else None
         state = new_state(params, optimizer, shardings)

@@ -103,7 +103,7 @@ def tokenize(
     if "messages" in row:
         tokens, mask = render(row["messages"], tokenizer, template)
         return tokens, [float(value) for value in mask]
-    raise DataError(f"an SFT row needs the key messages or text; it has {', '.join(row)}")
+    raise DataError(_needs(row))
 
 
 def _batches(config: SftConfig, stage: Run, start: int) -> Iterator[tuple[Batch, int]]:
@@ -112,12 +112,31 @@ def _batches(config: SftConfig, stage: Run, start: int) -> Iterator[tuple[Batch,
     The number of microbatches is rounded up to a power of two (the rest stays unused), so few
     programs are compiled.
     """
-    row = stream(rows_of(config.data, "config.data"), config.seed)
+    row = stream(checked_rows(config.data), config.seed)
     for step in range(start, config.total_steps):
         indices = range(step * config.batch_size, (step + 1) * config.batch_size)
         groups = [group for i in indices for group in _groups(row(i), stage.tokenizer, config)]
+        if not groups:
+            raise DataError(
+                f"every row of update {step + 1} is longer than config.pack_length"
+                f" {config.pack_length} and dropped"
+            )
         batch, used = pack(groups, config.pack_length, config.microbatch_rows)
-        yield _round_up(batch, used), used
+        yield _round_up(batch, used, config.batch_size), used
+
+
+def checked_rows(config: DataConfig) -> Sequence[Row] | Callable[[int], Row]:
+    """The rows of the source; those of a file are all looked at before the first update."""
+    rows = rows_of(config, "config.data")
+    for number, row in enumerate([] if callable(rows) else rows, start=1):
+        if not row.keys() & {"text", "messages"}:
+            source = config.path or config.function
+            raise DataError(f"{source}, row {number}: {_needs(row)}")
+    return rows
+
+
+def _needs(row: Row) -> str:
+    return f"an SFT row needs the key messages or text; it has {', '.join(row)}"
 
 
 def _groups(row: Row, tokenizer: Tokenizer, config: SftConfig) -> list[Group]:
@@ -134,11 +153,14 @@ def _groups(row: Row, tokenizer: Tokenizer, config: SftConfig) -> list[Group]:
     return [sequence_group(tokens[: config.pack_length], mask[: config.pack_length])]
 
 
-def _round_up(batch: Batch, used: int) -> Batch:
+def _round_up(batch: Batch, used: int, sequences: int) -> Batch:
+    """Shapes that do not depend on the batch: M a power of two, C the sequences asked for."""
     total = 1 << (used - 1).bit_length()
 
     def one(x: Any) -> Any:
-        return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
+        if x.ndim == 3:
+            return np.pad(x, [(0, total - used), (0, 0), (0, 0)])
+        return np.pad(x, (0, sequences + 1 - len(x)))  # a dropped row has no targets
 
     return jax.tree.map(one, batch)
 
