@@ -30,6 +30,7 @@ TEST = [
 ]
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
+    "accelerate>=1.15",  # transformers reads GGUF files with it
     "transformers==5.23.0",  # its treatment of masked routing groups changes between releases
 ]
 
