@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_transformer import make_params
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import Group, completion_group, pack, padding_share, sequence_group
 from r1jax.losses import token_logprobs
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import Transformer, init_params
+from r1jax.models.transformer import Transformer
 from r1jax.types import Batch
 
 
@@ -171,14 +171,12 @@ def test_every_token_stands_once_in_its_place(
 TINY = ModelConfig(
     vocab_size=31, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_dim=32
 )
-LENGTH = 16  # of a sequence alone; a packed row is twice as long
+ROWS, LENGTH = 3, 32
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.tree.map(
-        lambda x: 4 * x, nn.unbox(init_params(Transformer(TINY), jax.random.key(0)))
-    )
+    return make_params(TINY)
 
 
 @jax.jit
@@ -201,17 +199,21 @@ def random_tokens(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def alone(prompt: np.ndarray, completion: np.ndarray, weights: np.ndarray) -> Batch:
-    """A sequence in a row of its own, without the help of pack."""
+    """One sequence and nothing else, without the help of pack, in the shape of a packed batch."""
     total = len(prompt) + len(completion)
-    after = (0, LENGTH - total)
-    targets = np.pad(np.ones(len(completion), np.float32), (len(prompt), LENGTH - total))
+
+    def first_row(values: np.ndarray, start: int) -> np.ndarray:
+        rows = np.zeros((ROWS, LENGTH), values.dtype)
+        rows[0, start : start + len(values)] = values
+        return rows
+
     return Batch(
-        tokens=np.pad(np.concatenate([prompt, completion]), after)[None],
-        positions=np.pad(np.arange(total, dtype=np.int32), after)[None],
-        segment_ids=np.pad(np.ones(total, np.int32), after)[None],
-        completion_ids=np.zeros((1, LENGTH), np.int32),
-        loss_mask=targets[None],
-        sampler_logprobs=np.pad(weights, (len(prompt), LENGTH - total))[None],
+        tokens=first_row(np.concatenate([prompt, completion]), 0),
+        positions=first_row(np.arange(total, dtype=np.int32), 0),
+        segment_ids=first_row(np.ones(total, np.int32), 0),
+        completion_ids=np.zeros((ROWS, LENGTH), np.int32),
+        loss_mask=first_row(np.ones(len(completion), np.float32), len(prompt)),
+        sampler_logprobs=first_row(weights, len(prompt)),
     )
 
 
@@ -235,7 +237,7 @@ def one_by_one(params: Any) -> Any:
 @pytest.mark.parametrize("share_prompts", [True, False])
 def test_packed_is_one_by_one(params: Any, one_by_one: Any, share_prompts: bool) -> None:
     groups, logprobs, grads = one_by_one
-    packed, _ = pack(groups, 2 * LENGTH, 3, 1, share_prompts)
+    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts)
     batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)
     assert (batch.segment_ids.max(axis=1) > 1).any()  # rows do hold several sequences
     packed_logprobs_BL, packed_grads = weighted_logprobs(params, batch.replace(lengths=None))
