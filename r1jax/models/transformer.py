@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from r1jax.models.attention import (
     LayerCache,
     attend,
+    attend_causally,
     cached_mask,
     packed_mask,
     rope,
@@ -91,11 +92,11 @@ class Block(nn.Module):
         k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
         v_BLKN = self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
         if cache is None:
-            k_BKTN, v_BKTN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
+            k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
+            mixed_BLHN = attend_causally(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
         else:
             cache = update_cache(cache, k_BLKN, v_BLKN, positions_BL)
-            k_BKTN, v_BKTN = cache.keys, cache.values
-        mixed_BLHN = attend(q_BLHN, k_BKTN, v_BKTN, mask_BLT)
+            mixed_BLHN = attend(q_BLHN, cache.keys, cache.values, mask_BLT)
         mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
         output_HND = self._param(
             "output", [c.num_heads, c.head_dim, c.embed_dim], ["heads", "head_dim", "embed"],
