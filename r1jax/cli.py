@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from absl import app
+from absl import app, flags
+from ml_collections import config_flags
 
 from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
 
@@ -53,6 +55,13 @@ def _config_spec(argv: Sequence[str]) -> str:
         if match := re.fullmatch(r"--?config(?:=(.*))?", arg):
             return following if match[1] is None else match[1]
     return ""
+
+
+def define_config(help_string: str) -> flags.FlagHolder[Any]:
+    """The flag --config. Overrides may set keys that the file leaves at their defaults."""
+    return config_flags.DEFINE_config_file(
+        "config", None, help_string, lock_config=False, accept_new_attributes=True
+    )
 
 
 def set_up_jax() -> None:

@@ -24,11 +24,11 @@ from typing import Any
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from r1jax import report
 from r1jax.checkpoint import MANIFEST, Checkpoints
-from r1jax.cli import lock_workdir, run_command, set_up_jax
+from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
 from r1jax.config import ConfigError, section
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation import (
@@ -174,7 +174,7 @@ def _summary(
 
 def define_flags() -> None:
     flags.DEFINE_string("model", None, "Model to evaluate.", required=True)
-    config_flags.DEFINE_config_file("config", None, "FILE.py[:arg] with the benchmarks.")
+    define_config("FILE.py[:arg] with the benchmarks.")
     flags.mark_flag_as_required("config")
     flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
 

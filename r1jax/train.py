@@ -10,14 +10,13 @@ import contextlib
 import importlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from r1jax.cli import lock_workdir, run_command, set_up_jax
+from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
 from r1jax.config import ConfigError, check_choice
 
 STAGES = {"sft": "r1jax.stages.sft", "grpo": "r1jax.stages.grpo"}
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py[:arg,arg=value] of the run.")
+CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of all that the run writes.", required=True
 )
