@@ -1,17 +1,23 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_hf import our_logprobs, random_params, their_logprobs
 
 from r1jax.config import ConfigError, DataError
+from r1jax.data.chat import render_prompt
+from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.models.config import ModelConfig
 from r1jax.models.gguf import config_from_gguf
-from r1jax.models.hf import LAYOUT, open_checkpoint, parameter_names
+from r1jax.models.hf import LAYOUT, open_checkpoint, parameter_names, save_hf
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import SamplingConfig
 
 LLAMA = ModelConfig(
     vocab_size=40, embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=96,
@@ -176,37 +182,82 @@ def test_smollm2_config() -> None:
     )  # fmt: skip
 
 
+@dataclass
+class Exported:
+    """SmolLM2 from its GGUF file, and the Hugging Face directory that we make of it."""
+
+    config: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    path, directory = smollm2_path(), tmp_path_factory.mktemp("smollm2")
+    checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
+    params = checkpoint.read_all()
+    save_hf(directory, checkpoint.config, params, tokenizer, "float32")
+    return Exported(checkpoint.config, params, tokenizer, directory)
+
+
 @pytest.mark.smollm2
 @pytest.mark.parity
 @pytest.mark.slow
-def test_smollm2_as_transformers_has_it(tmp_path: Path) -> None:
+def test_smollm2_as_transformers_has_it(exported: Exported) -> None:
     """Weights as transformers reads them from the same file, and the logprobs of 200 tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from r1jax.data.tokenizer import load_tokenizer
-    from r1jax.models.hf import save_hf
-
     path = smollm2_path()
-    checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
-    params = checkpoint.read_all()
-    save_hf(tmp_path, checkpoint.config, params, tokenizer, "float32")
-    ours = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(exported.directory, dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
-    ).state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    )
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
 
-    tokens = np.array([tokenizer.encode(text)[:200] for text in TEXTS], np.int32)
+    tokens = np.array([exported.tokenizer.encode(text)[:200] for text in TEXTS], np.int32)
     assert tokens.shape == (4, 200)
     positions, targets = np.arange(199), tokens[:, 1:, None]
-    ours_BLV = our_logprobs(checkpoint.config, params, tokens)[:, positions]
-    theirs_BLV = their_logprobs(tmp_path, tokens)[:, positions]
+    ours_BLV = our_logprobs(exported.config, exported.params, tokens)[:, positions]
+    theirs_BLV = their_logprobs(exported.directory, tokens)[:, positions]
     difference = np.abs(
         np.take_along_axis(ours_BLV, targets, -1) - np.take_along_axis(theirs_BLV, targets, -1)
     ).max()
     print(f"SmolLM2: largest difference of logprobs {difference:.1e}")
     assert difference < 1e-3
     assert np.abs(ours_BLV - theirs_BLV).max() < 1e-3
+
+
+QUESTIONS = ("What is 12 + 25?", "Name three colours.", "Who wrote Hamlet? 谁写的？", "2, 4, 6,")
+
+
+@pytest.mark.smollm2
+@pytest.mark.parity
+@pytest.mark.slow
+def test_greedy_completions_are_those_of_transformers(exported: Exported) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exported.directory, dtype=torch.float32)
+    chats = [({"role": "user", "content": question},) for question in QUESTIONS]
+    prompts = [np.array(render_prompt(chat, exported.tokenizer, "chat")) for chat in chats]
+    stop_ids = exported.tokenizer.stop_ids
+    engine = Engine(exported.config, stop_ids, EngineConfig(slots=4, chunk=16, prefill_batch=4))
+    params = jax.tree.map(jnp.asarray, exported.params)
+    sampling = SamplingConfig(max_tokens=32, temperature=0.0)
+    found = {
+        completion.prompt_index: completion
+        for completion in engine.generate(params, prompts, sampling, jax.random.key(0))
+    }
+    reasons = set()
+    for index, prompt in enumerate(prompts):
+        expected = model.generate(
+            torch.tensor(prompt[None]), max_new_tokens=32, do_sample=False,
+            eos_token_id=list(stop_ids), pad_token_id=stop_ids[0],
+        )[0, len(prompt) :]  # fmt: skip
+        assert found[index].tokens.tolist() == expected.tolist(), QUESTIONS[index]
+        reasons.add(found[index].finish_reason)
+    assert reasons == {"stop", "length"}
