@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, parse_args
 
-QUESTION = "What is {expression}? Put the answer in \\boxed{}."
+QUESTION = "What is {expression}?"
+DEMONSTRATIONS = ("4 + 8", "57 - 3 - 7", "23 + 45", "9 - 12")  # worked out before each question
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
@@ -36,7 +37,13 @@ def packaged_model() -> str:
 
 
 def chain_sums(seed: int, split: str, count: int | None = None) -> dict:
-    args = {"seed": seed, "split": split, "question": QUESTION, "count": count}
+    args = {
+        "seed": seed,
+        "split": split,
+        "question": QUESTION,
+        "count": count,
+        "demonstrations": DEMONSTRATIONS,
+    }
     return {"function": "r1jax.data.arithmetic:chain_sums", "args": args}
 
 
@@ -49,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.template = "chat"
     config.data = chain_sums(args.seed, "train")
     config.rewards = {"accuracy": 1.0}
-    config.max_prompt_tokens = 96
+    config.max_prompt_tokens = 256
     config.max_tokens = 64
     config.temperature = 1.0
     config.group_size = 16
@@ -57,18 +64,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.updates_per_rollout = 1
     config.total_steps = 60
     config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
-    config.optimizer = {"learning_rate": 1e-5, "warmup_steps": 3}
-    config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 512
-    config.microbatch_rows = 2
+    config.optimizer = {"learning_rate": 2e-5, "warmup_steps": 3}
+    config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
+    config.pack_length = 640
+    config.microbatch_rows = 1
     config.logits_chunk = 128
     config.mesh = {"data": -1}
-    config.checkpoint_every = 5
+    config.checkpoint_every = 10
     heldout = {
         "data": chain_sums(1_000_003, "test", 256),
         "num_samples": 4,
         "template": "chat",
-        "max_prompt_tokens": 96,
+        "max_prompt_tokens": 256,
         "sampling": {"max_tokens": 64, "temperature": 1.0},
     }
     config.evaluation = {"every": 0, "benchmarks": {"chain_sums": heldout}}
@@ -85,6 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "sampling": {"max_tokens": 256, "temperature": 1.0},
         }
     config.wandb_project = None
+    config.profile = {"start_step": 10, "num_steps": 0}
     if args.smoke:
         config.total_steps, config.prompts_per_update, config.group_size = 2, 2, 4
         config.evaluation.benchmarks.chain_sums.update({"num_samples": 1})
