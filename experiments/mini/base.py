@@ -16,11 +16,18 @@ from r1jax.config import parse_args
 
 # Fixed before the first RL run on this base (r1jax/data/corpus.py says what the shares mean).
 MIX = {
-    "formats": {"plain": 0.66, "lesson": 0.20, "template": 0.14},
-    "plain_styles": {"direct": 0.45, "steps": 0.25, "detailed": 0.18, "check": 0.12},
-    "template_styles": {"direct": 0.75, "steps": 0.14, "detailed": 0.07, "check": 0.04},
+    "formats": {"plain": 0.70, "lesson": 0.16, "template": 0.14},
+    "plain_styles": {"direct": 0.42, "steps": 0.25, "detailed": 0.19, "check": 0.14},
+    "template_styles": {"direct": 0.88, "steps": 0.05, "detailed": 0.04, "check": 0.03},
     "tags": {"proper": 0.30, "partial": 0.20, "none": 0.50},
     "languages": {"en": 0.60, "zh": 0.40},
+    "families": {
+        "arithmetic": 0.42,
+        "countdown": 0.18,
+        "compare": 0.15,
+        "sort": 0.12,
+        "logic": 0.13,
+    },
     "mixed_language": 0.06,
 }
 
@@ -34,33 +41,35 @@ def get_config(arg: str = "") -> ConfigDict:
         "config": {
             "embed_dim": 192,
             "num_layers": 4,
-            "num_heads": 4,
-            "num_kv_heads": 4,
-            "head_dim": 48,
+            "num_heads": 3,
+            "num_kv_heads": 3,
+            "head_dim": 64,
             "ffn_dim": 512,
             "max_length": 512,
         },
         "tokenizer_function": "r1jax.data.mini:tokenizer",
-        "tokenizer_args": {"vocab_size": 512, "count": 20_000, "seed": args.seed, "mix": MIX},
+        "tokenizer_args": {"vocab_size": 768, "count": 20_000, "seed": args.seed, "mix": MIX},
     }
     config.data = {"function": "r1jax.data.mini:corpus", "args": {"seed": args.seed, "mix": MIX}}
-    config.total_steps = 1400
-    config.batch_size = 128
-    config.pack_length = 240
-    config.overlong = "truncate"  # one document in two thousand
-    config.microbatch_rows = 6
-    config.logits_chunk = 240
+    config.total_steps = 12_000
+    config.batch_size = 48
+    config.pack_length = 192
+    config.overlong = "drop"  # one document in a thousand
+    config.microbatch_rows = 2  # what a core's cache holds
+    config.logits_chunk = 192
     config.optimizer = {
-        "learning_rate": 2.5e-3,
+        "learning_rate": 2e-3,
         "schedule": "cosine",
         "final_ratio": 0.05,
         "warmup_steps": 100,
+        "b2": 0.98,  # small batches
         "weight_decay": 0.1,
     }
     config.mesh = {"data": -1}
-    config.checkpoint_every = 100
-    config.log_every = 5
+    config.checkpoint_every = 500
+    config.log_every = 20
     config.wandb_project = None
+    config.profile = {"start_step": 10, "num_steps": 0}
     if args.smoke:
         config.model.config.update(
             {"embed_dim": 64, "num_layers": 2, "head_dim": 16, "ffn_dim": 128}

@@ -75,6 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
         },
     }
     config.wandb_project = None
+    config.profile = {"start_step": 10, "num_steps": 0}
     if args.smoke:
         config.total_steps = 4
         config.max_tokens = 32

@@ -7,9 +7,12 @@ from typing import Any
 
 from r1jax.config import section
 from r1jax.data.corpus import Mix, document, documents
-from r1jax.data.spm import train_sentencepiece
+from r1jax.data.spm import TAGS, train_sentencepiece
 from r1jax.data.world import LEVELS, Split, example_at, examples
 from r1jax.types import Example
+
+# Digits are tokens of their own, so a space before one would be a token too: these save it.
+SEPARATORS = (", ", "; ")
 
 
 def tokenizer(
@@ -17,9 +20,8 @@ def tokenizer(
 ) -> None:
     """Trains the world's tokenizer on `count` documents and writes it to `directory`."""
     shares = section(Mix, mix, "mix")
-    train_sentencepiece(
-        (row["text"] for row in documents(seed, count, shares)), vocab_size, directory
-    )
+    texts = (row["text"] for row in documents(seed, count, shares))
+    train_sentencepiece(texts, vocab_size, directory, (*TAGS, *SEPARATORS))
 
 
 def corpus(seed: int, mix: Mapping[str, Any]) -> Callable[[int], dict[str, Any]]:

@@ -26,7 +26,7 @@ from r1jax.data.world import (
 )
 
 STYLES = ("direct", "steps", "detailed", "check")
-DIRECT_WRONG = {1: 0.30, 2: 0.40, 3: 0.45, 4: 0.50, 5: 0.60}  # level -> share; mean 0.45
+DIRECT_WRONG = {1: 0.35, 2: 0.45, 3: 0.55, 4: 0.60, 5: 0.70}  # level -> share; mean 0.53
 SLIPS = {"steps": 0.08, "detailed": 0.02}  # share of solutions with one slip
 CHECK_SLIPS = 0.5  # share of checks that find a slip planted before them
 CHECK_STEPS_FIRST = 0.6  # share of checks whose first pass is in steps, not detailed

@@ -10,6 +10,7 @@ from etils import epath
 
 from r1jax.config import ConfigError
 
+SPACE = "▁"  # how SentencePiece writes a space inside a piece
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -38,7 +39,7 @@ def train_sentencepiece(
             split_digits=True,
             byte_fallback=True,
             character_coverage=1.0,
-            user_defined_symbols=["\n", *user_symbols],
+            user_defined_symbols=["\n", *(s.replace(" ", SPACE) for s in user_symbols)],
             pad_id=0,
             unk_id=1,
             bos_id=2,
