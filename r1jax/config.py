@@ -38,11 +38,15 @@ class DataError(UserError):
 # ---- sections as dataclasses ----
 
 
-def section(dataclass_type: type[T], config_section: Any, path: str = "config") -> T:
+def section(
+    dataclass_type: type[T], config_section: Any, path: str = "config", default: T | None = None
+) -> T:
     """Turns a ConfigDict (or dict) into `dataclass_type`; `path` is its name in messages.
 
-    Fields may be bool, int, float, str, Literal, Optional, tuple, list, dict, Any and further
-    dataclasses. Raises ConfigError for unknown and missing keys and for wrong types.
+    A key that is left out has the value of `default`, or else the field's own default; so a section
+    that sets one key keeps what its parent prefers for the others. Fields may be bool, int, float,
+    str, Literal, Optional, tuple, list, dict, Any and further dataclasses. Raises ConfigError for
+    unknown and missing keys and for wrong types.
     """
     if isinstance(config_section, dataclass_type):
         return config_section
@@ -54,9 +58,17 @@ def section(dataclass_type: type[T], config_section: Any, path: str = "config") 
     for key in config_section:
         if key not in fields:
             raise ConfigError(_unknown_key(key, list(fields), path))
-        values[key] = _convert(hints[key], _get(config_section, key, path), f"{path}.{key}")
+        value, preferred = _get(config_section, key, path), _preferred(fields[key])
+        if dataclasses.is_dataclass(preferred) and isinstance(value, config_dict.ConfigDict | dict):
+            values[key] = section(type(preferred), value, f"{path}.{key}", preferred)
+        else:
+            values[key] = _convert(hints[key], value, f"{path}.{key}")
     for name, field in fields.items():
-        if name not in values and _is_required(field):
+        if name in values:
+            continue
+        if default is not None:
+            values[name] = getattr(default, name)
+        elif _is_required(field):
             raise ConfigError(f"{path}.{name} is missing ({_describe(hints[name])} expected)")
     try:
         return dataclass_type(**values)
@@ -69,6 +81,13 @@ def _get(config_section: Any, key: str, path: str) -> Any:
         return config_section[key]
     except config_dict.RequiredValueError:
         raise ConfigError(f"{path}.{key} must be set, it has no default") from None
+
+
+def _preferred(field: dataclasses.Field[Any]) -> Any:
+    """The field's default, None if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

@@ -12,7 +12,7 @@ import importlib
 from absl import flags
 
 from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
-from r1jax.config import ConfigError, check_choice
+from r1jax.config import ConfigError, check_choice, section
 
 STAGES = {"sft": "r1jax.stages.sft", "grpo": "r1jax.stages.grpo"}
 
@@ -33,8 +33,10 @@ def main() -> None:
     import jax
 
     first = jax.process_index() == 0
+    stage = importlib.import_module(STAGES[config.stage])
+    section(stage.CONFIG, config)  # a wrong key is an error before the workdir exists
     with lock_workdir(workdir) if first else contextlib.nullcontext():
-        importlib.import_module(STAGES[config.stage]).run(config, workdir)
+        stage.run(config, workdir)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,18 @@ def test_section_converts_nested_values() -> None:
     assert isinstance(stage.weights["x"], float)
 
 
+def test_a_section_keeps_what_its_parent_prefers() -> None:
+    @dataclass(frozen=True)
+    class Sft:
+        optimizer: Optimizer = field(default_factory=lambda: Optimizer(5e-5, "cosine"))
+
+    one_key = section(Sft, {"optimizer": {"betas": [0.8, 0.9]}})
+    assert one_key.optimizer == Optimizer(5e-5, "cosine", (0.8, 0.9))
+    assert section(Sft, {"optimizer": {"schedule": "constant"}}).optimizer == Optimizer(5e-5)
+    with pytest.raises(ConfigError, match="unknown key config.optimizer.beta"):
+        section(Sft, {"optimizer": {"beta": 1}})
+
+
 def test_unknown_key_names_the_nearest() -> None:
     assert message(make(kl_coeff=0.1)) == (
         "unknown key config.grpo.kl_coeff; did you mean config.grpo.kl_coef? "

@@ -18,15 +18,26 @@ def get_config(arg=""):
     return config_dict.create(stage="STAGE", seed=0, grpo=dict(kl_coef=0.1))
 """
 FAKE_STAGE = """
-import os, sys, time
+from dataclasses import dataclass, field
 from r1jax.config import DataError
+
+@dataclass(frozen=True)
+class Grpo:
+    kl_coef: float = 0.0
+    eps: float = 0.2
+
+@dataclass(frozen=True)
+class CONFIG:
+    stage: str
+    seed: int
+    grpo: Grpo = field(default_factory=Grpo)
 
 def run(config, workdir):
     if config.seed == 1:
         raise DataError("a.jsonl:3 is not JSON")
     if config.seed == 2:
         raise KeyboardInterrupt
-    print("ran", config.grpo.kl_coef, workdir)
+    print("ran", config.grpo.kl_coef, config.grpo.get("eps"), workdir)
 """
 RUN_FAKE = "import r1jax.train as t; t.STAGES['fake'] = 'fake'; t.run_command(t.main)"
 
@@ -53,11 +64,6 @@ def directory(tmp_path: Path) -> Path:
     [
         (["--config=no.py:smoke", "--workdir=w"], "error: config file no.py does not exist"),
         (["--config", "no.py", "--workdir=w"], "error: config file no.py does not exist"),
-        (
-            ["--config=c.py", "--workdir=w", "--config.grpo.kl_coeff=1"],
-            "error: unknown key config.grpo.kl_coeff; did you mean config.grpo.kl_coef? "
-            "(a key that nobody reads fails)",
-        ),
         (
             ["--config=c.py", "--workdir=w", "--config.gpro.kl_coef", "1"],
             "error: unknown key config.gpro; did you mean config.grpo? "
@@ -95,10 +101,27 @@ def test_wrong_flags(directory: Path, args: list[str], expected: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_unknown_key(directory: Path) -> None:
+    args = ["--config=c.py", "--workdir=w", "--config.grpo.kl_coeff=1"]
+    done = command("-c", RUN_FAKE, *args, directory=directory)
+    expected = (
+        "error: unknown key config.grpo.kl_coeff; did you mean config.grpo.kl_coef? "
+        "(a key that nobody reads fails)\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert not (directory / "w").exists()
+
+
+def test_a_key_that_the_file_leaves_out(directory: Path) -> None:
+    args = ["--config=c.py", "--workdir=w", "--config.grpo.eps=0.5"]
+    done = command("-c", RUN_FAKE, *args, directory=directory)
+    assert (done.returncode, done.stdout) == (0, "ran 0.1 0.5 w\n")
+
+
 def test_runs_the_stage(directory: Path) -> None:
     args = ["-c", RUN_FAKE, "--config=c.py:smoke", "--workdir=w", "--config.grpo.kl_coef=1"]
     done = command(*args, directory=directory)
-    assert (done.returncode, done.stdout) == (0, "ran 1.0 w\n")
+    assert (done.returncode, done.stdout) == (0, "ran 1.0 None w\n")
 
 
 @pytest.mark.parametrize(("seed", "code", "said"), [(1, 2, "error: a.jsonl:3"), (2, 130, "interr")])

@@ -11,6 +11,7 @@ import pytest
 
 from r1jax.config import ConfigError
 from r1jax.losses import token_logprobs
+from r1jax.models import attention
 from r1jax.models.attention import LayerCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import (
@@ -336,3 +337,30 @@ def test_bfloat16_computes_on_float32_masters(params: Any, scanned: Any) -> None
 def test_a_bad_config_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(TINY, **change)
+
+
+@pytest.mark.parametrize(("length", "limits"), [(20, (64, 16)), (21, (4, 16)), (21, (4, 3))])
+def test_blocks_of_queries_are_one_attention(
+    monkeypatch: pytest.MonkeyPatch, length: int, limits: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(attention, "MIN_BLOCK", limits[0])
+    monkeypatch.setattr(attention, "MAX_BLOCKS", limits[1])
+    rng = np.random.default_rng(0)
+    q_BLHN = jnp.asarray(rng.normal(size=(2, length, 4, 8)), jnp.float32)
+    k_BKLN, v_BKLN = jnp.asarray(rng.normal(size=(2, 2, 2, length, 8)), jnp.float32)
+    segment_ids = jnp.asarray([[1] * 9 + [2] * (length - 9), [1] * length])
+    mask = attention.packed_mask(segment_ids, None)
+
+    def outcome(attend: Any) -> Any:
+        def loss(*qkv: jax.Array) -> Any:
+            mixed = attend(*qkv, mask)
+            return jnp.sum(jnp.sin(mixed)), mixed
+
+        grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return jax.jit(grad)(q_BLHN, k_BKLN, v_BKLN)
+
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+        outcome(attention.attend_causally),
+        outcome(attention.attend),
+    )

@@ -31,8 +31,8 @@ def benchmark(count: int, num_samples: int, prefix: str | dict[str, str] = "") -
         },
         "num_samples": num_samples,
         "template": "r1_zero_short",
-        "max_prompt_tokens": 128,
-        "sampling": {"max_tokens": 160, "temperature": 1.0},
+        "max_prompt_tokens": 96,
+        "sampling": {"max_tokens": 160, "temperature": 1.0, "top_p": 1.0},
         "prefix": prefix,
     }
 
@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "args": {"seed": args.seed, "split": "train"},
     }
     config.rewards = {"accuracy": 1.0, "format": 1.0}
-    config.max_prompt_tokens = 128
+    config.max_prompt_tokens = 96
     config.max_tokens = 160
     config.temperature = 1.0
     config.group_size = 16
@@ -60,9 +60,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ref_every = 400
     config.optimizer = {"learning_rate": 1.5e-4, "warmup_steps": 5}
     config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 288
-    config.microbatch_rows = 6
-    config.logits_chunk = 288
+    config.pack_length = 256
+    config.microbatch_rows = 2
+    config.logits_chunk = 256
     config.mesh = {"data": -1}
     config.checkpoint_every = 10
     config.evaluation = {

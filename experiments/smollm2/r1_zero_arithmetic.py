@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "num_samples": 4,
         "template": "chat",
         "max_prompt_tokens": 256,
-        "sampling": {"max_tokens": 64, "temperature": 1.0},
+        "sampling": {"max_tokens": 64, "temperature": 1.0, "top_p": 1.0},
     }
     config.evaluation = {"every": 0, "benchmarks": {"chain_sums": heldout}}
     if args.gsm8k:
@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_samples": 1,
             "template": "chat",
             "max_prompt_tokens": 384,
-            "sampling": {"max_tokens": 256, "temperature": 1.0},
+            "sampling": {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0},
         }
     config.wandb_project = None
     config.profile = {"start_step": 10, "num_steps": 0}

@@ -116,6 +116,7 @@ class GrpoConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
+CONFIG = GrpoConfig  # what train checks the config file against
 SHOWN = {
     "grpo/reward/mean": "reward",
     "grpo/reward/accuracy": "accuracy",

@@ -55,6 +55,9 @@ class SftConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
+CONFIG = SftConfig  # what train checks the config file against
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains to total_steps, from the newest checkpoint of the workdir if it has one."""
     config = section(SftConfig, config_dict)
