@@ -22,6 +22,7 @@ from r1jax.rewards.format_reward import (
     reflective_words,
     tagged_answer,
 )
+from r1jax.rewards.language_reward import language_reward
 from r1jax.rewards.logic_reward import last_expression, last_list, same_list, solves_countdown
 from r1jax.rewards.math_reward import (
     boxed_values,
@@ -44,6 +45,7 @@ __all__ = [
     "final_answer",
     "final_answers",
     "format_reward",
+    "language_reward",
     "lenient_accuracy",
     "load_rewards",
     "r1_format_reward",
@@ -166,6 +168,7 @@ REWARDS: dict[str, RewardFunction] = {
     "lenient_accuracy": lenient_accuracy,
     "format": format_reward,
     "r1_format": r1_format_reward,
+    "language": language_reward,
 }
 
 

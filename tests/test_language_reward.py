@@ -1,0 +1,79 @@
+"""Language consistency: what counts as a word, of which language, and what cannot hide."""
+
+import time
+from typing import Any
+
+import pytest
+
+from r1jax.config import DataError
+from r1jax.rewards import load_rewards, score
+from r1jax.rewards.language_reward import language_reward, target_language, word_counts
+from r1jax.types import Example
+
+
+def example(question: str = "How many?", **metadata: Any) -> Example:
+    return Example("1", ({"role": "user", "content": question},), "3", "integer", metadata)
+
+
+def share(text: str, language: str) -> float:
+    return language_reward(example(language=language), text, length=1, finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "en", "zh", "other"),
+    [
+        ("So the answer is 12.", 4, 0, 0),
+        ("I don't know, it's well-known", 4, 0, 0),  # I is a single letter
+        ("x = 3y + 12, A > B", 0, 0, 0),
+        ("所以答案是12。", 0, 5, 0),
+        ("所以 the answer 是 12", 2, 3, 0),
+        ("naïve café, Ångström", 3, 0, 0),
+        ("ответ: да", 0, 0, 2),
+        ("ひらがな한글", 0, 0, 1),
+        (r"let $\alpha_{max} = \frac{a}{bc}$ be", 2, 0, 0),
+        (r"\(total\) and \[sum\] and $$\text{all of it}$$", 2, 0, 0),
+        ("run `print(total)` or\n```python\nfor item in items:\n    pass\n```\nthen", 3, 0, 0),
+        ("it costs $5 today", 3, 0, 0),  # never closed
+        ("see https://example.org/some/path now", 2, 0, 0),
+        ("<think> yes </think>", 1, 0, 0),
+        ("$中文$ `字`", 0, 3, 0),  # nothing hides behind dollars
+        ("", 0, 0, 0),
+    ],
+)
+def test_words(text: str, en: int, zh: int, other: int) -> None:
+    assert word_counts(text) == {"en": en, "zh": zh, "other": other}
+
+
+def test_the_share_of_the_thoughts_alone() -> None:
+    text = "<think> first 再算 </think> <answer> 全是中文 </answer>"
+    assert share(text, "en") == pytest.approx(1 / 3)
+    assert share(text, "zh") == pytest.approx(2 / 3)
+    assert share("first 再算", "zh") == pytest.approx(2 / 3)  # thoughts that never end
+    assert share("слово word", "en") == pytest.approx(1 / 2)
+    assert share("<think> 12 + 3 = 15 </think> fifteen", "en") == 0.0
+    assert share("", "en") == 0.0
+
+
+def test_the_target_is_the_language_of_the_question() -> None:
+    assert target_language(example("What is 2 + 3?")) == "en"
+    assert target_language(example("2+3等于多少？")) == "zh"
+    assert target_language(example("What is 2 + 3?", language="zh")) == "zh"
+    with pytest.raises(DataError, match="example 1: its question has no English or Chinese words"):
+        target_language(example("2 + 3 = ?"))
+    with pytest.raises(DataError, match="example 1: language 'fr' is not one of en, zh"):
+        target_language(example(language="fr"))
+
+
+def test_it_is_a_reward_by_name() -> None:
+    rewards = load_rewards({"accuracy": 1.0, "language": 0.5})
+    grade = score(rewards, example(), r"<think> so 三 </think> \boxed{3}", 9, "stop")
+    assert grade.breakdown == {"accuracy": 1.0, "language": 0.5}
+    assert grade.reward == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("piece", ["`", "$", "\\(", "```a", "$`\\[", "a'", "a-", "字a", "https://"])
+def test_linear_time(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    start = time.perf_counter()
+    word_counts(text)
+    assert time.perf_counter() - start < 2.0
