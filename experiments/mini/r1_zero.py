@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.ref_every = 400
     config.optimizer = {"learning_rate": 1.5e-4, "warmup_steps": 5}
+    config.graders = {"workers": 0}
     config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 256
     config.microbatch_rows = 2
