@@ -3,9 +3,10 @@
     python -m r1jax.train --config experiments/mini/base.py --workdir runs/mini-base
 
 R1-Zero starts from what this leaves (`experiments/mini/base/`) as the paper's starts from
-V3-Base. `:smoke` pretrains a far smaller one. Hardware: 2 CPU cores; 1,400 updates (12.2 M tokens)
-took 67 minutes beside other work. Loss 5.85 -> 0.51 nats a token
-(`base/metrics.jsonl`). Then, to make the files of `experiments/mini/base`:
+V3-Base. `:smoke` pretrains a far smaller one. Hardware: one CPU core (`taskset -c 1`, another run
+on the other); 12,000 updates, 33.7 M tokens, took 77 minutes. Two cores are hardly faster at this
+size (experiments/LOG.md). Loss 5.05 -> 0.53 nats a token (`base/metrics.jsonl`). Then, to make the
+files of `experiments/mini/base`:
 
     python -m r1jax.export --model runs/mini-base --output experiments/mini/base --dtype bfloat16
 """

@@ -20,8 +20,13 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, parse_args
 
-QUESTION = "What is {expression}?"
-DEMONSTRATIONS = ("4 + 8", "57 - 3 - 7", "23 + 45", "9 - 12")  # worked out before each question
+QUESTION = "Calculate {expression}."
+DEMONSTRATIONS = (
+    "25 - 4",
+    "6 + 30 - 5",
+    "18 + 40",
+    "70 - 20 - 8",
+)  # worked out before each question
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
@@ -62,9 +67,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.group_size = 16
     config.prompts_per_update = 8
     config.updates_per_rollout = 1
-    config.total_steps = 60
+    config.total_steps = 40
     config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
-    config.optimizer = {"learning_rate": 2e-5, "warmup_steps": 3}
+    config.optimizer = {"learning_rate": 1e-5, "warmup_steps": 3}
     config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 640
     config.microbatch_rows = 1

@@ -31,27 +31,33 @@ def expression_at(seed: int, index: int, split: Split) -> str:
             return text
 
 
-def steps_of(expression: str) -> list[tuple[int, str, int, int]]:
-    """(left, sign, right, result) of each operation, left to right."""
-    first, *rest = expression.split()
-    value, steps = int(first), []
-    for sign, number in zip(rest[::2], map(int, rest[1::2]), strict=True):
-        result = value + number if sign == "+" else value - number
-        steps.append((value, sign, number, result))
-        value = result
-    return steps
-
-
-def value_of(expression: str) -> int:
-    return steps_of(expression)[-1][-1]
+def reduced(expression: str) -> str:
+    """The expression after its first operation: '6 + 30 - 5' -> '36 - 5'."""
+    first, sign, second, *rest = expression.split()
+    value = int(first) + int(second) if sign == "+" else int(first) - int(second)
+    return " ".join([str(value), *rest])
 
 
 def worked(expression: str) -> str:
-    """How a demonstration answers: '12 + 7 = 19. 19 - 30 = -11. The answer is \\boxed{-11}.'"""
-    steps = [
-        f"{left} {sign} {right} = {result}." for left, sign, right, result in steps_of(expression)
+    """The expression with every step to its value: '6 + 30 - 5 = 36 - 5 = 31'."""
+    steps = [expression]
+    while " " in steps[-1]:
+        steps.append(reduced(steps[-1]))
+    return " = ".join(steps)
+
+
+def value_of(expression: str) -> int:
+    """Left to right."""
+    return int(worked(expression).rpartition("= ")[2])
+
+
+def demonstration(expression: str, question: str) -> list[dict[str, str]]:
+    """Two turns: the question, and its answer worked out and boxed."""
+    answer = f"{worked(expression)}. The answer is \\boxed{{{value_of(expression)}}}."
+    return [
+        {"role": "user", "content": question.replace("{expression}", expression)},
+        {"role": "assistant", "content": answer},
     ]
-    return " ".join([*steps, f"The answer is \\boxed{{{value_of(expression)}}}."])
 
 
 def chain_sums(
@@ -66,14 +72,7 @@ def chain_sums(
     `question` is the wording, with {expression} in it. Each problem is preceded by turns that ask
     for and work out the `demonstrations` (expressions); they are train problems in every split.
     """
-    shown = [
-        message
-        for expression in demonstrations
-        for message in (
-            {"role": "user", "content": question.replace("{expression}", expression)},
-            {"role": "assistant", "content": worked(expression)},
-        )
-    ]
+    shown = [turn for shown in demonstrations for turn in demonstration(shown, question)]
     if bad := [expression for expression in demonstrations if split_of(expression) == "test"]:
         raise ConfigError(f"demonstration {bad[0]!r} is a test problem; choose another")
 
