@@ -2,16 +2,16 @@
 
     python -m r1jax.train --config experiments/mini/r1_zero.py --workdir runs/r1-zero
 
-Hardware: 2 CPU cores, 10 to 12 minutes beside other work. The paper at full size: 10,400 updates
-of 32 x 16 completions of up to 65,536 tokens. Departures: a template of 31 tokens, a learning rate
-of 1.5e-4 instead of 3e-6 (80 updates instead of 10,400), 8 questions x 16 an update, one update
-per rollout.
+Hardware: one CPU core, under 4 minutes. The paper at full size: 10,400 updates of 32 x 16 completions
+of up to 65,536 tokens. Departures: a template of 31 tokens, a learning rate of 1.5e-4 instead of
+3e-6 (80 updates instead of 10,400), 8 questions x 16 an update, one update per rollout.
 
 Expected: accuracy and length rise together (Figure 1). Measured on held-out problems, seeds 0, 1,
-2: lenient pass@1 17.4 -> 51.8 +- 0.2 %, strict 5.8 -> 51.6 +- 0.1 %, length 24.0 -> 64.5 +- 0.7
-tokens. Seed 0 at updates 0, 10, ... 80 (32 problems x 16 samples): lenient pass@1 18 11 25 43 46
-44 44 48 45 %, length 26 27 38 48 51 54 57 59 62: in the second half the length still rises, the
-accuracy hardly.
+2: lenient pass@1 21.4 -> 77.7 +- 0.5 %, strict 7.0 -> 77.4 +- 0.4 %, length 19.5 -> 48.6 +- 1.1
+tokens. At updates 0, 10, ... 80 (32 problems x 16 samples), lenient pass@1 in % of seed 0: 20 21
+23 35 54 65 67 70 70, seed 1: 20 21 20 27 46 60 69 72 71, seed 2: 20 21 21 28 44 64 68 63 73; length
+of seed 0: 19 24 27 34 41 46 47 47 48. Checking words do not rise. With 200 updates (seed 0) lenient
+pass@1 goes on to 75 % at update 170, at the same length.
 """
 
 from ml_collections import ConfigDict
