@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_loss_falls(tokenizer_dir: str, tmp_path: Path, one_device: None) -> Non
     steps = train(tokenizer_dir, tmp_path, rows, total_steps=30, log_every=10, checkpoint_every=30)
     assert sorted(steps) == [10, 20, 30]
     assert steps[10]["sft/loss"] > steps[20]["sft/loss"] > steps[30]["sft/loss"]
-    assert steps[30]["sft/loss"] < 3.0  # from log(512) = 6.2
+    assert steps[30]["sft/loss"] < math.log(512) / 2  # it begins at log(512)
 
 
 def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
