@@ -2,9 +2,9 @@
 
     python -m r1jax.train --config experiments/mini/r1_zero.py --workdir runs/r1-zero
 
-Hardware: one CPU core, under 4 minutes. The paper at full size: 10,400 updates of 32 x 16 completions
-of up to 65,536 tokens. Departures: a template of 31 tokens, a learning rate of 1.5e-4 instead of
-3e-6 (80 updates instead of 10,400), 8 questions x 16 an update, one update per rollout.
+Hardware: one CPU core, under 4 minutes. The paper at full size: 10,400 updates of 32 x 16
+completions of up to 65,536 tokens. Departures: a template of 31 tokens, a learning rate of 1.5e-4
+instead of 3e-6 (80 updates instead of 10,400), 8 questions x 16 an update, one update per rollout.
 
 Expected: accuracy and length rise together (Figure 1). Measured on held-out problems, seeds 0, 1,
 2: lenient pass@1 21.4 -> 77.7 +- 0.5 %, strict 7.0 -> 77.4 +- 0.4 %, length 19.5 -> 48.6 +- 1.1
