@@ -252,12 +252,9 @@ def test_greedy_completions_are_those_of_transformers(exported: Exported) -> Non
         completion.prompt_index: completion
         for completion in engine.generate(params, prompts, sampling, jax.random.key(0))
     }
-    reasons = set()
     for index, prompt in enumerate(prompts):
         expected = model.generate(
             torch.tensor(prompt[None]), max_new_tokens=32, do_sample=False,
             eos_token_id=list(stop_ids), pad_token_id=stop_ids[0],
         )[0, len(prompt) :]  # fmt: skip
         assert found[index].tokens.tolist() == expected.tolist(), QUESTIONS[index]
-        reasons.add(found[index].finish_reason)
-    assert reasons == {"stop", "length"}

@@ -14,7 +14,7 @@ import pytest
 
 from r1jax.config import ConfigError
 from r1jax.rewards import Grade
-from r1jax.rewards.pool import GraderPool
+from r1jax.rewards.pool import GraderPool, _Worker
 from r1jax.types import Example
 
 EXAMPLE = Example("e", ({"role": "user", "content": "What is 2+3?"},), "5", "integer")
@@ -177,6 +177,14 @@ def test_close_leaves_no_process() -> None:
     pool.close()
     assert time.monotonic() - start < 10
     assert all(map(wait_until_dead, pids))
+
+
+def test_an_item_taken_while_the_pool_closes_starts_no_process() -> None:
+    worker = _Worker({"accuracy": 1.0}, timeout_s=30.0)
+    worker.start()
+    worker.close()
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        worker.grade(({}, "hang", 1, "stop"))
 
 
 @pytest.mark.parametrize("last_text", ["idle", "stubborn"])

@@ -72,7 +72,7 @@ def chain_sums(
     `question` is the wording, with {expression} in it. Each problem is preceded by turns that ask
     for and work out the `demonstrations` (expressions); they are train problems in every split.
     """
-    shown = [turn for shown in demonstrations for turn in demonstration(shown, question)]
+    shown = [turn for chosen in demonstrations for turn in demonstration(chosen, question)]
     if bad := [expression for expression in demonstrations if split_of(expression) == "test"]:
         raise ConfigError(f"demonstration {bad[0]!r} is a test problem; choose another")
 

@@ -58,10 +58,11 @@ def attend(
     """
     batch, length, heads, head_dim = q_BLHN.shape
     kv_heads, columns = k_BKTN.shape[1:3]
-    q_BKMN = (q_BLHN * head_dim**-0.5).swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
+    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkmn,bktn->bkmt", q_BKMN, k_BKTN, preferred_element_type=jnp.float32)
     bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
-    probs = jax.nn.softmax(scores.reshape(batch, heads, length, columns) + bias_B1LT, axis=-1)
+    scores = scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
+    probs = jax.nn.softmax(scores, axis=-1)
     probs_BKMT = probs.astype(v_BKTN.dtype).reshape(batch, kv_heads, -1, columns)
     mixed_BKMN = jnp.einsum("bkmt,bktn->bkmn", probs_BKMT, v_BKTN)
     return mixed_BKMN.reshape(batch, heads, length, head_dim).swapaxes(1, 2)

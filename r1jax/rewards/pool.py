@@ -88,7 +88,7 @@ class GraderPool:
         self._closed = True
         for worker in self._workers:
             self._items.put(None)
-            worker.kill()
+            worker.close()
         for thread in self._threads:
             thread.join()
 
@@ -111,6 +111,8 @@ class _Worker:
     def __init__(self, weights: Mapping[str, float], timeout_s: float) -> None:
         self._weights, self._timeout_s = weights, timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._closed = False
 
     def start(self) -> None:
         for _ in range(MAX_FAILED_STARTS):
@@ -122,17 +124,26 @@ class _Worker:
         raise RuntimeError(f"no grader process starts: {reply.message}")
 
     def _spawn(self) -> None:
-        self._pipe, theirs = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            # A reward that imports jax after all must not take the accelerator.
-            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-            start_new_session=True,  # a process group of its own, which kill() ends as a whole
-        )
+        with self._starting:
+            if self._closed:  # an item that was taken just before
+                raise RuntimeError("the pool is closed")
+            self._pipe, theirs = Pipe()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # A reward that imports jax after all must not take the accelerator.
+                env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+                start_new_session=True,  # a process group of its own, which kill() ends as a whole
+            )
         theirs.close()
+
+    def close(self) -> None:
+        """Ends the process, and no other starts."""
+        with self._starting:
+            self._closed = True
+        self.kill()
 
     def grade(self, item: tuple[Any, ...]) -> Grade:
         if self._process is None:
