@@ -1,6 +1,7 @@
 """What the commands share: errors as one sentence, JAX's set-up, one process per workdir."""
 
 import fcntl
+import logging
 import os
 import re
 import sys
@@ -73,6 +74,8 @@ def set_up_jax() -> None:
     """
     import jax
 
+    # That there is no TPU is no news, and an error's one sentence should stand alone.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
     if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", cache)
