@@ -7,10 +7,17 @@ The model is the GGUF file of that package, or any Hugging Face directory: `:mod
 are sums and differences of 2 or 3 numbers of 1 or 2 digits. `:gsm8k=FILE` adds the first 200
 problems of GSM8K's test set (JSONL with `problem` and `answer`) as transfer.
 
+Each question comes behind four worked demonstrations (without them the model
+almost never boxes an answer).
+
 Departures from the paper: the learning rate is 1e-5, not 3e-6 (a few dozen updates of 3e-6 move
 nothing), 8 questions an update, one update per rollout, the model's own chat template.
 
-Not measured yet: see experiments/LOG.md, 2026-11-23.
+Measured on 256 held-out problems x 4 samples at temperature 1: the base is right in 7.7 +- 1.4 %,
+strict and lenient (GSM8K 1.0 +- 0.7 %, lenient). Two runs were stopped, at updates 22 and 28 of
+some 60 seconds each on one core: in training, accuracy (weighted to the true mix of problems) rose
+from 8 to 16 % in ten updates and stayed there. So RL on this model does not do yet what is asked of
+it (15 points); experiments/LOG.md, 2026-11-25, has the numbers and what is next.
 """
 
 import importlib.util
