@@ -128,23 +128,25 @@ def logged(workdir: Path, step: int) -> Callable[[], bool]:
     return lambda: path.exists() and f'"step": {step},' in path.read_text()
 
 
-def at_once() -> bool:
-    """While the process starts."""
-    return True
+def after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
-def random_moment(rng: random.Random, workdir: Path, step: int) -> Callable[[], bool]:
-    """In start-up or around `step`: in a rollout, an update, a checkpoint."""
+def random_moment(
+    rng: random.Random, workdir: Path, step: int, seconds: float
+) -> Callable[[], bool]:
+    """In the first `seconds`, or around `step`: in a rollout, an update, a checkpoint."""
     checkpoint = workdir / "checkpoints" / str(step - step % 6)  # due in both stages
     moments = (
-        at_once,
+        after(rng.uniform(0, seconds)),
         exists(workdir / "rollouts" / f"{step // 2:06d}.jsonl"),
         logged(workdir, step),
         exists(checkpoint),
         exists(checkpoint / "state", without="../manifest.json"),
     )
-    chosen, passed = rng.choice(moments), logged(workdir, step + 3)
-    return at_once if chosen is at_once else lambda: chosen() or passed()
+    chosen, passed = rng.choice(moments), logged(workdir, step + 3)  # however slow the machine
+    return lambda: chosen() or passed()
 
 
 @pytest.mark.slow
@@ -156,8 +158,7 @@ def test_killed_ten_times(tokenizer_dir: str, tmp_path: Path, stage: str, config
     seconds = time.monotonic() - start
     rng = random.Random(stage)
     for kill in range(10):
-        moment = random_moment(rng, killed, step=6 + 7 * kill + rng.randrange(7))
-        delay = rng.uniform(0, 0.3 * seconds if moment is at_once else 0.05)
-        assert command.kill(killed, moment, delay), f"it ended before kill {kill}"
+        moment = random_moment(rng, killed, 6 + 7 * kill + rng.randrange(7), 0.3 * seconds)
+        assert command.kill(killed, moment, rng.uniform(0, 0.05)), f"it ended before kill {kill}"
     command.finish(killed)
     assert_same(killed, whole)
