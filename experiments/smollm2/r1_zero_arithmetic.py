@@ -7,8 +7,8 @@ The model is the GGUF file of that package, or any Hugging Face directory: `:mod
 are sums and differences of 2 or 3 numbers of 1 or 2 digits. `:gsm8k=FILE` adds the first 200
 problems of GSM8K's test set (JSONL with `problem` and `answer`) as transfer.
 
-Each question comes behind four worked demonstrations (without them the model
-almost never boxes an answer).
+Each question comes behind four worked demonstrations (without them the model almost never boxes
+an answer).
 
 Departures from the paper: the learning rate is 1e-5, not 3e-6 (a few dozen updates of 3e-6 move
 nothing), 8 questions an update, one update per rollout, the model's own chat template.
