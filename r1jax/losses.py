@@ -157,8 +157,8 @@ def grpo_loss(
     """Token-level GRPO with the k3 KL in the loss (DeepSeekMath eq 3 and 4, R1 eq 1 to 3).
 
     Without `old_logprobs` this is the only update on its rollout: the current policy is the old
-    one, and the ratio is 1 with the policy's gradient. Metrics are means over the update's tokens
-    (as partial sums, like the loss); names ending in `_max` are maxima.
+    one, and the ratio is 1 with the policy's gradient. Metrics are means over the packed tokens (as
+    partial sums, like the loss); names ending in `_max` are maxima.
     """
     mask_BL = batch.loss_mask
     old_BL = batch.old_logprobs
@@ -171,7 +171,7 @@ def grpo_loss(
         ratio_BL, advantages_BL, config.clip_eps_low, config.clip_eps_high
     )
     objective_BL = surrogate_BL
-    per_token = token_mean(batch, max_tokens)
+    per_token = mask_BL / batch.num_targets
     metrics: Metrics = {}
     if batch.ref_logprobs is not None:
         kl_BL = kl_k3(logprobs_BL, batch.ref_logprobs)

@@ -76,6 +76,7 @@ class Batch:
     ref_logprobs: Any = None  # float32, frozen reference policy
     advantages: Any = None  # float32 [C + 1] (never split into microbatches); entry 0 is unused
     lengths: Any = None  # float32 [C + 1], completion lengths in tokens; entry 0 is 1
+    num_targets: Any = None  # float32 scalar, tokens that count in all microbatches together
 
 
 @struct.dataclass

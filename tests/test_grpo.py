@@ -8,18 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
+from flax import linen as nn
+from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import section
 from r1jax.data.packing import pack
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.metrics import write_jsonl_atomic
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer, init_params
 from r1jax.rollout.graded import from_row, open_pool, to_row
 from r1jax.stages import grpo
-from r1jax.stages.grpo import GrpoConfig
+from r1jax.stages.grpo import GrpoConfig, Minibatch
 from r1jax.stages.run import Run
-from r1jax.types import Completion, Example, Rollout
+from r1jax.train_state import microbatch
+from r1jax.types import Batch, Completion, Example, Rollout
 
 BENCHMARK = {
     "data": {
@@ -299,6 +304,44 @@ def test_minibatches(split_by: str) -> None:
 
 def place_of(rollout: Rollout) -> tuple[int, int]:
     return rollout.completion.prompt_index, rollout.completion.sample_index
+
+
+@pytest.mark.parametrize("loss_agg", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("split_by", ["question", "output"])
+def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: str) -> None:
+    """Without a KL they add exact zeros: same loss, same gradient, from fewer tokens."""
+    config = config_of(split_by=split_by, loss={"kl_coef": 0.0, "loss_agg": loss_agg})
+    rollouts = [
+        replace(r, reward=float(r.completion.prompt_index == 2) * r.reward) for r in four_by_four()
+    ]  # prompts 0, 1 and 3 have no variance
+    model = Transformer(ModelConfig(vocab_size=256, **MODEL))
+    params = nn.unbox(init_params(model, jax.random.key(0)))
+    loss = jax.jit(jax.value_and_grad(grpo.make_loss(config, model), has_aux=True))
+
+    def measured(minibatch: Minibatch) -> tuple[Any, Batch]:
+        groups = grpo.to_groups(config, minibatch.rollouts)
+        batch, _ = pack(groups, 24, 8, 1, advantages=minibatch.advantages)
+        batch = grpo.count_left_out(batch, minibatch)
+        return loss(params, microbatch(jax.tree.map(jnp.asarray, batch), 0)), batch
+
+    with_gradient = 0
+    for minibatch in grpo.make_minibatches(config, rollouts, 3):
+        (whole, all_batch), (fewer, batch) = map(measured, (minibatch, grpo.moving(minibatch)))
+        assert batch.num_targets < all_batch.num_targets
+        assert batch.lengths.shape == all_batch.lengths.shape == (9,)
+        assert sorted(batch.lengths) == sorted(all_batch.lengths)
+        (value, metrics), grads = fewer
+        assert value == pytest.approx(float(whole[0][0]), abs=1e-7)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, whole[1])
+        assert metrics["ratio/mean"] == pytest.approx(1.0)  # a mean over what is packed
+        with_gradient += float(optax.tree.norm(grads)) > 1e-3
+    assert with_gradient == (1 if split_by == "question" else 2)
+
+
+def test_one_completion_stays_where_none_has_an_advantage() -> None:
+    minibatch = grpo.moving(Minibatch(four_by_four(), np.zeros(16, np.float32)))
+    assert [place_of(r) for r in minibatch.rollouts] == [(0, 0)]
+    assert len(minibatch.left_out) == 15
 
 
 @pytest.mark.parametrize("split_by", ["question", "output"])

@@ -48,6 +48,7 @@ def make_batch(**values: Any) -> Batch:
         old_logprobs=OLD,
         advantages=np.array([0.0, *ADVANTAGES], np.float32),
         lengths=np.array([1.0, 3.0, 3.0], np.float32),
+        num_targets=np.float32(6.0),
     )
     return jax.tree.map(jnp.asarray, Batch(**(default | values)))
 
@@ -211,7 +212,9 @@ def uneven_batch() -> Batch:
     """Completion 1 has three tokens, completion 2 has one; old policy = current policy."""
     mask = np.array([[0, 1, 1, 1], [0, 1, 0, 0]], np.float32)
     ids = np.array([[1, 1, 1, 1], [2, 2, 0, 0]], np.int32)
-    return make_batch(loss_mask=mask, completion_ids=ids, lengths=np.array([1.0, 3.0, 1.0]))
+    return make_batch(
+        loss_mask=mask, completion_ids=ids, lengths=np.array([1.0, 3.0, 1.0]), num_targets=4.0
+    )
 
 
 BY_HAND = {

@@ -72,14 +72,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.max_tokens = 64
     config.temperature = 1.0
     config.group_size = 16
-    config.prompts_per_update = 8
+    config.prompts_per_update = 32
     config.updates_per_rollout = 1
     config.total_steps = 40
-    config.loss = {"kl_coef": 0.001, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
-    config.optimizer = {"learning_rate": 1e-5, "warmup_steps": 3}
-    config.engine = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
+    config.loss = {"kl_coef": 0.0, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
+    config.optimizer = {
+        "learning_rate": 2e-5,
+        "schedule": "linear",
+        "final_ratio": 0.25,
+        "warmup_steps": 3,
+    }
+    config.engine = {"slots": 128, "chunk": 8, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 640
-    config.microbatch_rows = 1
+    config.microbatch_rows = 2
     config.logits_chunk = 128
     config.mesh = {"data": -1}
     config.checkpoint_every = 10

@@ -129,6 +129,7 @@ def pack(
             [1.0, *(piece.loss_mask.sum() for group in groups for piece in group.pieces)],
             np.float32,
         ),
+        num_targets=np.float32(loss_mask.sum()),
     )
     return batch, used
 

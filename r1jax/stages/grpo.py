@@ -360,6 +360,7 @@ class Minibatch:
 
     rollouts: Sequence[Rollout]  # sorted by (prompt, sample)
     advantages: np.ndarray  # float32 [C]
+    left_out: Sequence[Rollout] = ()  # counted in the denominators, not computed
 
 
 def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
@@ -382,6 +383,30 @@ def make_minibatches(
     for start in range(0, len(rollouts), size):
         chosen = np.sort(order[start : start + size])
         yield Minibatch([rollouts[i] for i in chosen], advantages[chosen])
+
+
+def moving(minibatch: Minibatch) -> Minibatch:
+    """The completions that have a gradient: without a KL, those with an advantage.
+
+    The rest adds exact zeros to the update. One completion stays where none has an advantage.
+    """
+    keep = minibatch.advantages != 0
+    keep[0] |= not keep.any()
+    return Minibatch(
+        [r for r, kept in zip(minibatch.rollouts, keep, strict=True) if kept],
+        minibatch.advantages[keep],
+        [r for r, kept in zip(minibatch.rollouts, keep, strict=True) if not kept],
+    )
+
+
+def count_left_out(batch: Batch, minibatch: Minibatch) -> Batch:
+    """Puts the completions that were left out into the per-completion arrays."""
+    lengths = np.array([len(r.completion.tokens) for r in minibatch.left_out], np.float32)
+    return replace(
+        batch,
+        lengths=np.append(batch.lengths, lengths),
+        advantages=np.append(batch.advantages, np.zeros_like(lengths)),
+    )
 
 
 def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
@@ -422,6 +447,8 @@ class Programs:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
         config = self.config
         with stage.timer("pack"):
+            if stage.ref_params is None:  # a KL would pull at every completion
+                minibatch = moving(minibatch)
             batch, used = pack(
                 to_groups(config, minibatch.rollouts),
                 self.pack_length,
@@ -430,7 +457,12 @@ class Programs:
                 config.share_prompts,
                 minibatch.advantages,
             )
-            packed = {"batch/padding_share": padding_share(batch, used), "batch/microbatches": used}
+            packed = {
+                "batch/padding_share": padding_share(batch, used),
+                "batch/microbatches": used,
+                "batch/completions": len(minibatch.rollouts),
+            }
+            batch = count_left_out(batch, minibatch)
             if config.truncated == "mask":
                 batch = mask_truncated(batch, minibatch.rollouts)
             batch = to_global(batch, batch_shardings(batch, stage.mesh))
