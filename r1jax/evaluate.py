@@ -42,6 +42,7 @@ from r1jax.evaluation import (
 )
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.models.load import OpenModel, open_model
+from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
 from r1jax.sharding import make_mesh
@@ -80,6 +81,7 @@ def read_config(config: ConfigDict) -> EvaluateConfig:
 
 def evaluate(model: str, config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metrics]:
     """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
+    choose_sandbox(config.graders.sandbox)
     opened, directory = open_model(model), absolute(workdir)
     examples = {}
     for name, benchmark in config.benchmarks.items():

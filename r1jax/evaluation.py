@@ -134,7 +134,11 @@ def _accuracies(
 
 
 def _vote(example: Example, group: Sequence[Rollout], right: Sequence[float], name: str) -> float:
-    extract = final_answer if name == STRICT else TASKS[example.task].extract
+    def extract(text: str) -> str | None:
+        if name == STRICT:
+            return final_answer(text, example.task)
+        return TASKS[example.task].extract(text)
+
     answers = [extract(rollout.text) for rollout in group]
     return cons_at_k(answers, right, lambda a, b: same_answer(example, a, b))
 

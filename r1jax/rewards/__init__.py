@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from r1jax.config import ConfigError, DataError, import_function
 from r1jax.rewards.choice_reward import last_choice, last_letter, same_choice, same_letter
+from r1jax.rewards.code_reward import check_code, final_programs, last_program, passes_tests
 from r1jax.rewards.format_reward import (
     MAX_CHARACTERS,
     after_thoughts,
@@ -67,6 +68,8 @@ class Task:
 
     extract: Callable[[str], str | None]  # lenient: the last thing like an answer, anywhere
     equivalent: Callable[[Example, str], bool]  # strict: the answer as a whole, nothing around it
+    final: Callable[[str], list[str]] = field(default=lambda text: final_answers(text))
+    comparable: bool = True  # whether `equivalent` can compare two answers
 
 
 TASKS = {
@@ -76,6 +79,7 @@ TASKS = {
     "letter": Task(last_letter, same_letter),
     "countdown": Task(last_expression, solves_countdown),
     "choice": Task(last_choice, same_choice),
+    "code": Task(last_program, passes_tests, final_programs, comparable=False),
 }
 
 
@@ -84,7 +88,9 @@ def check_example(example: Example) -> None:
     if example.task not in TASKS:
         known = ", ".join(TASKS)
         raise DataError(f"example {example.id}: task {example.task!r} is not one of {known}")
-    if example.task == "countdown":
+    if example.task == "code":
+        check_code(example)
+    elif example.task == "countdown":
         numbers, target = (example.metadata.get(key) for key in ("numbers", "target"))
         if not isinstance(target, int) or not isinstance(numbers, list | tuple):
             raise DataError(f"example {example.id}: countdown needs integers numbers and target")
@@ -115,18 +121,20 @@ def final_answers(text: str) -> list[str]:
     return list(dict.fromkeys(value for value, _ in found))
 
 
-def final_answer(text: str) -> str | None:
+def final_answer(text: str, task: str = "math") -> str | None:
     """The final answer if there is exactly one: what cons@k votes with."""
-    answers = final_answers(text)
+    answers = TASKS[task].final(text)
     return answers[0] if len(answers) == 1 else None
 
 
 def same_answer(example: Example, first: str, second: str) -> bool:
     """Whether two answers to the same question say the same, right or wrong (for cons@k)."""
-    equivalent = TASKS[example.task].equivalent
-    return first == second or (
-        equivalent(replace(example, answer=first), second)
-        and equivalent(replace(example, answer=second), first)
+    task = TASKS[example.task]
+    equivalent = task.equivalent
+    if first == second or not task.comparable:
+        return first == second
+    return equivalent(replace(example, answer=first), second) and equivalent(
+        replace(example, answer=second), first
     )
 
 
@@ -135,9 +143,9 @@ def accuracy(example: Example, text: str, *, length: int, finish_reason: str) ->
 
     Several boxed values must all be right, so different ones score 0.
     """
-    answers = final_answers(text)
-    equivalent = TASKS[example.task].equivalent
-    right = 0 < len(answers) <= MAX_BOXES and all(equivalent(example, a) for a in answers)
+    task = TASKS[example.task]
+    answers = task.final(text)
+    right = 0 < len(answers) <= MAX_BOXES and all(task.equivalent(example, a) for a in answers)
     return float(right)
 
 

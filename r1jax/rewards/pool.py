@@ -19,10 +19,11 @@ from collections.abc import Hashable, Iterator, Mapping
 from multiprocessing.connection import Connection, Pipe
 from pickle import UnpicklingError
 from queue import SimpleQueue
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
+from r1jax.rewards.sandbox import Mode, choose_sandbox
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -41,7 +42,10 @@ class GraderPool:
     limits the time of a user's function.
     """
 
-    def __init__(self, rewards: Weights, *, workers: int, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, rewards: Weights, *, workers: int, timeout_s: float = 30.0, sandbox: Mode = "bwrap"
+    ) -> None:
+        choose_sandbox(sandbox)
         self._weights = dict(rewards)
         self._rewards = load_rewards(self._weights)  # a wrong config fails here, not in a worker
         self._items: SimpleQueue[Any] = SimpleQueue()
@@ -49,7 +53,7 @@ class GraderPool:
         self._pending = 0
         self._first_batch: list[Grade] | None = []
         self._closed = False
-        self._workers = [_Worker(self._weights, timeout_s) for _ in range(workers)]
+        self._workers = [_Worker(self._weights, timeout_s, sandbox) for _ in range(workers)]
         self._threads = [threading.Thread(target=self._serve, args=(w,)) for w in self._workers]
         for thread in self._threads:
             thread.daemon = True
@@ -108,8 +112,8 @@ class GraderPool:
 class _Worker:
     """The parent's end of a worker process, which starts anew after each failure."""
 
-    def __init__(self, weights: Mapping[str, float], timeout_s: float) -> None:
-        self._weights, self._timeout_s = weights, timeout_s
+    def __init__(self, weights: Mapping[str, float], timeout_s: float, sandbox: Mode) -> None:
+        self._weights, self._timeout_s, self._sandbox = weights, timeout_s, sandbox
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -117,7 +121,7 @@ class _Worker:
     def start(self) -> None:
         for _ in range(MAX_FAILED_STARTS):
             self._spawn()
-            reply = self._ask(self._weights, START_SECONDS)
+            reply = self._ask((self._weights, self._sandbox), START_SECONDS)
             if reply == "ready":
                 return
             self.kill()
@@ -177,14 +181,25 @@ class _Worker:
         process.wait()
 
 
+class _Terminated(BaseException):
+    """Unwinds what a worker is doing: a sandbox that is open ends its program."""
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 def work(descriptor: int) -> None:
     """A worker's life: the rewards, then item after item, until the parent's end is closed."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1  # elsewhere a worker hung in an item outlives a killed parent
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, _end)
     pipe = Connection(descriptor)
-    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        rewards = load_rewards(pipe.recv())
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, _Terminated):
+        weights, sandbox = pipe.recv()
+        rewards = load_rewards(weights)
+        choose_sandbox(sandbox)
         pipe.send("ready")
         while True:
             fields, *rest = pipe.recv()

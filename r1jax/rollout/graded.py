@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,11 +26,14 @@ class GraderConfig:
 
     workers: int = 0  # processes; 0 = in this one, without a time limit
     timeout_s: float = 30.0  # wall clock per completion
+    sandbox: Literal["bwrap", "rlimits"] = "bwrap"  # what programs under test run in
 
 
 @contextlib.contextmanager
 def open_pool(rewards: Mapping[str, float], config: GraderConfig) -> Iterator[GraderPool]:
-    pool = GraderPool(rewards, workers=config.workers, timeout_s=config.timeout_s)
+    pool = GraderPool(
+        rewards, workers=config.workers, timeout_s=config.timeout_s, sandbox=config.sandbox
+    )
     with contextlib.closing(pool):
         yield pool
 

@@ -43,6 +43,7 @@ from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
 from r1jax.rewards import check_example, reflective_words
 from r1jax.rewards.pool import GraderPool
+from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import (
     GraderConfig,
@@ -129,6 +130,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains to total_steps, then writes tables and figures; resumes where the workdir is."""
     config = section(GrpoConfig, config_dict)
     check(config)
+    choose_sandbox(config.graders.sandbox)
     examples = checked_stream(config)
     use_ref = config.loss.kl_coef > 0
     with (

@@ -1,0 +1,223 @@
+"""Programs: where the final one stands, and whether it passes its example's tests.
+
+An example of task "code" has in its metadata `tests`, a list of one of two kinds:
+
+- {"input": ..., "output": ...}: a whole program reads standard input and prints the output,
+  compared line by line and word by word (numbers with a point to 6 digits);
+- a text of Python: asserts about the names that the program defines, run beside it (see
+  code_worker). `prelude` is run before the program and before every test: imports, and classes such
+  as ListNode, whose instances travel between the two.
+
+`time_limit_s` (of processor time; twice that of wall time) and `memory_limit_mb` hold per test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from r1jax.config import DataError
+from r1jax.rewards.code_worker import MEMORY_EXIT
+from r1jax.rewards.format_reward import after_thoughts, tagged_answer
+from r1jax.rewards.sandbox import (
+    Child,
+    Limits,
+    Mode,
+    Watch,
+    check_sandbox,
+    chosen_sandbox,
+    memory_file,
+    run_program,
+)
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
+Verdict = Literal["passed", "wrong_answer", "time_limit", "memory_limit", "crash", "refused"]
+MAX_PROGRAM = 100_000  # characters; a longer one is refused
+MAX_DATA = 1 << 20  # bytes that the harness may write
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_LANGUAGES = ("", "python", "python3", "py")
+_DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,3})?")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one test."""
+
+    verdict: Verdict
+    message: str = ""
+
+
+def last_program(text: str) -> str | None:
+    """The last closed block of Python (or of no language) between ``` anywhere."""
+    blocks = [code for language, code in _FENCE.findall(text) if language.lower() in _LANGUAGES]
+    return blocks[-1] if blocks else None
+
+
+def final_programs(text: str) -> list[str]:
+    """The last such block behind the thoughts, inside <answer> where there is one; [] if none."""
+    final = after_thoughts(text)
+    tagged = tagged_answer(final)
+    program = last_program(final.partition("<think>")[0] if tagged is None else tagged)
+    return [] if program is None else [program]
+
+
+def check_code(example: Example) -> None:
+    """Raises DataError if the tests are none, ConfigError if nothing can be run here."""
+    tests = example.metadata.get("tests")
+    if not isinstance(tests, list | tuple) or not tests:
+        raise DataError(f"example {example.id}: code needs a list of tests")
+    for number, test in enumerate(tests, start=1):
+        pair = isinstance(test, dict) and all(
+            isinstance(test.get(key), str) for key in ("input", "output")
+        )
+        if not pair and not isinstance(test, str):
+            raise DataError(
+                f"example {example.id}: test {number} is neither Python nor"
+                f' {{"input": text, "output": text}}: {str(test)[:80]!r}'
+            )
+    if len({isinstance(test, str) for test in tests}) > 1:
+        raise DataError(f"example {example.id}: its tests are of both kinds")
+    _limits(example)
+    check_sandbox(chosen_sandbox())
+
+
+def _limits(example: Example) -> Limits:
+    limits = Limits()
+    for key in ("time_limit_s", "memory_limit_mb"):
+        value = example.metadata.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise DataError(f"example {example.id}: {key} {value!r} is not a number above 0")
+    seconds = float(example.metadata.get("time_limit_s", limits.cpu_s))
+    megabytes = int(example.metadata.get("memory_limit_mb", limits.memory_mb))
+    return replace(limits, cpu_s=seconds, wall_s=2 * seconds, memory_mb=megabytes)
+
+
+def passes_tests(example: Example, program: str) -> bool:
+    """Whether the program passes every test; stops at the first that it doesn't."""
+    tests, prelude = example.metadata["tests"], example.metadata.get("prelude", "")
+    return _passes(program, json.dumps([prelude, *tests]), _limits(example), chosen_sandbox())
+
+
+@lru_cache(maxsize=256)  # strict and lenient accuracy ask the same, and so do a group's samples
+def _passes(program: str, prelude_and_tests: str, limits: Limits, mode: Mode) -> bool:
+    prelude, *tests = json.loads(prelude_and_tests)
+    results = run_tests(program, tests, prelude, limits, mode)
+    return all(result.verdict == "passed" for result in results)
+
+
+def run_tests(
+    program: str,
+    tests: Sequence[Any],
+    prelude: str = "",
+    limits: Limits | None = None,
+    mode: Mode = "bwrap",
+    stop_early: bool = True,
+) -> list[Result]:
+    """A result per test; with `stop_early` the first that is not passed is the last."""
+    limits = limits or Limits()
+    if len(program) > MAX_PROGRAM:
+        return [Result("refused", f"the program has more than {MAX_PROGRAM} characters")]
+    results: list[Result] = []
+    while len(results) < len(tests):
+        left = tests[len(results) :]
+        if isinstance(left[0], str):
+            results += _run_asserts(program, left, prelude, limits, mode)
+        else:
+            whole = f"{prelude}\n{program}" if prelude else program
+            results.append(_run_once(whole, left[0], limits, mode))
+        failed = [i for i, result in enumerate(results) if result.verdict != "passed"]
+        if failed and stop_early:
+            return results[: failed[0] + 1]
+    return results
+
+
+def _run_once(program: str, test: dict[str, str], limits: Limits, mode: Mode) -> Result:
+    outcome = run_program(program, test["input"].encode(), limits, mode)
+    if outcome.cause in ("time_limit", "memory_limit"):
+        return Result(outcome.cause, outcome.cause)
+    if outcome.status == MEMORY_EXIT:
+        return Result("memory_limit", "MemoryError")
+    if outcome.cause != "exit" or outcome.status != 0:
+        return Result("crash", outcome.errors or f"{outcome.cause} {outcome.status}")
+    output = outcome.output.decode(errors="replace")
+    if same_output(test["output"], output):
+        return Result("passed")
+    return Result("wrong_answer", f"printed {output[:200]!r}, not {test['output'][:200]!r}")
+
+
+def same_output(expected: str, output: str) -> bool:
+    """Equal lines, but for white space and the last digits of numbers with a point."""
+    lines, printed = ([line.split() for line in x.strip().splitlines()] for x in (expected, output))
+    return len(lines) == len(printed) and all(
+        len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(lines, printed, strict=True)
+    )
+
+
+def _same_word(expected: str, word: str) -> bool:
+    if expected == word:
+        return True
+    if not any(char.isdigit() for char in expected) or not _DECIMAL.fullmatch(expected):
+        return False
+    try:
+        return math.isclose(float(expected), float(word), rel_tol=1e-6, abs_tol=1e-6)
+    except ValueError:
+        return False
+
+
+def _run_asserts(
+    program: str, tests: Sequence[str], prelude: str, limits: Limits, mode: Mode
+) -> list[Result]:
+    """Results of the first test at least; the rest as far as the program lived."""
+    job = json.dumps({"prelude": prelude, "program": program, "tests": tests})
+    ends = socket.socketpair()
+    with (
+        memory_file(job.encode()) as given,
+        memory_file() as verdicts,
+        open(os.devnull, "r+b") as nothing,
+        ends[0],
+        ends[1],
+        contextlib.ExitStack() as stack,
+    ):
+        null = nothing.fileno()
+        candidate = Child("candidate", mode, limits, null, null, [ends[0].fileno()])
+        stack.callback(candidate.kill)
+        harness = Child("harness", mode, limits, given, null, [ends[1].fileno(), verdicts])
+        stack.callback(harness.kill)
+        for end in ends:
+            end.close()  # or neither would see that the other is gone
+        watch, seen = Watch([candidate, harness], limits), 0
+
+        def new_turn() -> None:
+            nonlocal seen
+            lines = _lines(verdicts)
+            if len(lines) > seen:
+                seen = len(lines)
+                watch.restart()
+
+        cause = watch.until_end(harness, verdicts, new_turn)
+        results = [Result(*line) for line in map(json.loads, _lines(verdicts))]
+        if cause in ("time_limit", "memory_limit"):
+            results.append(Result(cause, cause))  # type: ignore[arg-type]
+        elif cause != "exit" or not results:
+            results.append(Result("crash", cause))
+        elif results[-1].verdict == "crash":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if candidate.process.wait(0.2) == MEMORY_EXIT:
+                    results[-1] = Result("memory_limit", "MemoryError")
+    return results[: len(tests)]
+
+
+def _lines(descriptor: int) -> list[bytes]:
+    """The complete lines of a file that another process writes."""
+    return os.pread(descriptor, MAX_DATA, 0).split(b"\n")[:-1]

@@ -1,0 +1,390 @@
+"""Runs inside a sandbox, by itself: standard library only, handed to `python -I -S -c` as text.
+
+Arguments: a role, a JSON object of resource limits, and the role's open descriptors.
+
+- `program` (source, errors): a whole program; standard input and output are the test's.
+- `candidate` (channel): defines what the program defines, then answers requests.
+- `harness` (channel, verdicts): runs test code against the candidate at the channel's other end. It
+  alone knows the expected values and writes verdicts; what the candidate prints goes nowhere.
+
+Between candidate and harness travels plain data only: numbers, text, lists and the like are copied
+as values of the built-in types, instances of the prelude's classes attribute by attribute. Anything
+else stays where it is and the harness gets a `Remote` for it, which equals nothing but itself. So a
+candidate can give answers and nothing more: no `__eq__` of its own is ever called in the harness.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import resource
+import struct
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MEMORY_EXIT = 77  # a program that ran out of memory
+MAX_MESSAGE = 1 << 26  # bytes
+MAX_ITEMS = 1_000_000  # that a Remote yields when iterated
+Reply = dict[str, Any]
+_BUILTIN_TYPES = {x.__name__: x for x in vars(builtins).values() if isinstance(x, type)}
+
+
+def limit_resources(limits: dict[str, int]) -> None:
+    """Hard limits, which the program cannot raise again: it has no capabilities."""
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        resource.setrlimit(kind, (value, value))
+
+
+# -- plain data ------------------------------------------------------------------------------------
+
+
+def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> list[list[Any]]:
+    """A value as a flat table; entry 0 is the root, entries name others by their index.
+
+    Flat, so that neither depth (a linked list of thousands) nor cycles matter. `keep` takes what is
+    no plain data and gives it a number.
+    """
+    items, index = [root], {id(root): 0}
+
+    def ref(item: Any) -> int:
+        if id(item) not in index:
+            index[id(item)] = len(items)
+            items.append(item)
+        return index[id(item)]
+
+    def entry(x: Any) -> list[Any]:
+        if x is None or isinstance(x, bool):
+            return ["c", x]
+        if isinstance(x, int):
+            return ["i", hex(int(x))]
+        if isinstance(x, float):
+            return ["f", float(x).hex()]
+        if isinstance(x, complex):
+            return ["z", x.real.hex(), x.imag.hex()]
+        if isinstance(x, str):
+            return ["s", str.__str__(x)]
+        if isinstance(x, type) and _BUILTIN_TYPES.get(x.__name__) is x:
+            return ["T", x.__name__]
+        if isinstance(x, bytes | bytearray):
+            return ["b", bytes(x).hex()]
+        for kind, letter in ((list, "l"), (tuple, "t"), (set, "S"), (frozenset, "F")):
+            if isinstance(x, kind):
+                return [letter, [ref(item) for item in x]]
+        if isinstance(x, dict):
+            return ["d", [[ref(key), ref(value)] for key, value in x.items()]]
+        name = type(x).__name__
+        if name in records and isinstance(getattr(x, "__dict__", None), dict):
+            return ["r", name, [[key, ref(value)] for key, value in vars(x).items()]]
+        return ["h", keep(x)]
+
+    table: list[list[Any]] = []
+    while len(table) < len(items):
+        table.append(entry(items[len(table)]))
+    return table
+
+
+def decode(table: list[list[Any]], records: dict[str, type], find: Callable[[int], Any]) -> Any:
+    """The inverse; every value is of exactly a built-in type, a record's class, or from `find`."""
+    built: dict[int, Any] = {}
+
+    def value(i: int) -> Any:
+        if i not in built:
+            built[i] = shallow(table[i])
+        return built[i]
+
+    def shallow(entry: list[Any]) -> Any:
+        kind = entry[0]
+        if kind == "c":
+            return {None: None, True: True, False: False}[entry[1]]
+        if kind == "i":
+            return int(entry[1], 16)
+        if kind == "f":
+            return float.fromhex(entry[1])
+        if kind == "z":
+            return complex(float.fromhex(entry[1]), float.fromhex(entry[2]))
+        if kind == "s":
+            return str(entry[1])
+        if kind == "T":
+            return _BUILTIN_TYPES[entry[1]]
+        if kind == "b":
+            return bytes.fromhex(entry[1])
+        if kind == "t":
+            return tuple(value(i) for i in entry[1])
+        if kind == "F":
+            return frozenset(value(i) for i in entry[1])
+        if kind == "r":
+            return object.__new__(records[entry[1]])
+        if kind == "h":
+            return find(int(entry[1]))
+        return {"l": list, "S": set, "d": dict}[kind]()
+
+    for i in range(len(table)):
+        value(i)
+    for i, entry in enumerate(table):  # what may hold itself is filled last
+        if entry[0] == "l":
+            built[i].extend(built[j] for j in entry[1])
+        elif entry[0] == "S":
+            built[i].update(built[j] for j in entry[1])
+        elif entry[0] == "d":
+            built[i].update((built[k], built[v]) for k, v in entry[1])
+        elif entry[0] == "r":
+            vars(built[i]).update((name, built[j]) for name, j in entry[2])
+    return built[0]
+
+
+class Gone(BaseException):
+    """The other side is gone or sends no messages; no test's `except Exception` may swallow it."""
+
+
+class Channel:
+    """Messages as JSON behind their length."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
+
+    def send(self, message: Any) -> None:
+        data = json.dumps(message).encode()
+        data = struct.pack("!Q", len(data)) + data
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            raise Gone from None
+
+    def receive(self) -> Any:
+        """Raises Gone."""
+        (length,) = struct.unpack("!Q", self._exactly(8))
+        if length > MAX_MESSAGE:
+            raise Gone
+        try:
+            return json.loads(self._exactly(length))
+        except (ValueError, RecursionError):
+            raise Gone from None
+
+    def _exactly(self, count: int) -> bytes:
+        parts = []
+        while count:
+            try:
+                part = self._file.read(min(count, 1 << 20))
+            except OSError:
+                part = b""
+            if not part:
+                raise Gone
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+
+def module_of(name: str, source: str) -> tuple[dict[str, Any], dict[str, type]]:
+    """(namespace after the prelude has run in it, the classes that the prelude defines)."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, "<prelude>", "exec"), module.__dict__)
+    records = {
+        key: value
+        for key, value in module.__dict__.items()
+        if isinstance(value, type) and value.__module__ == name
+    }
+    return module.__dict__, records
+
+
+# -- the candidate's side --------------------------------------------------------------------------
+
+
+def candidate(descriptor: int) -> None:
+    """Loads the program, then serves requests until the harness is gone."""
+    channel = Channel(descriptor)
+    start = channel.receive()
+    namespace, records = module_of("__main__", start["prelude"])
+    kept: dict[int, Any] = {}
+
+    def keep(item: Any) -> int:
+        kept[id(item)] = item
+        return id(item)
+
+    def load() -> None:
+        exec(compile(start["program"], "<program>", "exec"), namespace)
+
+    def answer(request: Reply) -> Any:
+        operation, *rest = (decode(table, records, kept.__getitem__) for table in request["args"])
+        return OPERATIONS[operation](namespace, *rest)
+
+    def reply(work: Callable[[], Any]) -> Reply:
+        try:
+            return {"value": encode(work(), records, keep)}
+        except MemoryError:
+            os._exit(MEMORY_EXIT)
+        except BaseException as error:  # SystemExit too: it ends nothing here
+            return {"error": [type(error).__name__, str(error)[:500]]}
+
+    channel.send(reply(load))
+    while True:
+        request = channel.receive()
+        channel.send(reply(lambda request=request: answer(request)))  # type: ignore[misc]
+
+
+def _iterate(_: Any, item: Any) -> list[Any]:
+    return [value for value, _ in zip(item, range(MAX_ITEMS), strict=False)]
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "has": lambda namespace, name: name in namespace,
+    "get": lambda namespace, name: namespace[name],
+    "call": lambda _, function, args, kwargs: function(*args, **kwargs),
+    "attribute": lambda _, item, name: getattr(item, name),
+    "set": lambda _, item, name, value: setattr(item, name, value),
+    "item": lambda _, item, key: item[key],
+    "len": lambda _, item: len(item),
+    "iterate": _iterate,
+}
+
+
+# -- the harness's side ----------------------------------------------------------------------------
+
+
+class Remote:
+    """Something in the candidate's process. Two are equal only if they are the same."""
+
+    def __init__(self, ask: Callable[..., Any], number: int) -> None:
+        vars(self).update(_ask=ask, _number=number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ask("call", self, list(args), kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself looks for
+            raise AttributeError(name)
+        return self._ask("attribute", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._ask("set", self, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._ask("item", self, key)
+
+    def __len__(self) -> int:
+        return int(self._ask("len", self))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._ask("iterate", self))
+
+
+class Harness:
+    """Runs tests one after another; each gets the names that the candidate defines."""
+
+    def __init__(self, channel: Channel, prelude: str, program: str) -> None:
+        self._channel = channel
+        self._namespace, self._records = module_of("harness_prelude", prelude)
+        self._remotes: dict[int, Remote] = {}
+        channel.send({"prelude": prelude, "program": program})
+        self._receive()
+
+    def _ask(self, *args: Any) -> Any:
+        tables = [encode(arg, self._records, self._number_of) for arg in args]
+        self._channel.send({"args": tables})
+        return self._receive()
+
+    def _receive(self) -> Any:
+        reply = self._channel.receive()
+        if "error" in reply:
+            name, message = map(str, reply["error"])
+            known = getattr(builtins, name, None)
+            is_known = isinstance(known, type) and issubclass(known, Exception)
+            error: Exception = RuntimeError(message)
+            if is_known:
+                with contextlib.suppress(TypeError):  # some want more than a text
+                    error = known(message)  # type: ignore[misc]
+            error.from_candidate = name  # type: ignore[attr-defined]
+            raise error
+        return decode(reply["value"], self._records, self._remote)
+
+    def _number_of(self, item: Any) -> int:
+        if not isinstance(item, Remote):
+            raise TypeError(f"a test cannot pass a {type(item).__name__} to a candidate")
+        return int(vars(item)["_number"])
+
+    def _remote(self, number: int) -> Remote:
+        return self._remotes.setdefault(number, Remote(self._ask, number))
+
+    def run(self, test: str) -> None:
+        """Raises what the test raises."""
+        code = compile(test, "<test>", "exec")
+        namespace = dict(self._namespace)
+        for name in sorted(names_of(code) - set(namespace) - set(dir(builtins))):
+            if self._ask("has", name) is True:
+                namespace[name] = self._ask("get", name)
+        exec(code, namespace)
+
+
+def names_of(code: types.CodeType) -> set[str]:
+    """The global names (and attributes) that code and the functions in it mention."""
+    inner = (names_of(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def harness(channel: int, verdict_file: int) -> None:
+    """Standard input: {prelude, program, tests}. Out: per test a line [verdict, message]."""
+    job = json.load(sys.stdin)
+    with os.fdopen(verdict_file, "w") as verdicts:
+
+        def tell(*line: Any) -> None:
+            verdicts.write(json.dumps(line) + "\n")
+            verdicts.flush()
+
+        try:
+            driver = Harness(Channel(channel), job["prelude"], job["program"])
+            for test in job["tests"]:
+                try:
+                    driver.run(test)
+                    tell("passed", "")
+                except Exception as error:
+                    tell(*verdict_of(error))
+        except Gone:
+            tell("crash", "the program ended its process")
+        except Exception as error:  # the program does not load
+            tell(*verdict_of(error))
+
+
+def verdict_of(error: Exception) -> tuple[str, str]:
+    """An error of the candidate's own is a crash, one of the test's code a wrong answer."""
+    name = getattr(error, "from_candidate", None)
+    if name == "MemoryError":
+        return "memory_limit", str(error)
+    if name is not None:
+        return "crash", f"{name}: {error}"
+    return "wrong_answer", f"{type(error).__name__}: {error}"[:500]
+
+
+def program(source_descriptor: int, errors: int) -> None:
+    """A whole program as __main__."""
+    os.dup2(errors, 2)
+    os.close(errors)
+    with os.fdopen(source_descriptor) as file:
+        source = file.read()
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(source, "<program>", "exec"), module.__dict__)
+    except MemoryError:
+        os._exit(MEMORY_EXIT)
+
+
+if __name__ == "__main__":
+    _, role, given, *descriptors = sys.argv
+    del sys.argv[1:]
+    limit_resources(json.loads(given))
+    roles: dict[str, Callable[..., None]] = {
+        "program": program,
+        "candidate": candidate,
+        "harness": harness,
+    }
+    with contextlib.suppress(Gone):
+        roles[role](*map(int, descriptors))
