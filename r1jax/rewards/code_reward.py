@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 Verdict = Literal["passed", "wrong_answer", "time_limit", "memory_limit", "crash", "refused"]
 MAX_PROGRAM = 100_000  # characters; a longer one is refused
 MAX_DATA = 1 << 20  # bytes that the harness may write
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(  # an opening one may stand behind a tag: <answer>```python
+    r"(?:^|(?<=>))[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE
+)
 _LANGUAGES = ("", "python", "python3", "py")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,3})?")
 
