@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "final_ratio": 0.25,
         "warmup_steps": 3,
     }
-    config.engine = {"slots": 256, "chunk": 8, "bucket": 64, "prefill_batch": 8}
+    config.engine = {"slots": 128, "chunk": 8, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 512
     config.microbatch_rows = 2
     config.logits_chunk = 128

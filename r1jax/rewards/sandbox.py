@@ -306,9 +306,7 @@ def _become(uid: int | None) -> list[str]:
 def _bwrap() -> list[str]:
     """bubblewrap with Python in it; Python's arguments follow."""
     arguments = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
-    arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for name, value in ENVIRONMENT.items():
-        arguments += ["--setenv", name, value]
+    arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     arguments += ["--ro-bind", "/usr", "/usr"]
     for path in ("/bin", "/lib", "/lib32", "/lib64", "/sbin"):
         if os.path.islink(path):
