@@ -28,6 +28,7 @@ TEST = [
     "mypy==2.4.1",
     "pre-commit>=4.7",
 ]
+GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
     "accelerate>=1.15",  # transformers reads GGUF files with it
@@ -49,6 +50,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb>=0.31"],
-        "dev": TEST + PARITY,
+        "gym": GYM,
+        "dev": TEST + PARITY + GYM,
     },
 )

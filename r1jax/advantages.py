@@ -1,6 +1,8 @@
-"""Group-relative advantages (R1 eq 3)."""
+"""Group-relative advantages (R1 eq 3), and other ways to normalise several rewards."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,3 +22,26 @@ def group_advantages(
         centred_BG = centred_BG / (rewards_BG.std(axis=1, keepdims=True) + std_eps)
     same_B1 = (rewards_BG == rewards_BG[:, :1]).all(axis=1, keepdims=True)
     return np.where(same_B1, 0.0, centred_BG).astype(np.float32)
+
+
+def decoupled_advantages(
+    parts_PBG: np.ndarray, weights: Sequence[float], std_eps: float = 1e-6, scale: bool = True
+) -> np.ndarray:
+    """Each reward normalised within its group, then the weighted sum of them -> float32 [B, G].
+
+    Summed first (`group_advantages` of the sum, the paper's way), different mixes of rewards with
+    the same sum get the same advantage, and a reward of small variance drowns in one of large.
+    """
+    advantages_PBG = [group_advantages(part_BG, std_eps, scale) for part_BG in parts_PBG]
+    return np.einsum("p,pbg->bg", weights, np.asarray(advantages_PBG, np.float64)).astype(
+        np.float32
+    )
+
+
+def batch_normalised(advantages_BG: np.ndarray, std_eps: float = 1e-6) -> np.ndarray:
+    """Advantages over the batch's population standard deviation -> float32 [B, G].
+
+    Keeps their scale when the number of summed rewards grows (GDPO does this after the sum), and
+    leaves zeros zero.
+    """
+    return (advantages_BG / (np.std(advantages_BG, dtype=np.float64) + std_eps)).astype(np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1jax.advantages import group_advantages
+from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 
 
 def test_right_and_wrong_in_equal_parts() -> None:
@@ -47,3 +47,23 @@ def test_a_group_without_variance_gives_exact_zeros(reward: float, std_eps: floa
     advantages_BG = group_advantages(rewards_BG, std_eps)
     assert advantages_BG[0].tolist() == [0.0, 0.0, 0.0]
     assert (advantages_BG[1] != 0).all()
+
+
+def test_each_reward_is_normalised_before_the_sum() -> None:
+    # Summed first, the second and third completions are worth the same (1); apart, the rare second
+    # reward weighs more: [1, 1, 0, 0] -> +-1, [1, 0, 1, 0] the same, but [0, 0, 0, 1] -> sqrt(3).
+    parts_PBG = np.array([[[1.0, 1, 0, 0]], [[0.0, 0, 0, 1]]])
+    third = 3**0.5 / 3
+    found_BG = decoupled_advantages(parts_PBG, [1.0, 2.0], std_eps=0.0)
+    expected = [[1 - 2 * third, 1 - 2 * third, -1 - 2 * third, -1 + 2 * 3**0.5]]
+    np.testing.assert_allclose(found_BG, expected, rtol=1e-6)
+    assert found_BG.dtype == np.float32
+    one_BG = decoupled_advantages(parts_PBG[:1], [1.0])
+    np.testing.assert_array_equal(one_BG, group_advantages(parts_PBG[0]))
+
+
+def test_over_the_batch() -> None:
+    # std of [3, -3, 1, -1] is sqrt(5)
+    found_BG = batch_normalised(np.array([[3.0, -3.0], [1.0, -1.0]]), std_eps=0.0)
+    np.testing.assert_allclose(found_BG, np.array([[3, -3], [1, -1]]) / 5**0.5, rtol=1e-6)
+    assert batch_normalised(np.zeros((2, 2))).tolist() == [[0, 0], [0, 0]]

@@ -338,6 +338,22 @@ def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: 
     assert with_gradient == (1 if split_by == "question" else 2)
 
 
+def test_each_reward_normalised() -> None:
+    """The parts' advantages, weighted, over the batch's deviation."""
+    rewards = {"accuracy": 1.0, "format": 0.5}
+    config = config_of(normalise="each", rewards=rewards, group_size=2, prompts_per_update=1)
+    parts = [(1, 0), (0, 1), (1, 1), (0, 1)]
+    rollouts = [
+        replace(
+            rollout(i // 2, i % 2), reward=9.0, reward_breakdown={"accuracy": a, "format": float(f)}
+        )
+        for i, (a, f) in enumerate(parts)
+    ]
+    # accuracy: +1 -1, +1 -1; format: -1 +1, 0 0 -> 0.5 -0.5, 1 -1; their std is sqrt(0.625)
+    expected = np.array([[0.5, -0.5], [1, -1]]) / 0.625**0.5
+    np.testing.assert_allclose(grpo.advantages_of(config, rollouts), expected, rtol=1e-5)
+
+
 def test_one_completion_stays_where_none_has_an_advantage() -> None:
     minibatch = grpo.moving(Minibatch(four_by_four(), np.zeros(16, np.float32)))
     assert [place_of(r) for r in minibatch.rollouts] == [(0, 0)]

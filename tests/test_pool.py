@@ -40,6 +40,8 @@ def moody(example, text, *, length, finish_reason):
         sys.exit(3)
     if text == "raise":
         raise ValueError("moody")
+    if text == "hungry":
+        return len([bytearray(100_000_000) for _ in range(20)])
     if text == "nan":
         return float("nan")
     if text == "child":
@@ -85,6 +87,21 @@ def wait_until_dead(pid: int, seconds: float = 10.0) -> bool:
     while is_alive(pid) and time.monotonic() < end:
         time.sleep(0.05)
     return not is_alive(pid)
+
+
+def test_memory_is_limited() -> None:
+    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1, memory_mb=1000)) as pool:
+        grades = grade_all(pool, ["hungry", "a"])
+    assert grades["hungry"].failure is not None and grades["hungry"].failure.kind == "memory"
+    assert grades["hungry"].reward == 0 and grades["a"].reward == 1
+    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1)) as pool:
+        assert grade_all(pool, ["hungry"])["hungry"].reward == 20
+
+
+def test_rewards_with_arguments() -> None:
+    rewards = {"overlong": {"weight": 2.0, "max_tokens": 10, "buffer": 6}}
+    with closing(GraderPool(rewards, workers=1)) as pool:
+        assert grade_all(pool, ["a"])["a"].reward == -1.0  # 7 tokens: half of the buffer
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -180,7 +197,7 @@ def test_close_leaves_no_process() -> None:
 
 
 def test_an_item_taken_while_the_pool_closes_starts_no_process() -> None:
-    worker = _Worker({"accuracy": 1.0}, timeout_s=30.0)
+    worker = _Worker(({"accuracy": 1.0}, "bwrap", 0), timeout_s=30.0)
     worker.start()
     worker.close()
     with pytest.raises(RuntimeError, match="the pool is closed"):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from r1jax.config import ConfigError, DataError
 from r1jax.metrics import read_jsonl
+from r1jax.rewards.gym_reward import gym as gym_library
 
 
 def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:
@@ -198,6 +199,42 @@ def codeforces(path: str, instruction: str = PROGRAM, slower: float = 5.0) -> li
             | limits
         )
     return rows
+
+
+def knights(path: str) -> list[dict[str, Any]]:
+    """Knights-and-knaves JSONL (problem, names, solution: whether each is a knight)."""
+    rows = []
+    for number, row in enumerate(_rows(path, "problem", "names", "solution"), start=1):
+        kinds = ("knight" if knight else "knave" for knight in row["solution"])
+        stated = [f"{name} is a {kind}" for name, kind in zip(row["names"], kinds, strict=True)]
+        rows.append(
+            {
+                "id": str(row.get("id", number)),
+                "prompt": row["problem"],
+                "answer": ", ".join(stated),
+                "task": "knights",
+            }
+        )
+    return rows
+
+
+def gym(dataset: str, seed: int, size: int, **settings: Any) -> list[dict[str, Any]]:
+    """`size` problems of a reasoning-gym dataset; `settings` go to its configuration."""
+    library = gym_library()
+    if dataset not in library.factory.DATASETS:
+        raise ConfigError(f"{dataset!r} is no dataset of reasoning-gym")
+    entries = library.create_dataset(dataset, seed=seed, size=size, **settings)
+    return [
+        {
+            "id": f"{dataset}/{seed}/{i}",
+            "prompt": entry["question"],
+            "answer": str(entry["answer"]),
+            "task": "gym",
+            "dataset": dataset,
+            "entry": entry,
+        }
+        for i, entry in enumerate(entries)
+    ]
 
 
 def _rows(path: str, *keys: str) -> list[Mapping[str, Any]]:

@@ -7,10 +7,12 @@ reference: TASKS. What a config may name: REWARDS, or `module:function`.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import ConfigError, DataError, import_function
 from r1jax.rewards.choice_reward import last_choice, last_letter, same_choice, same_letter
@@ -23,8 +25,16 @@ from r1jax.rewards.format_reward import (
     reflective_words,
     tagged_answer,
 )
+from r1jax.rewards.gym_reward import check_gym, last_line, solves_gym
 from r1jax.rewards.language_reward import language_reward
-from r1jax.rewards.logic_reward import last_expression, last_list, same_list, solves_countdown
+from r1jax.rewards.logic_reward import (
+    last_expression,
+    last_list,
+    last_roles,
+    same_list,
+    same_roles,
+    solves_countdown,
+)
 from r1jax.rewards.math_reward import (
     boxed_values,
     last_formula,
@@ -32,6 +42,7 @@ from r1jax.rewards.math_reward import (
     same_formula,
     same_integer,
 )
+from r1jax.rewards.penalties import overlong, repetition
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -57,8 +68,9 @@ __all__ = [
 ]
 
 RewardFunction = Callable[..., float]
-Weights = Mapping[str, float] | Iterable[tuple[str, float]]
+Weights = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Rewards = dict[str, tuple[RewardFunction, float]]
+CONTEXT = ("length", "finish_reason")  # what every reward function is called with
 MAX_BOXES = 8  # different boxed values; a final answer with more is wrong
 
 
@@ -79,6 +91,8 @@ TASKS = {
     "letter": Task(last_letter, same_letter),
     "countdown": Task(last_expression, solves_countdown),
     "choice": Task(last_choice, same_choice),
+    "knights": Task(last_roles, same_roles),
+    "gym": Task(last_line, solves_gym, comparable=False),
     "code": Task(last_program, passes_tests, final_programs, comparable=False),
 }
 
@@ -90,6 +104,8 @@ def check_example(example: Example) -> None:
         raise DataError(f"example {example.id}: task {example.task!r} is not one of {known}")
     if example.task == "code":
         check_code(example)
+    elif example.task == "gym":
+        check_gym(example)
     elif example.task == "countdown":
         numbers, target = (example.metadata.get(key) for key in ("numbers", "target"))
         if not isinstance(target, int) or not isinstance(numbers, list | tuple):
@@ -177,6 +193,8 @@ REWARDS: dict[str, RewardFunction] = {
     "format": format_reward,
     "r1_format": r1_format_reward,
     "language": language_reward,
+    "overlong": overlong,
+    "repetition": repetition,
 }
 
 
@@ -184,7 +202,7 @@ REWARDS: dict[str, RewardFunction] = {
 class Failure:
     """Why an item has no honest grade; its reward is 0."""
 
-    kind: Literal["exception", "invalid", "timeout", "crash"]
+    kind: Literal["exception", "invalid", "timeout", "crash", "memory"]
     message: str  # names the reward
 
 
@@ -200,13 +218,19 @@ class Grade:
 def load_rewards(rewards: Weights) -> Rewards:
     """{name: weight} (or such pairs) -> {name: (function, weight)}; ConfigError names a bad one.
 
-    Pairs are for ConfigDicts, whose keys may not hold the dots of a `package.module:function`.
+    In the place of the weight may stand {"weight": ..., argument: value, ...}: the function is
+    called with these arguments as well. Pairs are for ConfigDicts, whose keys may not hold the dots
+    of a `package.module:function`.
     """
     loaded = {}
     for name, weight in dict(rewards).items():
+        arguments: dict[str, Any] = {}
+        if isinstance(weight, Mapping):
+            arguments = {key: value for key, value in weight.items() if key != "weight"}
+            weight = weight.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ConfigError(f"rewards: the weight of {name!r} is {weight!r}, not a number")
-        loaded[name] = (_function(name), float(weight))
+        loaded[name] = (_with_arguments(name, _function(name), arguments), float(weight))
     if not loaded:
         raise ConfigError(f"rewards is empty; it maps names to weights: {', '.join(REWARDS)}")
     return loaded
@@ -216,6 +240,25 @@ def _function(name: str) -> RewardFunction:
     if name not in REWARDS and ":" not in name:
         raise ConfigError(f"reward {name!r} is neither module:function nor one of {list(REWARDS)}")
     return REWARDS.get(name) or import_function(name, f"reward {name!r}")
+
+
+def _with_arguments(
+    name: str, function: RewardFunction, arguments: dict[str, Any]
+) -> RewardFunction:
+    """The function with its own arguments filled in, checked against its signature."""
+    parameters = inspect.signature(function).parameters.values()
+    own = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in CONTEXT]
+    missing = [p.name for p in own if p.default is p.empty and p.name not in arguments]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    unknown = [key for key in arguments if not takes_any and key not in [p.name for p in own]]
+    if missing or unknown:
+        said = f"needs the argument {missing[0]}" if missing else f"has no argument {unknown[0]}"
+        takes = ", ".join(p.name for p in own) or "none"
+        raise ConfigError(
+            f"reward {name!r} {said} (it takes: {takes}); write"
+            f' {{"weight": 1.0, "argument": value}} instead of the weight alone'
+        )
+    return functools.partial(function, **arguments) if arguments else function
 
 
 def _said(error: BaseException) -> str:
@@ -230,6 +273,9 @@ def score(rewards: Rewards, example: Example, text: str, length: int, finish_rea
         breakdown[name] = 0.0
         try:
             value = float(function(example, text, length=length, finish_reason=finish_reason))
+        except MemoryError as error:
+            failure = failure or Failure("memory", f"reward {name!r} raised {_said(error)}")
+            continue
         except (Exception, SystemExit) as error:  # untrusted: a user's function
             failure = failure or Failure("exception", f"reward {name!r} raised {_said(error)}")
             continue

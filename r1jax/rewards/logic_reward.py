@@ -1,4 +1,4 @@
-"""Puzzles: sorted lists, and countdown (reach a target with each number once)."""
+"""Puzzles: sorted lists, countdown (reach a target with each number once), knights and knaves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from r1jax.types import Example
 
 MAX_EXPRESSION = 200  # characters
+MAX_ROLES = 5_000  # characters
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -24,6 +25,10 @@ _INT = r"[+-]?[0-9]+"
 _LIST = re.compile(rf"(?<![0-9]){_INT}(?:\s*[,、]\s*{_INT})+")
 _SEPARATOR = re.compile(r"\s*[,、;]\s*|\s+")
 _BRACKETS = ("[]", "()", "{}")
+# "Amelia is a knight", "Amelia: knave", "Amelia is not a knave"
+_ROLE = re.compile(
+    r"([^\W\d_]+)(?:\s+is|:|\s*=)\s*(not\s+)?(?:an?\s+)?(?i:(knight|knave))(?![a-z])"
+)
 _ARITHMETIC = re.compile(r"[0-9+\-*/() ]+")
 
 
@@ -92,3 +97,28 @@ def _evaluate(node: ast.AST) -> Fraction:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
     raise ValueError(f"{type(node).__name__} is not allowed")
+
+
+def roles(text: str) -> dict[str, bool] | None:
+    """{name: is a knight} of all statements in `text`; None if there are none or two disagree."""
+    found: dict[str, bool] = {}
+    for name, negated, role in _ROLE.findall(re.sub(r"[*$\\{}]|\\?text", "", text)):
+        knight = (role.lower() == "knight") != bool(negated)
+        if found.setdefault(name.casefold(), knight) != knight:
+            return None
+    return found or None
+
+
+def last_roles(text: str) -> str | None:
+    """The last statements about different people anywhere, in their order."""
+    found: dict[str, str] = {}
+    for match in reversed(list(_ROLE.finditer(text))):
+        if match[1].casefold() in found:
+            break
+        found[match[1].casefold()] = match[0]
+    return ", ".join(reversed(found.values())) or None
+
+
+def same_roles(example: Example, answer: str) -> bool:
+    """Whether the answer says of exactly the reference's people what the reference says."""
+    return len(answer) <= MAX_ROLES and roles(answer) == roles(example.answer) is not None

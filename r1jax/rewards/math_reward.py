@@ -40,7 +40,7 @@ _INTEGER = re.compile(rf"([+-]?) ?({_DIGITS})(?:\.0*)?")
 # A minus right behind a digit, letter or closing bracket is an operator, not a sign.
 _NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])[+-])?{_DIGITS}(?:\.[0-9]+)?")
 # Sympy would work for minutes on these: exponents in the millions, towers, huge factorials.
-_TOO_BIG = re.compile(
+TOO_BIG = re.compile(
     r"(?:\^|\*\*)[\s{(]*-?(?:[0-9]{5,}|[0-9.]+\s*(?:\^|\*\*))|[0-9]{4,}[\s)}]*!|[0-9]{400,}"
 )
 
@@ -49,7 +49,7 @@ _BASE = re.compile(r"[0-9]_\{?[0-9]")  # 52_8, a number in another base
 _ABOUT = re.compile(r"\\(?:approx|sim|simeq|ne|neq|not)(?![A-Za-z])|[≈≠]")
 
 
-class _OutOfTime(BaseException):
+class OutOfTime(BaseException):
     """Not an Exception, so that sympy's own handlers let it pass."""
 
 
@@ -155,7 +155,7 @@ def _literal(text: str) -> str:
 def _is_no_formula(answer: str) -> bool:
     """Whether it is prose (more words than a unit needs), or too big or broken for sympy."""
     words = re.findall(r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2}", re.sub(r"\\[A-Za-z]+", " ", answer))
-    if len(words) > MAX_WORDS or "?" in answer or _TOO_BIG.search(answer) or _ABOUT.search(answer):
+    if len(words) > MAX_WORDS or "?" in answer or TOO_BIG.search(answer) or _ABOUT.search(answer):
         return True
     depth = 0
     for token in _BOX_TOKEN.finditer(answer):
@@ -175,8 +175,8 @@ def _repeats(question: str, answer: str) -> bool:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises _OutOfTime after `seconds` of this process's processor time.
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime after `seconds` of this process's processor time.
 
     Signals reach the main thread only; in another thread there is no limit.
     """
@@ -185,7 +185,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise _OutOfTime
+        raise OutOfTime
 
     before = signal.signal(signal.SIGVTALRM, stop)
     # Again every half second, should a bare `except:` in sympy swallow the first.
@@ -210,9 +210,9 @@ def _parse(text: str) -> list[Any]:
     library = _math_verify()
     config = [library.LatexExtractionConfig(boxed_match_priority=0)]
     try:
-        with _time_limit(TIME_LIMIT):
+        with time_limit(TIME_LIMIT):
             return library.parse(rf"\boxed{{{text}}}", config, parsing_timeout=None)
-    except _OutOfTime:
+    except OutOfTime:
         return []
 
 
@@ -223,7 +223,7 @@ _parse_gold = lru_cache(maxsize=50_000)(_parse)  # each reference is parsed once
 def _verified(gold: str, answer: str) -> bool:
     parsed_gold, parsed = _parse_gold(gold), _parse(answer)
     try:
-        with _time_limit(TIME_LIMIT):
+        with time_limit(TIME_LIMIT):
             return bool(_math_verify().verify(parsed_gold, parsed, timeout_seconds=None))
-    except _OutOfTime:
+    except OutOfTime:
         return False

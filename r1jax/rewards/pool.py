@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -43,7 +44,13 @@ class GraderPool:
     """
 
     def __init__(
-        self, rewards: Weights, *, workers: int, timeout_s: float = 30.0, sandbox: Mode = "bwrap"
+        self,
+        rewards: Weights,
+        *,
+        workers: int,
+        timeout_s: float = 30.0,
+        memory_mb: int = 4096,
+        sandbox: Mode = "bwrap",
     ) -> None:
         choose_sandbox(sandbox)
         self._weights = dict(rewards)
@@ -53,7 +60,8 @@ class GraderPool:
         self._pending = 0
         self._first_batch: list[Grade] | None = []
         self._closed = False
-        self._workers = [_Worker(self._weights, timeout_s, sandbox) for _ in range(workers)]
+        start = (self._weights, sandbox, memory_mb)
+        self._workers = [_Worker(start, timeout_s) for _ in range(workers)]
         self._threads = [threading.Thread(target=self._serve, args=(w,)) for w in self._workers]
         for thread in self._threads:
             thread.daemon = True
@@ -112,8 +120,8 @@ class GraderPool:
 class _Worker:
     """The parent's end of a worker process, which starts anew after each failure."""
 
-    def __init__(self, weights: Mapping[str, float], timeout_s: float, sandbox: Mode) -> None:
-        self._weights, self._timeout_s, self._sandbox = weights, timeout_s, sandbox
+    def __init__(self, start: tuple[Mapping[str, Any], Mode, int], timeout_s: float) -> None:
+        self._start, self._timeout_s = start, timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -121,7 +129,7 @@ class _Worker:
     def start(self) -> None:
         for _ in range(MAX_FAILED_STARTS):
             self._spawn()
-            reply = self._ask((self._weights, self._sandbox), START_SECONDS)
+            reply = self._ask(self._start, START_SECONDS)
             if reply == "ready":
                 return
             self.kill()
@@ -155,7 +163,7 @@ class _Worker:
         grade = self._ask(item, self._timeout_s)
         if isinstance(grade, Failure):
             self.kill()
-            return Grade(0.0, dict.fromkeys(self._weights, 0.0), grade)
+            return Grade(0.0, dict.fromkeys(self._start[0], 0.0), grade)
         return grade
 
     def _ask(self, message: Any, timeout_s: float) -> Any:
@@ -197,7 +205,9 @@ def work(descriptor: int) -> None:
     signal.signal(signal.SIGTERM, _end)
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, _Terminated):
-        weights, sandbox = pipe.recv()
+        weights, sandbox, memory_mb = pipe.recv()
+        if memory_mb:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
         rewards = load_rewards(weights)
         choose_sandbox(sandbox)
         pipe.send("ready")

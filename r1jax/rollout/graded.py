@@ -26,13 +26,18 @@ class GraderConfig:
 
     workers: int = 0  # processes; 0 = in this one, without a time limit
     timeout_s: float = 30.0  # wall clock per completion
+    memory_mb: int = 4096  # of a worker's data; 0 = no limit
     sandbox: Literal["bwrap", "rlimits"] = "bwrap"  # what programs under test run in
 
 
 @contextlib.contextmanager
-def open_pool(rewards: Mapping[str, float], config: GraderConfig) -> Iterator[GraderPool]:
+def open_pool(rewards: Mapping[str, Any], config: GraderConfig) -> Iterator[GraderPool]:
     pool = GraderPool(
-        rewards, workers=config.workers, timeout_s=config.timeout_s, sandbox=config.sandbox
+        rewards,
+        workers=config.workers,
+        timeout_s=config.timeout_s,
+        memory_mb=config.memory_mb,
+        sandbox=config.sandbox,
     )
     with contextlib.closing(pool):
         yield pool

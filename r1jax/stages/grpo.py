@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.advantages import group_advantages
+from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.config import ConfigError, check_choice, section
 from r1jax.data.datasets import DataConfig, examples_of, stream
 from r1jax.data.packing import Group, completion_group, pack, padding_share
@@ -41,7 +41,7 @@ from r1jax.metrics import ProfileConfig, read_jsonl, write_jsonl_atomic
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
-from r1jax.rewards import check_example, reflective_words
+from r1jax.rewards import check_example, load_rewards, reflective_words
 from r1jax.rewards.pool import GraderPool
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -60,6 +60,7 @@ from r1jax.train_state import OptimizerConfig, batch_shardings, make_step, micro
 from r1jax.types import Batch, Example, Rollout
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
+NORMALISE = ("sum", "each")
 SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
 
 
@@ -98,6 +99,7 @@ class GrpoConfig:
     truncated: str = "grade"
     advantage_std_eps: float = 1e-6
     advantage_scale: bool = True  # divide by the group's standard deviation
+    normalise: str = "sum"  # the sum of the rewards (the paper), or "each" of them and the batch
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -176,6 +178,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
 def check(config: GrpoConfig) -> None:
     """Everything that can be wrong in the config alone."""
     check_choice("config.truncated", config.truncated, TRUNCATED)
+    check_choice("config.normalise", config.normalise, NORMALISE)
     check_choice("config.split_by", config.split_by, SPLITS)
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     if config.temperature <= 0:
@@ -371,13 +374,25 @@ def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
     return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
 
 
+def advantages_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float32 [B, G], of the weighted sum of the rewards or of each of them."""
+    eps, scale = config.advantage_std_eps, config.advantage_scale
+    if config.normalise == "sum":
+        return group_advantages(rewards_of(config, rollouts), eps, scale)
+    weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
+    parts_PBG = [
+        rewards_of(config, [replace(r, reward=r.reward_breakdown[name]) for r in rollouts])
+        for name in weights
+    ]
+    each_BG = decoupled_advantages(np.asarray(parts_PBG), list(weights.values()), eps, scale)
+    return batch_normalised(each_BG, eps)
+
+
 def make_minibatches(
     config: GrpoConfig, rollouts: Sequence[Rollout], iteration: int
 ) -> Iterator[Minibatch]:
     """The iteration's updates: whole questions each, or a random split of all outputs."""
-    advantages = group_advantages(
-        rewards_of(config, rollouts), config.advantage_std_eps, config.advantage_scale
-    ).reshape(-1)
+    advantages = advantages_of(config, rollouts).reshape(-1)
     size = config.prompts_per_update * config.group_size
     order = np.arange(len(rollouts))
     if config.split_by == "output":
