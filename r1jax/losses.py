@@ -137,6 +137,56 @@ def kl_k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
+def token_scalars(model: Transformer, params: Any, batch: Batch) -> jax.Array:
+    """The scalar head's value at every token, float32 [B, L]."""
+    output = forward(
+        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
+    )
+    hidden_BLD = output.hidden.astype(jnp.float32)
+    return hidden_BLD @ params["scalar_head"] + params["scalar_bias"]
+
+
+def sequence_scalars(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(the scalar at each sequence's target, whether the sequence is here), both [C + 1].
+
+    A sequence has one target, its last token (where it is in another microbatch: 0 and 0).
+    """
+
+    def sums(x_BL: jax.Array) -> jax.Array:
+        zeros = jnp.zeros(batch.lengths.shape, jnp.float32)
+        return zeros.at[batch.completion_ids].add(x_BL * batch.loss_mask)
+
+    return sums(scalars_BL), sums(jnp.ones_like(scalars_BL))
+
+
+def pairwise_loss(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Bradley-Terry: the mean over pairs of -log sigmoid(chosen - rejected).
+
+    Sequences 2k + 1 and 2k + 2 are pair k, the chosen one first, both in the same microbatch.
+    """
+    values_C, here_C = sequence_scalars(scalars_BL, batch)
+    margins, weights = values_C[1::2] - values_C[2::2], here_C[1::2] / (batch.num_targets / 2)
+    loss = -jnp.sum(weights * jax.nn.log_sigmoid(margins))
+    metrics = {
+        "loss": loss,
+        "accuracy": jnp.sum(weights * ((margins > 0) + 0.5 * (margins == 0))),
+        "margin": jnp.sum(weights * margins),
+    }
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
+def pointwise_loss(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Binary cross-entropy of sigmoid(scalar) with the sequences' labels, mean over sequences."""
+    values_C, here_C = sequence_scalars(scalars_BL, batch)
+    weights = here_C / batch.num_targets
+    loss = jnp.sum(weights * (jax.nn.softplus(values_C) - batch.labels * values_C))
+    metrics = {
+        "loss": loss,
+        "accuracy": jnp.sum(weights * ((values_C > 0) == (batch.labels > 0.5))),
+    }
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
 @dataclass(frozen=True)
 class GrpoLossConfig:
     """The paper's objective; eps is printed for RL stage 1 only (r1_facts 1.2)."""

@@ -14,7 +14,12 @@ from absl import flags
 from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
 from r1jax.config import ConfigError, check_choice, section
 
-STAGES = {"sft": "r1jax.stages.sft", "grpo": "r1jax.stages.grpo"}
+STAGES = {
+    "sft": "r1jax.stages.sft",
+    "grpo": "r1jax.stages.grpo",
+    "preferences": "r1jax.stages.preferences",
+    "reward_model": "r1jax.stages.reward_model",
+}
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
 WORKDIR = flags.DEFINE_string(

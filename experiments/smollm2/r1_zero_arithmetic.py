@@ -81,7 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pack_length = 512
     config.microbatch_rows = 2
     config.logits_chunk = 128
-    config.mesh = {"data": -1}
+    config.mesh = {"fsdp": -1}
     config.checkpoint_every = 10
     heldout = {
         "data": chain_sums(1_000_003, "test", 256),

@@ -79,15 +79,17 @@ def pack(
     max_microbatches: int | None = None,
     share_prompts: bool = True,
     advantages: np.ndarray | None = None,
+    whole_groups: bool = False,
 ) -> tuple[Batch, int]:
     """Groups -> (Batch with leaves [M, rows, length], number of microbatches used).
 
     Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
     each. M is `max_microbatches` where given (the rest is padding a step never looks at). A row
     holds a group's prefix once for all of its pieces there, or once per piece without
-    `share_prompts`. `advantages` is float32 [C].
+    `share_prompts`. `advantages` is float32 [C]. With `whole_groups` all pieces of a group are in
+    one row, as a loss over pairs needs them.
     """
-    packed = _best_fit(groups, length, share_prompts)
+    packed = _best_fit(groups, length, share_prompts, whole_groups)
     packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
     used = -(-len(packed) // rows)
     total = max_microbatches or used
@@ -143,38 +145,62 @@ def _fill(row: np.ndarray, at: int, values: np.ndarray) -> None:
     row[at : at + len(values)] = values
 
 
-def _best_fit(groups: Sequence[Group], length: int, share: bool) -> list[_Row]:
-    """Longest piece first, into the row that it leaves least room in."""
-    items = []
-    completion_id = 0
+@dataclass(frozen=True)
+class _Item:
+    """What is placed at once: a piece, or all pieces of a group, with its prefix."""
+
+    group: int
+    completion_id: int  # of the first piece
+    pieces: Sequence[Piece]
+    prefix: int  # tokens
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+
+def _items(groups: Sequence[Group], length: int, whole: bool) -> list[_Item]:
+    items, completion_id = [], 1
     for index, group in enumerate(groups):
-        for piece in group.pieces:
-            completion_id += 1
-            size = len(group.prefix) + len(piece.tokens)
+        for pieces in [group.pieces] if whole else [[piece] for piece in group.pieces]:
+            item = _Item(index, completion_id, pieces, len(group.prefix))
+            completion_id += len(pieces)
+            size = item.prefix + item.tokens
             if size > length:
                 raise DataError(f"a sequence of {size} tokens does not fit in pack_length {length}")
-            items.append((-size, index, completion_id, piece))
-    if share:  # the pieces of a group stay together, groups by their longest piece
-        longest = {index: 0 for _, index, _, _ in items}
-        for size, index, _, _ in items:
-            longest[index] = min(longest[index], size)
-        items.sort(key=lambda item: (longest[item[1]], item[1], item[0], item[2]))
+            items.append(item)
+    return items
+
+
+def _best_fit(groups: Sequence[Group], length: int, share: bool, whole: bool) -> list[_Row]:
+    """Longest item first, into the row that it leaves least room in."""
+    items = _items(groups, length, whole)
+
+    def size(item: _Item) -> int:
+        return item.prefix + item.tokens
+
+    if share:  # the items of a group stay together, groups by their longest item
+        longest = {item.group: 0 for item in items}
+        for item in items:
+            longest[item.group] = max(longest[item.group], size(item))
+        items.sort(key=lambda i: (-longest[i.group], i.group, -size(i), i.completion_id))
     else:
-        items.sort(key=lambda item: (item[0], item[2]))
+        items.sort(key=lambda i: (-size(i), i.completion_id))
     rows: list[_Row] = []
-    for size, index, completion_id, piece in items:
-        key = index if share else completion_id * len(groups) + index
+    for item in items:
+        key = item.group if share else item.completion_id * len(groups) + item.group
         best = None
         for row in rows:
-            need = len(piece.tokens) if key in row.segments else -size
+            need = item.tokens if key in row.segments else size(item)
             if need <= row.free and (
                 best is None or (key in row.segments, -row.free + need) > best[0]
             ):
                 best = ((key in row.segments, -row.free + need), row, need)
         if best is None:
-            best = ((False, 0), _Row(length), -size)
+            best = ((False, 0), _Row(length), size(item))
             rows.append(best[1])
         _, row, need = best
         row.free -= need
-        row.segments.setdefault(key, []).append((completion_id, piece))
+        numbered = enumerate(item.pieces, start=item.completion_id)
+        row.segments.setdefault(key, []).extend(numbered)
     return rows

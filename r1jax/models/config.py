@@ -30,6 +30,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
+    scalar_head: bool = False  # a number per token beside the vocabulary: reward and value models
     # How it is computed, not what: these never change a result beyond rounding.
     dtype: str = "float32"  # of activations; parameters are float32 masters
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)

@@ -2,7 +2,8 @@
 
 Shape legend: B rows, L tokens, D model, V vocabulary, H heads, K kv heads, N head dim, F ffn.
 Parameters are one plain dict: `embedding` [V, D], `layers` (or `layers_0`, `layers_1`, ... without
-scan_layers), `final_norm` [D], and `head` [D, V] unless the embedding is tied.
+scan_layers), `final_norm` [D], `head` [D, V] unless the embedding is tied, and `scalar_head` [D]
+with `scalar_bias` [] where the config asks for them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.sharding import check_divisible, constrain, spec_of
 
 INIT_STD = 0.02
+SCALAR_PARAMS = ("scalar_head", "scalar_bias")  # zeros at first, also where a model has none yet
 
 
 @struct.dataclass
@@ -154,6 +156,10 @@ class Transformer(nn.Module):
         if not c.tie_embeddings:
             head_init = nn.with_partitioning(nn.initializers.normal(INIT_STD), ("embed", "vocab"))
             self.param("head", head_init, (c.embed_dim, c.vocab_size))
+        if c.scalar_head:
+            zeros = nn.initializers.zeros
+            self.param("scalar_head", nn.with_partitioning(zeros, ("norm",)), (c.embed_dim,))
+            self.param("scalar_bias", nn.with_partitioning(zeros, ()), ())
         table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(c.dtype)
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")

@@ -163,7 +163,9 @@ def _round_up(batch: Batch, used: int, sequences: int) -> Batch:
     def one(x: Any) -> Any:
         if x.ndim == 3:
             return np.pad(x, [(0, total - used), (0, 0), (0, 0)])
-        return np.pad(x, (0, sequences + 1 - len(x)))  # a dropped row has no targets
+        if x.ndim == 1:
+            return np.pad(x, (0, sequences + 1 - len(x)))  # a dropped row has no targets
+        return x
 
     return jax.tree.map(one, batch)
 
@@ -171,6 +173,6 @@ def _round_up(batch: Batch, used: int, sequences: int) -> Batch:
 def _pack_metrics(batch: Batch, used: int) -> dict[str, float]:
     return {
         "data/tokens": int((batch.segment_ids > 0).sum()),
-        "data/targets": int(batch.lengths[1:].sum()),
+        "data/targets": int(batch.num_targets),
         "data/padding_share": padding_share(batch, used),
     }

@@ -1,0 +1,86 @@
+"""Preference pairs for the helpful reward model, as in R1's appendix B.3.1.
+
+Two responses a prompt (sampled from a chat model, or given in the rows), judged four times in
+random order, kept where the judge is sure, matched in length. Writes `pairs.jsonl`, which is what
+stage `reward_model` reads, and `statistics.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from r1jax.checkpoint import check_config
+from r1jax.config import ConfigError, DataError, section
+from r1jax.data.datasets import DataConfig, rows_of
+from r1jax.data.preferences import QUERIES, judge_pairs
+from r1jax.metrics import absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.rollout.chat_models import ChatModelConfig, open_chat_model
+from r1jax.sharding import make_mesh
+
+PAIRS, CANDIDATES, STATISTICS = "pairs.jsonl", "candidates.jsonl", "statistics.json"
+
+
+@dataclass(frozen=True)
+class PreferencesConfig:
+    """Where prompts, responses and verdicts come from."""
+
+    stage: str
+    data: DataConfig  # {"messages" | "prompt"[, "responses": [first, second]]}
+    judge: ChatModelConfig
+    policy: ChatModelConfig | None = None  # samples the responses where the rows have none
+    queries: int = QUERIES
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
+
+
+CONFIG = PreferencesConfig  # what train checks the config file against
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Samples (once), judges, filters and writes; a finished workdir is left as it is."""
+    config = section(PreferencesConfig, config_dict)
+    rows = rows_of(config.data, "config.data")
+    if callable(rows):
+        raise ConfigError(f"config.data.limit must be set: {config.data.function} has no end")
+    path, mesh = absolute(workdir), make_mesh(config.mesh)
+    check_config(path, config_dict)
+    if not (path / STATISTICS).exists():
+        candidates = _candidates(config, rows, path, mesh)
+        judge = open_chat_model(config.judge, mesh)
+        pairs, statistics = judge_pairs(candidates, judge, config.seed, config.queries)
+        if jax.process_index() == 0:
+            write_jsonl_atomic(path / PAIRS, pairs)
+            text = json.dumps(dataclasses.asdict(statistics), indent=1)
+            write_atomic(path / STATISTICS, (text + "\n").encode())
+    print((path / STATISTICS).read_text())
+    print(f"pairs are in {path / PAIRS}")
+
+
+def _candidates(config: PreferencesConfig, rows: Any, path: Any, mesh: Any) -> list[dict[str, Any]]:
+    """{"messages", "responses"} of every row, written down before they are judged."""
+    if (path / CANDIDATES).exists():
+        return list(read_jsonl(path / CANDIDATES))
+    found = []
+    for number, row in enumerate(rows, start=1):
+        if "messages" not in row and "prompt" not in row:
+            raise DataError(f"config.data, row {number} has neither messages nor prompt")
+        messages = list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
+        found.append({"messages": messages, "responses": list(row.get("responses", ()))})
+    missing = [row for row in found if len(row["responses"]) != 2]
+    if missing and config.policy is None:
+        raise ConfigError("config.policy must be set: some rows do not have two responses")
+    if missing and config.policy is not None:
+        for seed in range(2):
+            sampler = dataclasses.replace(config.policy, seed=config.policy.seed + seed)
+            texts = open_chat_model(sampler, mesh)([row["messages"] for row in missing])
+            for row, text in zip(missing, texts, strict=True):
+                row["responses"] = [*row["responses"][:seed], text]
+    if jax.process_index() == 0:
+        write_jsonl_atomic(path / CANDIDATES, found)
+    return found

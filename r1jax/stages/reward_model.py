@@ -1,0 +1,316 @@
+"""Reward models: the helpful one from pairs, the safety one from labels (R1 eq 5 and 6).
+
+A scalar head on any model of ours reads a conversation that ends with a response; its value at the
+last token is the reward. The paper does not print the losses: here Bradley-Terry for pairs
+(`kind="pairwise"`) and binary cross-entropy for labels (`kind="pointwise"`). The helpful model
+reads the final summary only, the safety model the whole response, thoughts and all (`reads`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from r1jax.config import ConfigError, DataError, section
+from r1jax.data.chat import render, render_prompt
+from r1jax.data.datasets import DataConfig, Row, rows_of, stream
+from r1jax.data.packing import Group, Piece, pack, padding_share
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.losses import Metrics, pairwise_loss, pointwise_loss, sequence_scalars, token_scalars
+from r1jax.metrics import ProfileConfig
+from r1jax.models.load import ModelSource, open_model
+from r1jax.models.transformer import Transformer
+from r1jax.passk import mean_and_standard_error
+from r1jax.rewards.format_reward import after_thoughts
+from r1jax.sharding import check_divisible, make_mesh, to_global
+from r1jax.stages.run import Run, open_run
+from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
+from r1jax.types import Batch, Message
+
+ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
+LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
+Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Rows like those of training, for the accuracy on what was not trained on."""
+
+    data: DataConfig | None = None
+    every: int = 0  # updates between two measurements; there is one before and one at the end
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """The paper: batch 256, learning rate 6e-6, one epoch, length 8,192, for both (r1_facts 2)."""
+
+    stage: str
+    model: ModelSource
+    data: DataConfig  # {"messages" | "prompt", "chosen", "rejected"} or {..., "response", "label"}
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    reads: Literal["summary", "response"] = "summary"
+    epochs: float = 1.0
+    total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
+    batch_size: int = 256  # rows of an update
+    pack_length: int = 8192  # tokens of a packed row; a pair (or a response) must fit
+    microbatch_rows: int = 8
+    template: str = "chat"
+    overlong: Literal["error", "drop"] = "error"  # rows that don't fit
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
+    checkpoint_every: int = 100
+    wandb_project: str | None = None
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+CONFIG = RewardModelConfig  # what train checks the config file against
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Trains, from the newest checkpoint of the workdir if it has one."""
+    config = section(RewardModelConfig, config_dict)
+    rows = checked_rows(config.data, config.kind, "config.data")
+    held_out = config.held_out.data
+    held_out_rows = checked_rows(held_out, config.kind, "config.held_out.data") if held_out else []
+    config = dataclasses.replace(
+        config,
+        total_steps=config.total_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
+        model=with_scalar_head(config.model),
+    )
+    shown = {"rm/loss": "loss", "rm/accuracy": "accuracy", "eval/rm/accuracy": "held out"}
+    with open_run(config, config_dict, workdir, shown) as stage:
+        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        groups = _fitting(rows, stage.tokenizer, config, "config.data")
+        held_out_groups = _fitting(held_out_rows, stage.tokenizer, config, "config.held_out.data")
+        measure = Scorer(stage.model, stage.mesh, config.microbatch_rows)
+        step_fn = make_step(
+            make_loss(stage.model, config.kind),
+            stage.optimizer,
+            stage.schedule,
+            stage.state_shardings,
+        )
+        if stage.start == 0:
+            _measure(config, stage, measure, held_out_groups, 0)
+        for step in range(stage.start + 1, config.total_steps + 1):
+            stage.profiler.step(step)
+            with stage.timer("data"):
+                batch, used = _batch(config, groups, step)
+                packed = {"data/padding_share": padding_share(batch, used)}
+                batch = to_global(batch, batch_shardings(batch, stage.mesh))
+            with stage.timer("update"):
+                stage.state, metrics = step_fn(stage.state, batch, np.int32(used))
+                metrics = jax.device_get(metrics)
+            stage.log(step, "rm", metrics | packed)
+            every, last = config.held_out.every, step == config.total_steps
+            if last or (every and step % every == 0):
+                _measure(config, stage, measure, held_out_groups, step)
+            if last or step % config.checkpoint_every == 0:
+                stage.save(step)
+    print(f"model and metrics are in {stage.workdir}")
+
+
+def with_scalar_head(source: ModelSource) -> ModelSource:
+    return dataclasses.replace(source, override=source.override | {"scalar_head": True})
+
+
+def make_loss(model: Transformer, kind: str) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
+    """loss_fn(params, microbatch) for make_step."""
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        return LOSSES[kind](token_scalars(model, params, batch), batch)
+
+    return loss_fn
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row as it is packed: a prompt with one response (labelled) or two (the chosen first)."""
+
+    group: Group
+    label: float = 0.0
+
+
+def checked_rows(config: DataConfig, kind: str, key: str) -> Sequence[Row]:
+    """The rows of a finite source, each looked at."""
+    rows = rows_of(config, key)
+    if callable(rows):
+        raise ConfigError(f"{key}.limit must be set: {config.function} has no end")
+    if not rows:
+        raise ConfigError(f"{key} has no rows")
+    needed = ("chosen", "rejected") if kind == "pairwise" else ("response", "label")
+    for number, row in enumerate(rows, start=1):
+        source = f"{config.path or config.function}, row {number}"
+        missing = [name for name in needed if name not in row]
+        if "messages" not in row and "prompt" not in row:
+            missing.insert(0, "messages (or prompt)")
+        if missing:
+            has = ", ".join(row)
+            raise DataError(f"{source}: a {kind} row needs the key {missing[0]}; it has {has}")
+        if kind == "pointwise" and row["label"] not in (0, 1):
+            raise DataError(f"{source}: label {row['label']!r} is neither 0 (unsafe) nor 1 (safe)")
+    return rows
+
+
+def messages_of(row: Row) -> list[Message]:
+    return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
+
+
+def to_group(
+    messages: Sequence[Message],
+    responses: Sequence[str],
+    tokenizer: Tokenizer,
+    template: str,
+    reads: str,
+) -> Group:
+    """The prompt once and the responses behind it; each one's last token is its target."""
+    prompt = render_prompt(messages, tokenizer, template)
+    pieces = []
+    for response in responses:
+        content = after_thoughts(response).strip() if reads == "summary" else response
+        turn = {"role": "assistant", "content": content}
+        tokens = render([*messages, turn], tokenizer, template)[0][len(prompt) - 1 :]
+        mask = np.zeros(len(tokens), np.float32)
+        mask[-1] = 1.0
+        pieces.append(Piece(np.asarray(tokens, np.int32), mask))
+    return Group(pieces, np.asarray(prompt[:-1], np.int32))
+
+
+def size_of(group: Group) -> int:
+    return len(group.prefix) + sum(len(piece.tokens) for piece in group.pieces)
+
+
+def _fitting(
+    rows: Sequence[Row], tokenizer: Tokenizer, config: RewardModelConfig, key: str
+) -> list[Labelled]:
+    """The rows in tokens; those that don't fit are an error or dropped."""
+    found = []
+    for number, row in enumerate(rows, start=1):
+        pair = config.kind == "pairwise"
+        responses = [row["chosen"], row["rejected"]] if pair else [row["response"]]
+        group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
+        if size_of(group) <= config.pack_length:
+            found.append(Labelled(group, float(row.get("label", 0.0))))
+        elif config.overlong == "error":
+            raise ConfigError(
+                f"{key}, row {number} has {size_of(group)} tokens, more than config.pack_length"
+                f" {config.pack_length}; raise it, or set config.overlong to drop"
+            )
+    if rows and not found:
+        raise ConfigError(f"{key}: no row fits in config.pack_length {config.pack_length}")
+    return found
+
+
+def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> tuple[Batch, int]:
+    """The packed batch of an update: a pure function of (seed, step)."""
+    row = stream(rows, config.seed)
+    chosen = [row(i) for i in range((step - 1) * config.batch_size, step * config.batch_size)]
+    return packed(chosen, config.pack_length, config.microbatch_rows)
+
+
+def packed(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> tuple[Batch, int]:
+    """Pairs stay in one row; the number of microbatches is a power of two (few programs)."""
+    batch, used = pack([row.group for row in rows], length, microbatch_rows, whole_groups=True)
+    total = 1 << (used - 1).bit_length()
+
+    def grown(x: Any) -> Any:
+        return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
+
+    labels = np.array([0.0, *(row.label for row in rows for _ in row.group.pieces)], np.float32)
+    return dataclasses.replace(jax.tree.map(grown, batch), labels=labels), used
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """The scalars of groups' responses under given parameters."""
+
+    def __init__(self, model: Transformer, mesh: Mesh, microbatch_rows: int) -> None:
+        self._mesh, self._rows = mesh, microbatch_rows
+
+        def scalars(params: Any, batch: Batch) -> jax.Array:
+            return sequence_scalars(token_scalars(model, params, batch), batch)[0]
+
+        self._scalars = jax.jit(scalars)
+
+    def __call__(self, params: Any, groups: Sequence[Group]) -> np.ndarray:
+        """float32, a value per response in order; rows are as long as the longest group asks."""
+        if not groups:
+            return np.zeros(0, np.float32)
+        length = -(-max(map(size_of, groups)) // ROUND) * ROUND
+        batch, used = packed([Labelled(group) for group in groups], length, self._rows)
+        total = np.zeros(len(batch.lengths), np.float32)
+        for m in range(used):
+            one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, batch)
+            one = to_global(one, batch_shardings(one, self._mesh))
+            one = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, one)
+            total += np.asarray(jax.device_get(self._scalars(params, one)))
+        return total[1:]
+
+
+class RewardModel:
+    """A trained one, to be asked: MODEL with a scalar head."""
+
+    def __init__(
+        self,
+        path: str,
+        reads: str,
+        template: str = "chat",
+        mesh: Mesh | None = None,
+        microbatch_rows: int = 8,
+    ) -> None:
+        opened = open_model(path)
+        if not opened.config.scalar_head:
+            raise ConfigError(
+                f"model {path} has no scalar head; a reward model is what stage reward_model writes"
+            )
+        mesh = mesh or make_mesh()
+        self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
+        self._params = opened.load(mesh, 0)
+        self._scorer = Scorer(Transformer(opened.config, mesh), mesh, microbatch_rows)
+
+    def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """float32 [N], of (messages, response); logits for a pointwise model."""
+        groups = [
+            to_group(messages, [response], self._tokenizer, self._template, self._reads)
+            for messages, response in conversations
+        ]
+        return self._scorer(self._params, groups)
+
+
+def held_out_metrics(scores: np.ndarray, rows: Sequence[Labelled], kind: str) -> dict[str, float]:
+    """Accuracy with its standard error: of pairs (a tie is half right), or of labels."""
+    if kind == "pairwise":
+        margins = scores[0::2] - scores[1::2]
+        right = (margins > 0) + 0.5 * (margins == 0)
+        more = {"margin": float(margins.mean())}
+    else:
+        right = ((scores > 0) == np.array([row.label > 0.5 for row in rows])).astype(float)
+        more = {}
+    mean, error = mean_and_standard_error([float(x) for x in right])
+    return {"accuracy": mean, "accuracy_se": error, "rows": len(rows)} | more
+
+
+def _measure(
+    config: RewardModelConfig, stage: Run, scorer: Scorer, rows: Sequence[Labelled], step: int
+) -> None:
+    """Held-out accuracy, as metrics of that step."""
+    if not rows:
+        return
+    with stage.timer("evaluation"):
+        scores = scorer(stage.state.params, [row.group for row in rows])
+    metrics = held_out_metrics(scores, rows, config.kind)
+    stage.log(step, "eval", {f"rm/{name}": value for name, value in metrics.items()})

@@ -1,0 +1,297 @@
+"""Reward models: losses by hand, packing, training both kinds, reading a summary or all."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from helpers import MODEL, metrics_by_step, sft_config
+from ml_collections import ConfigDict
+
+from r1jax.config import ConfigError, DataError
+from r1jax.data.packing import pack
+from r1jax.data.tokenizer import load_tokenizer
+from r1jax.losses import pairwise_loss, pointwise_loss
+from r1jax.models.load import ModelSource, open_model, open_source
+from r1jax.models.transformer import Transformer
+from r1jax.sharding import make_mesh
+from r1jax.stages import reward_model, sft
+from r1jax.stages.reward_model import Labelled, RewardModel, Scorer, to_group, with_scalar_head
+from r1jax.types import Batch
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+
+# -- losses by hand --------------------------------------------------------------------------------
+
+
+def scalar_batch(**values: Any) -> Batch:
+    """Four sequences in two rows; the targets are tokens 1 and 3 of each."""
+    ids = jnp.array([[1, 1, 2, 2], [3, 3, 4, 4]])
+    mask = jnp.array([[0.0, 1, 0, 1]] * 2)
+    zeros = jnp.zeros((2, 4), jnp.int32)
+    return Batch(
+        tokens=zeros, positions=zeros, segment_ids=ids, completion_ids=ids, loss_mask=mask,
+        lengths=jnp.ones(5), num_targets=jnp.float32(4), **values,
+    )  # fmt: skip
+
+
+SCALARS = jnp.array([[9.0, 2.0, 9.0, 0.0], [9.0, -1.0, 9.0, 1.0]])  # 2 against 0, -1 against 1
+
+
+def test_pairwise_by_hand() -> None:
+    # -log sigmoid(2) = 0.126928, -log sigmoid(-2) = 2.126928
+    (loss, metrics), grad = jax.value_and_grad(pairwise_loss, has_aux=True)(SCALARS, scalar_batch())
+    assert float(loss) == pytest.approx((0.126928 + 2.126928) / 2, abs=1e-5)
+    # d/d chosen = -(1 - sigmoid(margin)) / pairs: -0.119203 / 2 and -0.880797 / 2
+    expected = [[0, -0.059601, 0, 0.059601], [0, -0.440399, 0, 0.440399]]
+    np.testing.assert_allclose(grad, expected, atol=1e-5)
+    assert float(metrics["accuracy"]) == 0.5
+    assert float(metrics["margin"]) == 0.0
+
+
+def test_a_tie_is_half_right() -> None:
+    loss, metrics = pairwise_loss(jnp.zeros((2, 4)), scalar_batch())
+    assert float(loss) == pytest.approx(np.log(2))
+    assert float(metrics["accuracy"]) == 0.5
+
+
+def test_pointwise_by_hand() -> None:
+    # labels 1 0 0 1 for logits 2 0 -1 1: 0.126928, 0.693147, 0.313262, 0.313262
+    labels = jnp.array([0.0, 1, 0, 0, 1])
+    grad_fn = jax.value_and_grad(pointwise_loss, has_aux=True)
+    (loss, metrics), grad = grad_fn(SCALARS, scalar_batch(labels=labels))
+    assert float(loss) == pytest.approx((0.126928 + 0.693147 + 2 * 0.313262) / 4, abs=1e-5)
+    expected = [[0, -0.119203 / 4, 0, 0.5 / 4], [0, 0.268941 / 4, 0, -0.268941 / 4]]
+    np.testing.assert_allclose(grad, expected, atol=1e-5)
+    assert float(metrics["accuracy"]) == 1.0  # a logit of 0 says unsafe
+
+
+@pytest.mark.parametrize("loss", [pairwise_loss, pointwise_loss])
+def test_microbatches_add_up(loss: Any) -> None:
+    batch = scalar_batch(labels=jnp.array([0.0, 1, 0, 0, 1]))
+    whole = loss(SCALARS, batch)[0]
+
+    def row(i: int) -> float:
+        one = jax.tree.map(lambda x: x[i : i + 1] if x.ndim == 2 else x, batch)
+        return float(loss(SCALARS[i : i + 1], one)[0])
+
+    assert row(0) + row(1) == pytest.approx(float(whole), rel=1e-6)
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+def question(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_packed_scores_are_those_of_single_rows(tokenizer_dir: str, tmp_path: Path) -> None:
+    """Shared prompts, several pairs a row and padding change nothing."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    source = with_scalar_head(ModelSource(config=dict(MODEL), tokenizer=tokenizer_dir))
+    mesh = make_mesh(None, jax.devices()[:1])
+    opened = open_source(source, epath.Path(tmp_path))
+    params = opened.load(mesh, 0)
+    head = jax.random.normal(jax.random.key(1), params["scalar_head"].shape)
+    params = params | {"scalar_head": head, "scalar_bias": jnp.float32(0.5)}
+    groups = [
+        to_group(question(q), answers, tokenizer, "plain", "response")
+        for q, answers in (("1+1?", ["2", "3"]), ("sort 3 1", ["1 3", "3"]), ("?", ["!", "a b c"]))
+    ]
+    scorer = Scorer(Transformer(opened.config, mesh), mesh, 2)
+    together = scorer(params, groups)
+    singles = [
+        to_group(question(q), [answer], tokenizer, "plain", "response")
+        for q, answers in (("1+1?", ["2", "3"]), ("sort 3 1", ["1 3", "3"]), ("?", ["!", "a b c"]))
+        for answer in answers
+    ]
+    alone = [float(scorer(params, [single])[0]) for single in singles]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.ptp(together) > 0.1
+
+
+def test_pairs_stay_in_one_row() -> None:
+    tokens = [np.arange(n, dtype=np.int32) for n in (5, 6, 4, 7, 3, 3, 2, 5)]
+    groups = [
+        reward_model.Group(
+            [reward_model.Piece(t, np.eye(len(t), dtype=np.float32)[-1]) for t in pair],
+            np.arange(2, dtype=np.int32),
+        )
+        for pair in zip(tokens[::2], tokens[1::2], strict=True)
+    ]
+    batch, used = pack(groups, 16, 1, whole_groups=True)
+    places = {}
+    for row in range(used):
+        for completion in set(batch.completion_ids[row].ravel().tolist()) - {0}:
+            places.setdefault(completion, row)
+            assert places[completion] == row
+    assert all(places[2 * k + 1] == places[2 * k + 2] for k in range(4))
+    split, _ = pack(groups, 16, 1)
+    assert split.num_targets == batch.num_targets == 8
+    with pytest.raises(DataError, match="13 tokens does not fit"):
+        pack(groups, 12, 1, whole_groups=True)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def preference_rows(kind: str, count: int, offset: int = 0) -> list[dict[str, Any]]:
+    """The good response says yes."""
+    rows: list[dict[str, Any]] = []
+    for i in range(offset, offset + count):
+        messages, good, bad = question(f"{i}?"), f"yes {i % 7}", f"no {i % 5}"
+        if kind == "pairwise":
+            rows.append({"messages": messages, "chosen": good, "rejected": bad})
+        else:
+            rows += [
+                {"messages": messages, "response": good, "label": 1},
+                {"messages": messages, "response": bad, "label": 0},
+            ]
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def reward_config(tokenizer: str, kind: str, **changes: Any) -> ConfigDict:
+    config = sft_config(tokenizer).to_dict()
+    del config["overlong"]
+    return ConfigDict(
+        config
+        | {
+            "stage": "reward_model",
+            "kind": kind,
+            "total_steps": 0,
+            "pack_length": 128,
+            "template": "plain",
+        }
+        | {"data": {}, "optimizer": {"learning_rate": 1e-2}, "checkpoint_every": 4}
+        | changes
+    )
+
+
+def train(tokenizer: str, directory: Path, kind: str, **changes: Any) -> dict[int, dict[str, Any]]:
+    data = {"path": write(directory / f"{kind}.jsonl", preference_rows(kind, 64))}
+    held_out = {"path": write(directory / f"{kind}-held-out.jsonl", preference_rows(kind, 32, 64))}
+    config = reward_config(tokenizer, kind, data=data, held_out={"data": held_out}, **changes)
+    reward_model.run(config, str(directory / "run"))
+    return metrics_by_step(directory / "run")
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
+def test_it_learns(kind: str, tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    steps = train(tokenizer_dir, tmp_path, kind, epochs=2.0)
+    updates = 16 if kind == "pairwise" else 32  # 2 epochs of 64 pairs (128 labels) in eights
+    assert sorted(steps) == list(range(updates + 1))
+    assert steps[0]["eval/rm/accuracy"] == 0.5  # the head is zero: ties, or "unsafe" for all
+    assert steps[1]["rm/loss"] == pytest.approx(np.log(2))
+    assert steps[updates]["eval/rm/accuracy"] > 0.95
+    assert steps[updates]["eval/rm/rows"] == (32 if kind == "pairwise" else 64)
+    assert steps[updates]["rm/loss"] < 0.3
+    model = RewardModel(str(tmp_path / "run"), "response", "plain")
+    good, bad = model.scores([(question("7?"), "yes 3"), (question("7?"), "no 3")])
+    assert good > bad
+    if kind == "pointwise":
+        assert good > 0 > bad
+
+
+def test_what_is_read(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    train(tokenizer_dir, tmp_path, "pairwise")
+    texts = ["yes 3", "<think>no no no</think>yes 3", "no 3"]
+    conversations = [(question("7?"), text) for text in texts]
+    summary = RewardModel(str(tmp_path / "run"), "summary", "plain").scores(conversations)
+    response = RewardModel(str(tmp_path / "run"), "response", "plain").scores(conversations)
+    assert summary[0] == pytest.approx(summary[1], abs=1e-5)
+    assert response[0] == pytest.approx(summary[0], abs=1e-5)
+    assert abs(response[0] - response[1]) > 1e-3
+
+
+def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    for name in ("one", "eight"):
+        (tmp_path / name).mkdir()
+    eight = train(tokenizer_dir, tmp_path / "eight", "pairwise", mesh=mesh, total_steps=3)
+    one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr("r1jax.stages.run.make_mesh", one_mesh)
+    one = train(tokenizer_dir, tmp_path / "one", "pairwise", total_steps=3)
+    for step in (1, 2, 3):
+        for name in ("rm/loss", "rm/optimizer/grad_norm"):
+            assert eight[step][name] == pytest.approx(one[step][name], rel=1e-4)
+
+
+def test_resume(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """From the checkpoint in the middle: the same metrics and parameters."""
+    run = tmp_path / "run"
+    whole = train(tokenizer_dir, tmp_path, "pairwise", checkpoint_every=4)
+    params = open_model(str(run)).load(make_mesh(None, jax.devices()[:1]), 0)
+    shutil.rmtree(run / "checkpoints" / "8")
+    again = train(tokenizer_dir, tmp_path, "pairwise", checkpoint_every=4)
+    assert again == whole
+    resumed = open_model(str(run)).load(make_mesh(None, jax.devices()[:1]), 0)
+    jax.tree.map(np.testing.assert_array_equal, resumed, params)
+
+
+def test_from_a_trained_model(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """Its trunk is taken over, the head is new."""
+    sft.run(sft_config(tokenizer_dir, total_steps=2), str(tmp_path / "base"))
+    model = {"path": str(tmp_path / "base")}
+    train(tokenizer_dir, tmp_path, "pairwise", model=model, optimizer={"learning_rate": 0.0})
+    mesh = make_mesh(None, jax.devices()[:1])
+    base, trained = (open_model(str(tmp_path / n)).load(mesh, 0) for n in ("base", "run"))
+    assert not trained.pop("scalar_head").any() and not trained.pop("scalar_bias").any()
+    jax.tree.map(np.testing.assert_array_equal, trained, base)
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        (
+            "pairwise",
+            {"prompt": "?", "chosen": "a"},
+            "row 1: a pairwise row needs the key rejected",
+        ),
+        ("pairwise", {"chosen": "a", "rejected": "b"}, "needs the key messages"),
+        ("pointwise", {"prompt": "?", "chosen": "a", "rejected": "b"}, "needs the key response"),
+        ("pointwise", {"prompt": "?", "response": "a", "label": "safe"}, "label 'safe' is neither"),
+    ],
+)
+def test_bad_rows(
+    kind: str, row: dict[str, Any], said: str, tokenizer_dir: str, tmp_path: Path
+) -> None:
+    config = reward_config(tokenizer_dir, kind, data={"path": write(tmp_path / "r.jsonl", [row])})
+    with pytest.raises(DataError, match=said):
+        reward_model.run(config, str(tmp_path / "run"))
+
+
+def test_too_long_rows(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    rows = [*preference_rows("pairwise", 7), {"prompt": "?", "chosen": "a" * 300, "rejected": "b"}]
+    data = {"path": write(tmp_path / "r.jsonl", rows)}
+    with pytest.raises(ConfigError, match="row 8 has .* tokens, more than config.pack_length 128"):
+        reward_model.run(reward_config(tokenizer_dir, "pairwise", data=data), str(tmp_path / "a"))
+    config = reward_config(tokenizer_dir, "pairwise", data=data, overlong="drop", total_steps=1)
+    reward_model.run(config, str(tmp_path / "b"))
+
+
+def test_a_model_without_the_head(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    sft.run(sft_config(tokenizer_dir, total_steps=1), str(tmp_path / "base"))
+    with pytest.raises(ConfigError, match="has no scalar head"):
+        RewardModel(str(tmp_path / "base"), "summary")
+
+
+def test_labels_and_shapes() -> None:
+    group = reward_model.Group([reward_model.Piece(np.arange(3, dtype=np.int32), np.ones(3))])
+    batch, used = reward_model.packed([Labelled(group, 1.0), Labelled(group, 0.0)], 4, 1)
+    assert batch.labels.tolist() == [0, 1, 0]
+    assert (used, batch.tokens.shape) == (2, (2, 1, 4))
