@@ -28,7 +28,8 @@ from r1jax.metrics import METRICS, SAMPLES, absolute, write_atomic
 
 CHECKPOINTS, STATE, EXTRA, MANIFEST = "checkpoints", "state", "extra.json", "manifest.json"
 CONFIG, MODEL, PARAMS, TOKENIZER = "config.json", "model.json", "params.safetensors", "tokenizer"
-PROGRESS = (METRICS, SAMPLES, "rollouts", CHECKPOINTS)  # a run has begun when one isn't empty
+# A run has begun when one of these isn't empty.
+PROGRESS = (METRICS, SAMPLES, "rollouts", "candidates.jsonl", CHECKPOINTS)
 FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
 
 # Orbax tells of every save in a dozen lines.

@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from helpers import MODEL, metrics_by_step, sft_config
+from helpers import MODEL, grpo_config, metrics_by_step, read_lines, sft_config
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.packing import pack
+from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.losses import pairwise_loss, pointwise_loss
 from r1jax.models.load import ModelSource, open_model, open_source
 from r1jax.models.transformer import Transformer
+from r1jax.rewards.learned_reward import Labelled, RewardModel, Scorer, packed, to_group
 from r1jax.sharding import make_mesh
-from r1jax.stages import reward_model, sft
-from r1jax.stages.reward_model import Labelled, RewardModel, Scorer, to_group, with_scalar_head
+from r1jax.stages import grpo, reward_model, sft
+from r1jax.stages.reward_model import with_scalar_head
 from r1jax.types import Batch
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -120,8 +121,8 @@ def test_packed_scores_are_those_of_single_rows(tokenizer_dir: str, tmp_path: Pa
 def test_pairs_stay_in_one_row() -> None:
     tokens = [np.arange(n, dtype=np.int32) for n in (5, 6, 4, 7, 3, 3, 2, 5)]
     groups = [
-        reward_model.Group(
-            [reward_model.Piece(t, np.eye(len(t), dtype=np.float32)[-1]) for t in pair],
+        Group(
+            [Piece(t, np.eye(len(t), dtype=np.float32)[-1]) for t in pair],
             np.arange(2, dtype=np.int32),
         )
         for pair in zip(tokens[::2], tokens[1::2], strict=True)
@@ -251,6 +252,38 @@ def test_from_a_trained_model(tokenizer_dir: str, tmp_path: Path, one_device: No
     jax.tree.map(np.testing.assert_array_equal, trained, base)
 
 
+def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """The model's score, where it has a say, is a part of the reward; the rest stays as it was."""
+    train(tokenizer_dir, tmp_path, "pairwise")
+    term = {"path": str(tmp_path / "run"), "weight": 0.5, "reads": "response", "template": "plain"}
+    data = [
+        {"id": str(i), "prompt": f"{i}?", "answer": "", "task": "general", "kind": kind}
+        for i, kind in enumerate(["helpful", "safety"] * 4)
+    ]
+    config = grpo_config(
+        tokenizer_dir,
+        data={"path": write(tmp_path / "rl.jsonl", data)},
+        reward_models={"helpful": term | {"kind": "helpful"}},
+        total_steps=1,
+        updates_per_rollout=1,
+    )
+    grpo.run(config, str(tmp_path / "rl"))
+    model = RewardModel(str(tmp_path / "run"), "response", "plain")
+    rows = read_lines(tmp_path / "rl" / "rollouts" / "000000.jsonl")
+    for row in rows:
+        example = data[int(row["example_id"])]
+        share = row["reward_breakdown"]["helpers:ascii_share"]
+        expected = 0.0
+        if example["kind"] == "helpful":
+            (expected,) = model.scores([(question(str(example["prompt"])), row["text"])])
+        assert row["reward_breakdown"]["helpful"] == pytest.approx(expected, abs=1e-5)
+        assert row["reward"] == pytest.approx(share + 0.5 * expected, abs=1e-5)
+    assert len({row["example_id"] for row in rows}) == 2
+    metrics = metrics_by_step(tmp_path / "rl")[1]
+    mean = np.mean([row["reward_breakdown"]["helpful"] for row in rows])
+    assert metrics["grpo/reward/helpful"] == pytest.approx(mean, abs=1e-6)
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -291,7 +324,7 @@ def test_a_model_without_the_head(tokenizer_dir: str, tmp_path: Path, one_device
 
 
 def test_labels_and_shapes() -> None:
-    group = reward_model.Group([reward_model.Piece(np.arange(3, dtype=np.int32), np.ones(3))])
-    batch, used = reward_model.packed([Labelled(group, 1.0), Labelled(group, 0.0)], 4, 1)
+    group = Group([Piece(np.arange(3, dtype=np.int32), np.ones(3))])
+    batch, used = packed([Labelled(group, 1.0), Labelled(group, 0.0)], 4, 1)
     assert batch.labels.tolist() == [0, 1, 0]
     assert (used, batch.tokens.shape) == (2, (2, 1, 4))

@@ -377,7 +377,8 @@ def program(source_descriptor: int, errors: int) -> None:
         os._exit(MEMORY_EXIT)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the sandbox calls."""
     _, role, given, *descriptors = sys.argv
     del sys.argv[1:]
     limit_resources(json.loads(given))

@@ -270,7 +270,7 @@ def memory_file(content: bytes = b"") -> Iterator[int]:
 
 @lru_cache(maxsize=1)
 def _worker_source() -> str:
-    return (files("r1jax.rewards") / "code_worker.py").read_text()
+    return (files("r1jax.rewards") / "code_worker.py").read_text() + "\nmain()\n"
 
 
 def _prefix() -> Path:

@@ -42,6 +42,7 @@ from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
 from r1jax.rewards import check_example, load_rewards, reflective_words
+from r1jax.rewards.learned_reward import LearnedReward, LearnedRewards
 from r1jax.rewards.pool import GraderPool
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -83,6 +84,7 @@ class GrpoConfig:
     data: DataConfig
     total_steps: int = 10_400  # optimizer updates
     rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    reward_models: dict[str, LearnedReward] = field(default_factory=dict)
     template: str = "r1_zero"
     max_prompt_tokens: int = 1024
     max_tokens: int = 32_768  # of a completion
@@ -142,12 +144,13 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_shapes(config, stage)
         engine = Engine(stage.model.config, stage.tokenizer.stop_ids, config.engine, stage.mesh)
         programs = Programs(config, stage)
+        learned = LearnedRewards(config.reward_models, stage.mesh)
         benchmarks(config, stage, engine, 0)
         curves(config, stage, engine, 0)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
-            rollouts = rollouts_of(config, stage, engine, pool, examples, iteration, step)
+            rollouts = rollouts_of(config, stage, engine, pool, learned, examples, iteration, step)
             minibatches = make_minibatches(config, rollouts, iteration)
             batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
             summary = summarise(config, rollouts)
@@ -261,6 +264,7 @@ def rollouts_of(
     stage: Run,
     engine: Engine,
     pool: GraderPool,
+    learned: LearnedRewards,
     examples: Callable[[int], Example],
     iteration: int,
     step: int,
@@ -294,6 +298,8 @@ def rollouts_of(
                 key,
                 config.group_size,
             )
+        with stage.timer("reward_models"):
+            rollouts = learned.added(rollouts, {p.example.id: p.example for p in prompts})
         if jax.process_index() == 0:
             write_jsonl_atomic(path, [to_row(rollout) for rollout in rollouts])
         seconds = stage.timer.read("rollout")
@@ -380,6 +386,7 @@ def advantages_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray
     if config.normalise == "sum":
         return group_advantages(rewards_of(config, rollouts), eps, scale)
     weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
+    weights |= {name: term.weight for name, term in config.reward_models.items()}
     parts_PBG = [
         rewards_of(config, [replace(r, reward=r.reward_breakdown[name]) for r in rollouts])
         for name in weights

@@ -1,0 +1,176 @@
+"""Reward models at work: a conversation's scalar, and their part in the reward of rollouts.
+
+Unlike its neighbours this module needs jax, and the graders' processes never import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from r1jax.config import ConfigError
+from r1jax.data.chat import render, render_prompt
+from r1jax.data.packing import Group, Piece, pack
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.losses import sequence_scalars, token_scalars
+from r1jax.models.load import open_model
+from r1jax.models.transformer import Transformer
+from r1jax.rewards.format_reward import after_thoughts
+from r1jax.sharding import make_mesh, to_global
+from r1jax.train_state import batch_shardings
+from r1jax.types import Batch, Example, Message, Rollout
+
+ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
+Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row as it is packed: a prompt with one response (labelled) or two (the chosen first)."""
+
+    group: Group
+    label: float = 0.0
+
+
+def to_group(
+    messages: Sequence[Message],
+    responses: Sequence[str],
+    tokenizer: Tokenizer,
+    template: str,
+    reads: str,
+) -> Group:
+    """The prompt once and the responses behind it; each one's last token is its target."""
+    prompt = render_prompt(messages, tokenizer, template)
+    pieces = []
+    for response in responses:
+        content = after_thoughts(response).strip() if reads == "summary" else response
+        turn = {"role": "assistant", "content": content}
+        tokens = render([*messages, turn], tokenizer, template)[0][len(prompt) - 1 :]
+        mask = np.zeros(len(tokens), np.float32)
+        mask[-1] = 1.0
+        pieces.append(Piece(np.asarray(tokens, np.int32), mask))
+    return Group(pieces, np.asarray(prompt[:-1], np.int32))
+
+
+def size_of(group: Group) -> int:
+    return len(group.prefix) + sum(len(piece.tokens) for piece in group.pieces)
+
+
+def packed(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> tuple[Batch, int]:
+    """Pairs stay in one row; the number of microbatches is a power of two (few programs)."""
+    batch, used = pack([row.group for row in rows], length, microbatch_rows, whole_groups=True)
+    total = 1 << (used - 1).bit_length()
+
+    def grown(x: Any) -> Any:
+        return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
+
+    labels = np.array([0.0, *(row.label for row in rows for _ in row.group.pieces)], np.float32)
+    return dataclasses.replace(jax.tree.map(grown, batch), labels=labels), used
+
+
+class Scorer:
+    """The scalars of groups' responses under given parameters."""
+
+    def __init__(self, model: Transformer, mesh: Mesh, microbatch_rows: int) -> None:
+        self._mesh, self._rows = mesh, microbatch_rows
+
+        def scalars(params: Any, batch: Batch) -> jax.Array:
+            return sequence_scalars(token_scalars(model, params, batch), batch)[0]
+
+        self._scalars = jax.jit(scalars)
+
+    def __call__(self, params: Any, groups: Sequence[Group]) -> np.ndarray:
+        """float32, a value per response in order; rows are as long as the longest group asks."""
+        if not groups:
+            return np.zeros(0, np.float32)
+        length = -(-max(map(size_of, groups)) // ROUND) * ROUND
+        batch, used = packed([Labelled(group) for group in groups], length, self._rows)
+        total = np.zeros(len(batch.lengths), np.float32)
+        for m in range(used):
+            one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, batch)
+            one = to_global(one, batch_shardings(one, self._mesh))
+            one = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, one)
+            total += np.asarray(jax.device_get(self._scalars(params, one)))
+        return total[1:]
+
+
+class RewardModel:
+    """A trained one, to be asked: MODEL with a scalar head."""
+
+    def __init__(
+        self,
+        path: str,
+        reads: str,
+        template: str = "chat",
+        mesh: Mesh | None = None,
+        microbatch_rows: int = 8,
+    ) -> None:
+        opened = open_model(path)
+        if not opened.config.scalar_head:
+            raise ConfigError(
+                f"model {path} has no scalar head; a reward model is what stage reward_model writes"
+            )
+        mesh = mesh or make_mesh()
+        self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
+        self._params = opened.load(mesh, 0)
+        self._scorer = Scorer(Transformer(opened.config, mesh), mesh, microbatch_rows)
+
+    def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """float32 [N], of (messages, response); logits for a pointwise model."""
+        groups = [
+            to_group(messages, [response], self._tokenizer, self._template, self._reads)
+            for messages, response in conversations
+        ]
+        return self._scorer(self._params, groups)
+
+
+@dataclass(frozen=True)
+class LearnedReward:
+    """A reward model's part in a completion's reward, on the prompts it is for."""
+
+    path: str  # MODEL with a scalar head
+    weight: float = 1.0
+    reads: Literal["summary", "response"] = "summary"
+    template: str = "chat"
+    kind: str | None = None  # only prompts with this metadata["kind"]; None = all
+    microbatch_rows: int = 8
+
+
+class LearnedRewards:
+    """The reward models of a run, opened once; their scores are added to graded rollouts."""
+
+    def __init__(self, terms: Mapping[str, LearnedReward], mesh: Mesh) -> None:
+        self._terms = terms
+        self._models = {
+            name: RewardModel(term.path, term.reads, term.template, mesh, term.microbatch_rows)
+            for name, term in terms.items()
+        }
+
+    def added(self, rollouts: Sequence[Rollout], examples: Mapping[str, Example]) -> list[Rollout]:
+        """The rollouts with each model's score in the breakdown and weighted in the reward.
+
+        The score is 0 on prompts that the model is not for; a failed rollout's reward stays 0.
+        """
+        found = list(rollouts)
+        for name, term in self._terms.items():
+            kinds = [examples[r.example_id].metadata.get("kind") for r in found]
+            read = [i for i, kind in enumerate(kinds) if term.kind in (None, kind)]
+            scores = np.zeros(len(found))
+            scores[read] = self._models[name].scores(
+                [(examples[found[i].example_id].messages, found[i].text) for i in read]
+            )
+            found = [
+                dataclasses.replace(
+                    rollout,
+                    reward=rollout.reward + (0.0 if rollout.failure else term.weight * score),
+                    reward_breakdown={**rollout.reward_breakdown, name: score},
+                )
+                for rollout, score in zip(found, map(float, scores), strict=True)
+            ]
+        return found
