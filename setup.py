@@ -29,6 +29,7 @@ TEST = [
     "pre-commit>=4.7",
 ]
 GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked
+LINGUA = ["lingua-language-detector>=2.1"]
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
     "accelerate>=1.15",  # transformers reads GGUF files with it
@@ -51,6 +52,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb>=0.31"],
         "gym": GYM,
-        "dev": TEST + PARITY + GYM,
+        "lingua": LINGUA,
+        "dev": TEST + PARITY + GYM + LINGUA,
     },
 )

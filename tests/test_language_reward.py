@@ -1,13 +1,19 @@
 """Language consistency: what counts as a word, of which language, and what cannot hide."""
 
+import sys
 import time
 from typing import Any
 
 import pytest
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 from r1jax.rewards import load_rewards, score
-from r1jax.rewards.language_reward import language_reward, target_language, word_counts
+from r1jax.rewards.language_reward import (
+    _detector,
+    language_reward,
+    target_language,
+    word_counts,
+)
 from r1jax.types import Example
 
 
@@ -60,8 +66,8 @@ def test_the_target_is_the_language_of_the_question() -> None:
     assert target_language(example("What is 2 + 3?", language="zh")) == "zh"
     with pytest.raises(DataError, match="example 1: its question has no English or Chinese words"):
         target_language(example("2 + 3 = ?"))
-    with pytest.raises(DataError, match="example 1: language 'fr' is not one of en, zh"):
-        target_language(example(language="fr"))
+    with pytest.raises((DataError, ConfigError), match="language 'xx'"):
+        target_language(example(language="xx"))
 
 
 def test_it_is_a_reward_by_name() -> None:
@@ -77,3 +83,38 @@ def test_linear_time(piece: str) -> None:
     start = time.perf_counter()
     word_counts(text)
     assert time.perf_counter() - start < 2.0
+
+
+# -- other languages, by lingua --------------------------------------------------------------------
+
+GERMAN = (
+    "Zuerst rechnen wir die Summe der beiden Zahlen aus, dann prüfen wir das Ergebnis noch einmal."
+)
+ENGLISH = "Then we multiply the number of apples by three and check that the answer is right."
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        (GERMAN, 1.0, 1.0),
+        (ENGLISH, 0.0, 0.0),
+        (f"{GERMAN} {ENGLISH}", 0.35, 0.65),
+        (f"{GERMAN} $x = 3$ `print(hello world)`", 1.0, 1.0),
+        (f"{GERMAN}</think>{ENGLISH}", 1.0, 1.0),
+        ("首先计算总和，然后检查答案是否正确。", 0.0, 0.0),
+        ("123", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_german(text: str, low: float, high: float) -> None:
+    pytest.importorskip("lingua")
+    example = Example("e", ({"role": "user", "content": "?"},), "1", "integer", {"language": "de"})
+    assert low <= language_reward(example, text, length=1, finish_reason="stop") <= high
+
+
+def test_without_lingua(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lingua", None)
+    _detector.cache_clear()
+    example = Example("e", ({"role": "user", "content": "?"},), "1", "integer", {"language": "de"})
+    with pytest.raises(ConfigError, match=r'language .de.*pip install "r1jax\[lingua\]"'):
+        language_reward(example, GERMAN, length=1, finish_reason="stop")

@@ -32,6 +32,9 @@ from r1jax.rewards import (
     score,
     stop_if_all_failed,
 )
+from r1jax.rewards.code_reward import final_programs, last_program
+from r1jax.rewards.gym_reward import is_plain
+from r1jax.rewards.penalties import repetition
 from r1jax.types import Example
 
 CONTEXT: dict[str, Any] = {"length": 10, "finish_reason": "stop"}
@@ -848,6 +851,8 @@ GRADED = [
     example("letter", "B"),
     example("countdown", "3*8", metadata=GAME),
     example("choice", "C"),
+    example("knights", "Ann is a knight, Bob is a knave"),
+    example("general", ""),
 ]
 PIECES = [
     *("<think>", "</think>", "<answer>", "</answer>", r"\boxed{", r"\fbox{", "}", "{", "(", ")"),
@@ -869,6 +874,7 @@ PIECES = [
         r"\text{",
     ),
     *("1", "5", "9", "99999999", "0.5", "-", "+", "*", "/", "x", "e", "i", r"\pi", r"\infty"),
+    *("Ann is a ", "Bob: ", "knight", "knave", "not a ", "```python\n", "```", "def f(x): "),
     *("A", "B", "C", "answer is", "答案是", "等等", "５", "。", "\u200b", "\x00", "\ud800", "🙂"),
     *(r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", r"\cup", r"\pm", r"\int", r"\sum", "||"),
 ]
@@ -888,6 +894,9 @@ def grade_everywhere(text: str) -> None:
         for graded in GRADED:
             for reward in (accuracy, lenient_accuracy, format_reward, r1_format_reward):
                 assert reward(graded, text, **CONTEXT) in (0.0, 1.0)
+        assert -1.0 <= repetition(graded, text, **CONTEXT) <= 0.0
+        final_programs(text), last_program(text)
+        is_plain(text)
     assert time.process_time() - start < 5
 
 

@@ -10,16 +10,21 @@ What is no language does not count: digits, single Latin letters (variables), ta
 the Latin letters in LaTeX and code (other scripts count there too: nothing is hidden by a pair of
 dollars). So words of other languages in Latin script count as English. Thoughts are what stands
 before the last </think>, or all of the text where there is none.
+
+For a target language other than en and zh, by its ISO 639-1 code, the extra `lingua` decides: it
+cuts the text into spans of the target language, English and Chinese, and a word belongs to its
+span's language; words of any further language go to the likeliest of the three.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -39,11 +44,13 @@ _WORD = re.compile(rf"([{_HAN}])|(?:{_LETTER})+(?:['’-](?:{_LETTER})+)*")
 def language_reward(example: Example, text: str, *, length: int, finish_reason: str) -> float:
     """Words in the example's language / words (eq 7), in [0, 1]; 0 where there are no words.
 
-    The language is metadata["language"], "en" or "zh", or else that of most words of the question.
+    The language is metadata["language"], or else English or Chinese by most words of the question.
     """
-    counts = word_counts(thoughts(text))
+    language = target_language(example)
+    count = word_counts if language in LANGUAGES else functools.partial(_by_lingua, language)
+    counts = count(thoughts(text))
     total = sum(counts.values())
-    return counts[target_language(example)] / total if total else 0.0
+    return counts[language] / total if total else 0.0
 
 
 def target_language(example: Example) -> str:
@@ -57,11 +64,38 @@ def target_language(example: Example) -> str:
                 f"example {example.id}: its question has no English or Chinese words;"
                 ' set the key "language"'
             )
-    if language not in LANGUAGES:
-        raise DataError(
-            f"example {example.id}: language {language!r} is not one of {', '.join(LANGUAGES)}"
-        )
+    if language not in LANGUAGES and _detector(str(language)) is None:
+        raise DataError(f"example {example.id}: language {language!r} is no ISO 639-1 code")
     return str(language)
+
+
+@functools.cache
+def _detector(language: str) -> Any:
+    """lingua's for that language, English and Chinese; None if there is no such language."""
+    try:
+        import lingua
+    except ImportError:
+        raise ConfigError(
+            f"language {language!r}: languages other than {' and '.join(LANGUAGES)} need lingua:"
+            ' pip install "r1jax[lingua]"'
+        ) from None
+    codes: list[Any] = [
+        getattr(lingua.IsoCode639_1, x.upper(), None) for x in (language, *LANGUAGES)
+    ]
+    if codes[0] is None:
+        return None
+    return lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+
+
+def _by_lingua(language: str, text: str) -> Mapping[str, int]:
+    """The number of words in that language and in others, as the module says."""
+    prose, counts = _prose(text), {language: 0, "other": 0}
+    for span in _detector(language).detect_multiple_languages_of(prose):
+        name = span.language.iso_code_639_1.name.lower()
+        words = _WORD.finditer(prose, span.start_index, span.end_index)
+        number = sum(bool(word[1]) or len(word[0]) > 1 for word in words)
+        counts[language if name == language else "other"] += number
+    return counts
 
 
 def thoughts(text: str) -> str:

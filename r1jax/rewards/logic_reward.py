@@ -27,7 +27,8 @@ _SEPARATOR = re.compile(r"\s*[,、;]\s*|\s+")
 _BRACKETS = ("[]", "()", "{}")
 # "Amelia is a knight", "Amelia: knave", "Amelia is not a knave"
 _ROLE = re.compile(
-    r"([^\W\d_]+)(?:\s+is|:|\s*=)\s*(not\s+)?(?:an?\s+)?(?i:(knight|knave))(?![a-z])"
+    r"(?<![^\W\d_])([^\W\d_]{1,40}+)(?:\s{1,9}is\s|:|\s{0,9}=)\s{0,9}(not\s)?(?:an?\s)?"
+    r"(?i:(knight|knave))(?![a-z])"
 )
 _ARITHMETIC = re.compile(r"[0-9+\-*/() ]+")
 
