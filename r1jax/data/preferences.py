@@ -1,7 +1,6 @@
 """Preference pairs: files of others as our rows, and the paper's way to make them with a judge.
 
-A pair is `{"messages": [...], "chosen": text, "rejected": text}`; a labelled response is
-`{"messages": [...], "response": text, "label": 1 (safe) or 0}`.
+A pair is `{"messages": [...], "chosen": text, "rejected": text}`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from r1jax.config import DataError, import_function
 from r1jax.data.chat import render
@@ -52,14 +51,9 @@ creative where that is wanted, and what is missing in either. End with exactly o
 # -- files -----------------------------------------------------------------------------------------
 
 
-def hh(
-    path: str, as_: Literal["pairs", "labels"] = "pairs", start: int = 0, count: int | None = None
-) -> list[Row]:
-    """hh-rlhf's JSONL of two transcripts that differ in the last turn; rows start, start + 1, ...
-
-    As labels each pair is two rows: the chosen response safe, the rejected one not. Rows whose
-    transcripts differ earlier, or not at all, are left out.
-    """
+def hh(path: str) -> list[Row]:
+    """hh-rlhf's JSONL of two transcripts; those that differ in more than the last turn, or not at
+    all, are left out."""
     rows = []
     for number, row in enumerate(read_jsonl(path), start=1):
         where = f"{path}:{number}"
@@ -67,12 +61,10 @@ def hh(
         same, rejected = _transcript(row, "rejected", where)
         if messages == same and chosen != rejected:
             rows.append({"messages": messages, "chosen": chosen, "rejected": rejected})
-    return _chosen(rows, as_, start, count)
+    return rows
 
 
-def sharegpt(
-    path: str, as_: Literal["pairs", "labels"] = "pairs", start: int = 0, count: int | None = None
-) -> list[Row]:
+def sharegpt(path: str) -> list[Row]:
     """JSONL of {conversations: [{from, value}], chosen: {value}, rejected: {value}}."""
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     rows = []
@@ -86,7 +78,7 @@ def sharegpt(
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}:{number} is no ShareGPT pair ({error!r})") from None
         rows.append({"messages": turns, "chosen": chosen, "rejected": rejected})
-    return _chosen(rows, as_, start, count)
+    return rows
 
 
 def fitting(
@@ -96,7 +88,6 @@ def fitting(
     max_tokens: int,
     start: int,
     count: int,
-    as_: Literal["pairs", "labels"] = "pairs",
     template: str = "chat",
 ) -> list[Row]:
     """Pairs start, start + 1, ... of those whose conversations both have at most `max_tokens`.
@@ -118,7 +109,7 @@ def fitting(
             f"{len(found)} pairs of {args} have at most {max_tokens} tokens, fewer than"
             f" start {start} + count {count}"
         )
-    return _chosen(found, as_, start, count)
+    return found[start : start + count]
 
 
 def _answer(text: str) -> Message:
@@ -140,17 +131,6 @@ def _transcript(row: Mapping[str, Any], key: str, where: str) -> tuple[list[Mess
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}, {key}: the transcript does not end with the assistant's turn")
     return turns[:-1], turns[-1]["content"]
-
-
-def _chosen(rows: list[Row], as_: str, start: int, count: int | None) -> list[Row]:
-    rows = rows[start:] if count is None else rows[start : start + count]
-    if as_ == "pairs":
-        return rows
-    return [
-        {"messages": row["messages"], "response": row[key], "label": label}
-        for row in rows
-        for key, label in (("chosen", 1), ("rejected", 0))
-    ]
 
 
 # -- pairs from a judge ----------------------------------------------------------------------------

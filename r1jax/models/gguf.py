@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ from r1jax.models.config import ModelConfig
 FAMILIES = ("llama", "qwen2", "qwen3")
 # What would change the forward pass in a way that ModelConfig cannot say.
 UNSUPPORTED = ("expert_count", "attention.sliding_window")
+
+
+def packaged(module: str, install: str) -> str:
+    """The path of the GGUF file inside an installed package, which is not imported."""
+    spec = importlib.util.find_spec(module)
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ConfigError(f"no model: pip install {install}, or name one with :model=DIR")
+    return str(files[0])
 
 
 class GGUFFile:

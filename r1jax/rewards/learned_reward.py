@@ -32,10 +32,10 @@ Conversation = tuple[Sequence[Message], str]  # messages that end with the user'
 
 @dataclass(frozen=True)
 class Labelled:
-    """A row as it is packed: a prompt with one response (labelled) or two (the chosen first)."""
+    """A row as it is packed: a prompt with its responses, and a label for each (or 0)."""
 
     group: Group
-    label: float = 0.0
+    labels: tuple[float, ...]
 
 
 def to_group(
@@ -70,7 +70,7 @@ def packed(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> tuple
     def grown(x: Any) -> Any:
         return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
 
-    labels = np.array([0.0, *(row.label for row in rows for _ in row.group.pieces)], np.float32)
+    labels = np.array([0.0, *(label for row in rows for label in row.labels)], np.float32)
     return dataclasses.replace(jax.tree.map(grown, batch), labels=labels), used
 
 
@@ -90,7 +90,9 @@ class Scorer:
         if not groups:
             return np.zeros(0, np.float32)
         length = -(-max(map(size_of, groups)) // ROUND) * ROUND
-        batch, used = packed([Labelled(group) for group in groups], length, self._rows)
+        batch, used = packed(
+            [Labelled(group, (0.0,) * len(group.pieces)) for group in groups], length, self._rows
+        )
         total = np.zeros(len(batch.lengths), np.float32)
         for m in range(used):
             one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, batch)

@@ -50,7 +50,9 @@ class RewardModelConfig:
 
     stage: str
     model: ModelSource
-    data: DataConfig  # {"messages" | "prompt", "chosen", "rejected"} or {..., "response", "label"}
+    # Rows {"messages" | "prompt", "chosen", "rejected"}; pointwise also {..., "response", "label"},
+    # and there a chosen response has label 1 (safe) and a rejected one 0.
+    data: DataConfig
     kind: Literal["pairwise", "pointwise"] = "pairwise"
     reads: Literal["summary", "response"] = "summary"
     epochs: float = 1.0
@@ -83,7 +85,12 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         total_steps=config.total_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
         model=with_scalar_head(config.model),
     )
-    shown = {"rm/loss": "loss", "rm/accuracy": "accuracy", "eval/rm/accuracy": "held out"}
+    shown = {
+        "rm/loss": "loss",
+        "rm/accuracy": "accuracy",
+        "eval/rm/accuracy": "held-out pairs",
+        "eval/rm/label_accuracy": "held-out labels",
+    }
     with open_run(config, config_dict, workdir, shown) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         groups = _fitting(rows, stage.tokenizer, config, "config.data")
@@ -138,16 +145,17 @@ def checked_rows(config: DataConfig, kind: str, key: str) -> Sequence[Row]:
         raise ConfigError(f"{key}.limit must be set: {config.function} has no end")
     if not rows:
         raise ConfigError(f"{key} has no rows")
-    needed = ("chosen", "rejected") if kind == "pairwise" else ("response", "label")
     for number, row in enumerate(rows, start=1):
         source = f"{config.path or config.function}, row {number}"
+        single = kind == "pointwise" and "response" in row
+        needed = ("response", "label") if single else ("chosen", "rejected")
         missing = [name for name in needed if name not in row]
         if "messages" not in row and "prompt" not in row:
             missing.insert(0, "messages (or prompt)")
         if missing:
             has = ", ".join(row)
             raise DataError(f"{source}: a {kind} row needs the key {missing[0]}; it has {has}")
-        if kind == "pointwise" and row["label"] not in (0, 1):
+        if single and row["label"] not in (0, 1):
             raise DataError(f"{source}: label {row['label']!r} is neither 0 (unsafe) nor 1 (safe)")
     return rows
 
@@ -162,11 +170,13 @@ def _fitting(
     """The rows in tokens; those that don't fit are an error or dropped."""
     found = []
     for number, row in enumerate(rows, start=1):
-        pair = config.kind == "pairwise"
-        responses = [row["chosen"], row["rejected"]] if pair else [row["response"]]
+        if config.kind == "pointwise" and "response" in row:
+            responses, labels = [row["response"]], [float(row["label"])]
+        else:
+            responses, labels = [row["chosen"], row["rejected"]], [1.0, 0.0]
         group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
         if size_of(group) <= config.pack_length:
-            found.append(Labelled(group, float(row.get("label", 0.0))))
+            found.append(Labelled(group, tuple(labels)))
         elif config.overlong == "error":
             raise ConfigError(
                 f"{key}, row {number} has {size_of(group)} tokens, more than config.pack_length"
@@ -185,16 +195,22 @@ def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> tu
 
 
 def held_out_metrics(scores: np.ndarray, rows: Sequence[Labelled], kind: str) -> dict[str, float]:
-    """Accuracy with its standard error: of pairs (a tie is half right), or of labels."""
-    if kind == "pairwise":
+    """Accuracy with its standard error: of labels for a pointwise model, of pairs (a tie is half
+    right) where the rows are pairs."""
+    metrics: dict[str, float] = {"rows": len(rows)}
+    if kind == "pointwise":
+        labels = np.array([label for row in rows for label in row.labels])
+        metrics |= _accuracy("label_accuracy", (scores > 0) == (labels > 0.5))
+    if all(len(row.labels) == 2 for row in rows):
         margins = scores[0::2] - scores[1::2]
-        right = (margins > 0) + 0.5 * (margins == 0)
-        more = {"margin": float(margins.mean())}
-    else:
-        right = ((scores > 0) == np.array([row.label > 0.5 for row in rows])).astype(float)
-        more = {}
-    mean, error = mean_and_standard_error([float(x) for x in right])
-    return {"accuracy": mean, "accuracy_se": error, "rows": len(rows)} | more
+        metrics |= _accuracy("accuracy", (margins > 0) + 0.5 * (margins == 0))
+        metrics["margin"] = float(margins.mean())
+    return metrics
+
+
+def _accuracy(name: str, right: np.ndarray) -> dict[str, float]:
+    mean, error = mean_and_standard_error(right.astype(float).tolist())
+    return {name: mean, f"{name}_se": error}
 
 
 def _measure(

@@ -1,0 +1,75 @@
+"""The mini world's general prompts, their pairs and labels."""
+
+import random
+from itertools import product
+
+import pytest
+
+from r1jax.data import general
+from r1jax.data.datasets import to_example
+from r1jax.data.general import FLAWS, HELPFUL, LANGUAGES, SAFETY, THINGS, Spec
+from r1jax.rewards import check_example
+
+SPECS = [Spec(family, "A", (7, 34), ("apple", "cup")) for family in HELPFUL + SAFETY]
+
+
+def test_train_and_test_do_not_meet() -> None:
+    def specs(split: general.Split) -> set[Spec]:
+        return {general.spec_at(0, i, split, HELPFUL + SAFETY) for i in range(2000)}
+
+    train, test = specs("train"), specs("test")
+    assert len(train) > 1900 and len(test) > 1900 and not train & test
+    assert {spec.split() for spec in train} == {"train"}
+
+
+def test_a_row_is_a_function_of_seed_and_index() -> None:
+    rows = general.pairs(0, "train", 40)
+    assert rows == general.pairs(0, "train", 40) != general.pairs(1, "train", 40)
+    assert general.labels(0, "train", 10) == general.labels(0, "train", 20)[:10]
+    stream = general.prompts(0, "train", "helpful")
+    assert callable(stream)
+    assert [stream(i) for i in range(5)] == general.prompts(0, "train", "helpful", 5)
+
+
+def test_both_languages() -> None:
+    for row in general.pairs(0, "train", 50) + general.labels(0, "train", 50):
+        texts = [row["messages"][0]["content"], row.get("chosen") or row["response"]]
+        chinese = [any("\u4e00" <= c <= "\u9fff" for c in text) for text in texts]
+        assert chinese == [row["language"] == "zh"] * 2
+
+
+@pytest.mark.parametrize(("spec", "language"), [*product(SPECS, LANGUAGES)])
+def test_responses(spec: Spec, language: str) -> None:
+    prompt, good = general.prompt_of(spec, language), general.good_response(spec, language)
+    assert prompt and good and prompt != good
+    if spec.family in HELPFUL:
+        bad = {f: general.bad_response(spec, language, f, random.Random(0)) for f in FLAWS}
+        assert len({good, *bad.values()}) == 5
+        assert "7" in good and "7" not in bad["wrong"].replace("34", "")
+        assert bad["thrice"].count(good) == 3
+    if spec.family in general.FORBIDDEN:
+        told = general.unsafe_response(spec, language, thoughts=False)
+        hidden = general.unsafe_response(spec, language, thoughts=True)
+        assert told in hidden and hidden.endswith(f"</think>{good}")
+        assert told not in good
+
+
+def test_what_is_safe() -> None:
+    rows = general.labels(0, "train", 1000)
+    assert 0.25 < sum(row["label"] == 0 for row in rows) / 1000 < 0.45
+    for row in rows:
+        forbidden = row["id"].split("/")[0] in general.FORBIDDEN
+        assert row["label"] == 1 or forbidden
+    hidden = [r for r in rows if "<think>" in r["response"]]
+    assert {row["label"] for row in hidden} == {0, 1}  # thoughts alone tell nothing
+    assert set(THINGS) == {"apple", "book", "pen", "cup", "egg"}
+
+
+@pytest.mark.parametrize("kind", ["helpful", "safety"])
+def test_prompts_for_rl(kind: general.Kind) -> None:
+    rows = general.prompts(0, "train", kind, 20)
+    assert isinstance(rows, list)
+    for i, row in enumerate(rows):
+        example = to_example(row, i, "general")
+        check_example(example)
+        assert example.metadata["kind"] == kind
