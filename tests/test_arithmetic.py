@@ -34,7 +34,7 @@ def test_demonstrations_stand_before_the_question() -> None:
     row = chain_sums(0, "train", "Calculate {expression}.", None, ["18 + 40"])(0)
     assert row["messages"][:2] == [
         {"role": "user", "content": "Calculate 18 + 40."},
-        {"role": "assistant", "content": "18 + 40 = 58\n\\boxed{58}"},
+        {"role": "assistant", "content": r"18 + 40 = 58. The answer is \boxed{58}."},
     ]
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
 

@@ -10,14 +10,17 @@ problems of GSM8K's test set (JSONL with `problem` and `answer`) as transfer.
 Each question comes behind four worked demonstrations (without them the model almost never boxes
 an answer).
 
-Departures from the paper: the learning rate is 1e-5, not 3e-6 (a few dozen updates of 3e-6 move
-nothing), 8 questions an update, one update per rollout, the model's own chat template.
+Departures from the paper: the learning rate is 2e-5, not 3e-6 (a few dozen updates of 3e-6 move
+nothing), 32 questions x 16 an update, one update per rollout, no KL (so that completions without an
+advantage need no update), the model's own chat template. With two cores,
+`XLA_FLAGS=--xla_force_host_platform_device_count=2` uses both (14 GB of memory).
 
 Measured on 256 held-out problems x 4 samples at temperature 1: the base is right in 7.7 +- 1.4 %,
-strict and lenient (GSM8K 1.0 +- 0.7 %, lenient). Two runs were stopped, at updates 22 and 28 of
-some 60 seconds each on one core: in training, accuracy (weighted to the true mix of problems) rose
-from 8 to 16 % in ten updates and stayed there. So RL on this model does not do yet what is asked of
-it (15 points); experiments/LOG.md, 2026-11-25, has the numbers and what is next.
+strict and lenient (GSM8K 1.0 +- 0.7 %, lenient). No run is complete: four were stopped, after 8 to
+28 updates of 60 to 110 seconds. In training, accuracy (weighted to the true mix of problems) rose
+from 9 to 22 % (2e-5), 8 to 16 % (1e-5), and with a shorter prompt 12 to 21 %, each within 12
+updates, and stayed there: sums are learnt, three terms are not. So RL on this model does not do yet
+what is asked of it (15 points, held out); experiments/LOG.md, 2026-11-25, has the numbers.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +29,8 @@ from r1jax.config import parse_args
 from r1jax.models.gguf import packaged
 
 QUESTION = "Calculate {expression}."
-DEMONSTRATIONS = ("14 - 30", "6 + 30 - 5")  # worked out before each question
+# Worked out before each question.
+DEMONSTRATIONS = ("25 - 4", "6 + 30 - 5", "18 + 40", "70 - 20 - 8")
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
@@ -68,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "warmup_steps": 3,
     }
     config.engine = {"slots": 128, "chunk": 8, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 512
+    config.pack_length = 640
     config.microbatch_rows = 2
     config.logits_chunk = 128
     config.mesh = {"fsdp": -1}

@@ -53,7 +53,7 @@ def value_of(expression: str) -> int:
 
 def demonstration(expression: str, question: str) -> list[dict[str, str]]:
     """Two turns: the question, and its answer worked out and boxed."""
-    answer = f"{worked(expression)}\n\\boxed{{{value_of(expression)}}}"
+    answer = f"{worked(expression)}. The answer is \\boxed{{{value_of(expression)}}}."
     return [
         {"role": "user", "content": question.replace("{expression}", expression)},
         {"role": "assistant", "content": answer},
