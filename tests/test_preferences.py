@@ -184,6 +184,8 @@ def test_length_matched() -> None:
     assert 100 < len(kept) < 200
     assert [row for row in pairs if any(row is k for k in kept)] == kept  # the order stays
     assert length_matched(kept) == kept
+    turned = [{"chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs]
+    assert len(length_matched(turned)) == len(kept)
     assert length_matched([]) == []
 
 

@@ -194,8 +194,7 @@ def test_it_learns(kind: str, tokenizer_dir: str, tmp_path: Path, one_device: No
     updates = 16 if kind == "pairwise" else 32  # 2 epochs of 64 pairs (128 labels) in eights
     assert sorted(steps) == list(range(updates + 1))
     held_out = "eval/rm/accuracy" if kind == "pairwise" else "eval/rm/label_accuracy"
-    assert steps[0][held_out] == 0.5  # the head is zero: ties, or "unsafe" for all
-    assert steps[1]["rm/loss"] == pytest.approx(np.log(2))
+    assert 0.1 < steps[0][held_out] < 0.9
     assert steps[updates][held_out] > 0.95
     assert steps[updates]["eval/rm/rows"] == (32 if kind == "pairwise" else 64)
     assert steps[updates]["rm/loss"] < 0.3
@@ -265,7 +264,8 @@ def test_from_a_trained_model(tokenizer_dir: str, tmp_path: Path, one_device: No
     train(tokenizer_dir, tmp_path, "pairwise", model=model, optimizer={"learning_rate": 0.0})
     mesh = make_mesh(None, jax.devices()[:1])
     base, trained = (open_model(str(tmp_path / n)).load(mesh, 0) for n in ("base", "run"))
-    assert not trained.pop("scalar_head").any() and not trained.pop("scalar_bias").any()
+    head, bias = trained.pop("scalar_head"), trained.pop("scalar_bias")
+    assert 0.01 < float(head.std()) < 0.04 and float(bias) == 0.0
     jax.tree.map(np.testing.assert_array_equal, trained, base)
 
 
@@ -283,6 +283,7 @@ def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
         reward_models={"helpful": term | {"kind": "helpful"}},
         total_steps=1,
         updates_per_rollout=1,
+        prompts_per_update=6,
     )
     grpo.run(config, str(tmp_path / "rl"))
     model = RewardModel(str(tmp_path / "run"), "response", "plain")
@@ -295,7 +296,7 @@ def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
             (expected,) = model.scores([(question(str(example["prompt"])), row["text"])])
         assert row["reward_breakdown"]["helpful"] == pytest.approx(expected, abs=1e-5)
         assert row["reward"] == pytest.approx(share + 0.5 * expected, abs=1e-5)
-    assert len({row["example_id"] for row in rows}) == 2
+    assert {data[int(row["example_id"])]["kind"] for row in rows} == {"helpful", "safety"}
     metrics = metrics_by_step(tmp_path / "rl")[1]
     mean = np.mean([row["reward_breakdown"]["helpful"] for row in rows])
     assert metrics["grpo/reward/helpful"] == pytest.approx(mean, abs=1e-6)

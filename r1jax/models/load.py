@@ -21,7 +21,7 @@ from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.metrics import absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.hf import open_checkpoint
-from r1jax.models.transformer import SCALAR_PARAMS, param_axes, param_shardings
+from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, param_axes, param_shardings
 from r1jax.train_state import random_params
 
 
@@ -93,7 +93,7 @@ def open_model(
     config = dataclasses.replace(checkpoint.config, **(override or {}))
 
     def load(mesh: Mesh, seed: int) -> Any:
-        return _from_slices(config, mesh, checkpoint.read_slice, SCALAR_PARAMS)
+        return _from_slices(config, mesh, checkpoint.read_slice, SCALAR_PARAMS, seed)
 
     return OpenModel(config, lambda: load_tokenizer(tokenizer or str(root)), load)
 
@@ -108,24 +108,32 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
             tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
         }
         absent = [name for name in SCALAR_PARAMS if (name,) not in flat]
-        return _from_slices(config, mesh, lambda name, index: flat[name][index], absent)
+        return _from_slices(config, mesh, lambda name, index: flat[name][index], absent, seed)
 
     return OpenModel(config, lambda: load_tokenizer(tokenizer or str(home / TOKENIZER)), load)
 
 
 def _from_slices(
-    config: ModelConfig, mesh: Mesh, read_slice: Callable[..., np.ndarray], absent: Sequence[str]
+    config: ModelConfig,
+    mesh: Mesh,
+    read_slice: Callable[..., np.ndarray],
+    absent: Sequence[str],
+    seed: int,
 ) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    Those that the model has not got yet, a scalar head's, are zeros.
+    Those that the model has not got yet, a scalar head's, are drawn as for a fresh model.
     """
     shapes, _ = param_axes(config)
+    fresh = {
+        "scalar_head": INIT_STD * np.random.default_rng(seed).standard_normal(config.embed_dim),
+        "scalar_bias": np.zeros(()),
+    }
 
     def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
         name = tuple(key.key for key in path)
         if name[0] in absent:
-            return jax.device_put(np.zeros(shape.shape, np.float32), sharding)
+            return jax.device_put(fresh[name[0]].astype(np.float32), sharding)
         return jax.make_array_from_callback(
             shape.shape, sharding, lambda index: np.asarray(read_slice(name, index), np.float32)
         )

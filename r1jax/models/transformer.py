@@ -32,7 +32,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.sharding import check_divisible, constrain, spec_of
 
 INIT_STD = 0.02
-SCALAR_PARAMS = ("scalar_head", "scalar_bias")  # zeros at first, also where a model has none yet
+SCALAR_PARAMS = ("scalar_head", "scalar_bias")
 
 
 @struct.dataclass
@@ -157,8 +157,8 @@ class Transformer(nn.Module):
             head_init = nn.with_partitioning(nn.initializers.normal(INIT_STD), ("embed", "vocab"))
             self.param("head", head_init, (c.embed_dim, c.vocab_size))
         if c.scalar_head:
-            zeros = nn.initializers.zeros
-            self.param("scalar_head", nn.with_partitioning(zeros, ("norm",)), (c.embed_dim,))
+            normal, zeros = nn.initializers.normal(INIT_STD), nn.initializers.zeros
+            self.param("scalar_head", nn.with_partitioning(normal, ("norm",)), (c.embed_dim,))
             self.param("scalar_bias", nn.with_partitioning(zeros, ()), ())
         table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(c.dtype)
