@@ -1,6 +1,7 @@
 """Tiny configs and reward functions that several test files share. Imports no jax."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ MODEL = {
 def ascii_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
     """A reward that anybody can learn: the share of the completion's characters that are ASCII."""
     return sum(character.isascii() for character in text) / max(len(text), 1)
+
+
+def sleeps(example: Any, text: str, *, length: int, finish_reason: str) -> float:
+    """For ever, on one completion in three; the others earn 1."""
+    while len(text) % 3 == 0:
+        time.sleep(1)
+    return 1.0
 
 
 def raises(example: Any, text: str, *, length: int, finish_reason: str) -> float:

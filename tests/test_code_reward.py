@@ -1,6 +1,9 @@
 """Programs against their tests, and programs that would rather be believed."""
 
 import json
+import os
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +22,8 @@ from r1jax.rewards import (
 )
 from r1jax.rewards.code_reward import final_programs, last_program, run_tests, same_output
 from r1jax.rewards.code_worker import decode, encode
-from r1jax.rewards.sandbox import Limits
+from r1jax.rewards.pool import GraderPool
+from r1jax.rewards.sandbox import FIRST_UID, UIDS, Limits
 from r1jax.types import Example
 
 pytestmark = needs_bwrap
@@ -281,6 +285,24 @@ def test_an_examples_limits_hold() -> None:
     for seconds, right in ((0.2, 0), (2, 1)):
         example = code_example("assert f() == 1", time_limit_s=seconds)
         assert accuracy(example, text, length=1, finish_reason="stop") == right
+
+
+def test_in_graders_processes() -> None:
+    """A worker that is killed for being late takes the program under test with it."""
+    slow = "```python\nimport time\ndef f(x):\n    time.sleep(97)\n```"
+    example = code_example("assert f(1) == 2", time_limit_s=90)
+    with closing(GraderPool({"accuracy": 1.0}, workers=2, timeout_s=6.0)) as pool:
+        for key, text in (("right", RIGHT), ("wrong", WRONG), ("slow", slow)):
+            pool.submit(key, example, text, 1, "stop")
+        grades = dict(pool.results())
+    assert (grades["right"].reward, grades["wrong"].reward) == (1, 0)
+    assert grades["slow"].failure is not None and grades["slow"].failure.kind == "timeout"
+    left = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if path.stat().st_uid in range(FIRST_UID, FIRST_UID + UIDS)
+    ]
+    assert os.geteuid() != 0 or not left
 
 
 def test_plain_data_survives() -> None:

@@ -201,6 +201,25 @@ def test_learns(
     assert "grpo/kl/ref" not in steps[1]
 
 
+def test_a_grader_that_sleeps_for_ever(
+    tokenizer_dir: str, tmp_path: Path, one_device: None
+) -> None:
+    """Its completions get 0 and are counted; the run goes on."""
+    config = grpo_config(
+        tokenizer_dir,
+        rewards={"helpers:sleeps": 1.0},
+        graders={"workers": 4, "timeout_s": 0.5},
+        total_steps=2,
+    )
+    grpo.run(config, str(tmp_path))
+    rows = rollouts_of(tmp_path, 0)
+    slept = [len(row["text"]) % 3 == 0 for row in rows]
+    assert 0 < sum(slept) < len(rows)
+    assert [row["failure"] for row in rows] == ["timeout" if late else None for late in slept]
+    assert [row["reward"] for row in rows] == [0.0 if late else 1.0 for late in slept]
+    assert metrics_by_step(tmp_path)[1]["grpo/reward/failures"] == sum(slept)
+
+
 def test_rewards_as_pairs() -> None:
     """For packages, whose dots a ConfigDict's keys may not have."""
     mapping = config_of(rewards={"helpers:ascii_share": 0.5, "format": 1.0})
