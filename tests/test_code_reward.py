@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,75 @@ def values(node):
 """
 
 
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("def f(n):\n  while True: yield n; n += 1", "g = f(3)\nassert (next(g), next(g)) == (3, 4)"),
+        ("class A(dict): pass\ndef f():\n  a = A()\n  return [a]", "assert f() == [{}]"),
+        ("class Bad(ValueError): pass\ndef f(): raise Bad('no')", "try: f()\nexcept ValueError as e: assert str(e) == 'no'\nelse: assert False"),
+        ("def f(): return bytes([255]).decode()", "try: f()\nexcept UnicodeDecodeError: pass\nelse: assert False"),
+        ("import json\ndef f(): json.loads('{')", "try: f()\nexcept ValueError: pass\nelse: assert False"),
+        ("def f(x): return len(x), x[::2]", "assert f(range(5)) == (5, range(0, 5, 2))"),
+        ("def f(x: int) -> int: return x", "assert f(1) == 1 and f.__class__ is not int"),
+        ("def f(): return f.__annotations__ == {} and __file__ and __builtins__.len([1])", "assert f() == 1"),
+        ("import dataclasses\n@dataclasses.dataclass\nclass A:\n  x: int\ndef f(): return dataclasses.fields(A)[0].type is int", "assert f()"),
+        ("def f(): return 1\nif __name__ == '__main__':\n  import sys\n  sys.exit(0)", "assert f() == 1"),
+        ("def f(): return 1\nx = input()", "assert f() == 1"),
+        ("class C:\n  def __init__(self): self.d = {}\n  def __setitem__(self, k, v): self.d[k] = v\n  def __getitem__(self, k): return self.d[k]", "c = C()\nc['a'] = 2\nassert c['a'] == 2"),
+    ],
+)  # fmt: skip
+def test_honest_programs(program: str, test: str) -> None:
+    assert run_tests(program, [test], limits=SHORT)[0] == run_tests("", ["pass"])[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "prelude", "test", "verdict"),
+    [
+        ("def f(x): raise StopIteration", "", "for a, b in zip(map(f, [1]), [1]): assert a == b", "crash"),
+        ("def f(x): raise StopIteration", "", "assert all(map(lambda p: f(p) == p, [1]))", "crash"),
+        (
+            "def f():\n n = Node(0)\n n.same = lambda o: True\n return n",
+            "class Node:\n def __init__(s, v): s.v = v\n def same(s, o): return s.v == o.v\n"
+            " def __eq__(s, o): return s.same(o)",
+            "assert f() == Node(7)",
+            "wrong_answer",
+        ),
+        ("class A:\n __getattr__ = lambda s, n: (lambda *a: True)\ndef f(x): return A()", "", "assert f(1).startswith('abc')", "wrong_answer"),
+        ("class A:\n __getattr__ = lambda s, n: (lambda *a: True)\ndef f(x): return A()", "", "assert f(1).issubset({1})", "wrong_answer"),
+        ("def f(x: List[int]) -> int: return 1", "", "assert f([1]) == 1", "crash"),
+        ("class A:\n _ask = _number = 7\ndef f(): return A()", "", "assert f()._number == 8", "wrong_answer"),
+    ],
+)  # fmt: skip
+def test_more_liars(program: str, prelude: str, test: str, verdict: str) -> None:
+    assert verdicts(program, test, prelude=prelude) == [verdict]
+
+
+def test_the_first_failure_ends_it() -> None:
+    program = "import time\ndef f(x):\n    time.sleep(0.4)\n    return 0"
+    start = time.monotonic()
+    assert len(run_tests(program, ["assert f(1)"] * 9)) == 1
+    assert time.monotonic() - start < 2.0
+
+
+def test_names_of_processes_are_any_bytes() -> None:
+    """What stands in /proc about a process is partly its own choice."""
+    named = (
+        "open('/proc/self/comm', 'wb').write(b'\\xff\\xfe) R 1 (')\nimport time\ntime.sleep(0.2)"
+    )
+    assert verdicts(f"def f():\n  exec({named!r})\n  return 1", "assert f() == 1") == ["passed"]
+    assert verdicts(named + "\nprint(1)", {"input": "", "output": "1"}) == ["passed"]
+
+
+def test_programs_that_read_and_print() -> None:
+    tests = [{"input": "1", "output": "1"}]
+    assert verdicts("print(input())\nexit()\nprint(2)", *tests) == ["passed"]
+    program = "from __future__ import annotations\nprint(ceil(float(input())))"
+    assert verdicts(program, *tests, prelude="from math import *") == ["passed"]
+    large = [{"input": "", "output": "7" * 3_000_000}]
+    assert verdicts("print('7' * 3_000_000)", *large, limits=Limits()) == ["passed"]
+    assert verdicts("print(len(input()))", {"input": "\ud800", "output": "3"}) == ["passed"]
+
+
 def test_instances_of_the_prelude_travel() -> None:
     program = (
         "class Node:\n    def __eq__(self, other): return True\n"
@@ -164,6 +234,7 @@ def test_verdicts(body: str, verdict: str) -> None:
 
 def test_a_program_that_does_not_load() -> None:
     assert verdicts("def f(:", "assert f()", "assert True") == ["crash", "crash"]
+    assert "SyntaxError: invalid syntax" in run_tests("def f(:", ["assert f()"])[0].message
     assert verdicts("x" * 100_001, "assert True") == ["refused"]
 
 

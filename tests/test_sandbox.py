@@ -57,6 +57,26 @@ LIMITS = {
         "time.sleep(5)",
         "memory_limit",
     ),
+    "memory behind an ended first thread": (
+        "import ctypes, threading, time\n"
+        "def hold():\n"
+        "    x = bytearray(200 << 20)\n"
+        "    time.sleep(5)\n"
+        "threading.Thread(target=hold).start()\n"
+        "ctypes.CDLL(None).syscall(60, 0)",
+        "memory_limit",
+    ),
+    "children nobody waits for": (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "while True:\n"
+        "    if os.fork() == 0:\n"
+        "        start = time.process_time()\n"
+        "        while time.process_time() - start < 0.15: pass\n"
+        "        os._exit(0)\n"
+        "    time.sleep(0.1)",
+        "time_limit",
+    ),
     "output": ("while True: print('x' * 1000)", "output_limit"),
 }
 
@@ -143,6 +163,10 @@ def attempt(body: str) -> str:
         "for i in range(30): open(f'/tmp/{i}', 'wb').write(bytes(10 << 20))\nprint('got')",
         "for i in range(30): open(f'/dev/shm/{i}', 'wb').write(bytes(10 << 20))\nprint('got')",
         "socket.create_connection(('1.1.1.1', 53), 1); print('got')",
+        "fd = os.memfd_create('x'); print('got')",
+        "import ctypes\nassert ctypes.CDLL(None).shmget(0, 1 << 20, 0o1600) >= 0; print('got')",
+        "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); print('got')",
+        "import ctypes\nassert ctypes.CDLL(None).ptrace(0, 0, 0, 0) >= 0; print('got')",
         "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0; print('got')",
     ],
 )

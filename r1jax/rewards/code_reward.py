@@ -134,18 +134,22 @@ def run_tests(
     while len(results) < len(tests):
         left = tests[len(results) :]
         if isinstance(left[0], str):
-            results += _run_asserts(program, left, prelude, limits, mode)
+            results += _run_asserts(program, left, prelude, limits, mode, stop_early)
         else:
-            whole = f"{prelude}\n{program}" if prelude else program
-            results.append(_run_once(whole, left[0], limits, mode))
+            results.append(_run_once(program, left[0], prelude, limits, mode))
         failed = [i for i, result in enumerate(results) if result.verdict != "passed"]
         if failed and stop_early:
             return results[: failed[0] + 1]
     return results
 
 
-def _run_once(program: str, test: dict[str, str], limits: Limits, mode: Mode) -> Result:
-    outcome = run_program(program, test["input"].encode(), limits, mode)
+def _run_once(
+    program: str, test: dict[str, str], prelude: str, limits: Limits, mode: Mode
+) -> Result:
+    given, expected = (test[key].encode(errors="surrogatepass") for key in ("input", "output"))
+    room = max(limits.output_bytes, 2 * len(expected))
+    limits = replace(limits, output_bytes=room, file_bytes=max(limits.file_bytes, 2 * room))
+    outcome = run_program(program, given, limits, mode, prelude)
     if outcome.cause in ("time_limit", "memory_limit"):
         return Result(outcome.cause, outcome.cause)
     if outcome.status == MEMORY_EXIT:
@@ -178,10 +182,17 @@ def _same_word(expected: str, word: str) -> bool:
 
 
 def _run_asserts(
-    program: str, tests: Sequence[str], prelude: str, limits: Limits, mode: Mode
+    program: str,
+    tests: Sequence[str],
+    prelude: str,
+    limits: Limits,
+    mode: Mode,
+    stop_early: bool,
 ) -> list[Result]:
     """Results of the first test at least; the rest as far as the program lived."""
-    job = json.dumps({"prelude": prelude, "program": program, "tests": tests})
+    job = json.dumps(
+        {"prelude": prelude, "program": program, "tests": tests, "stop_early": stop_early}
+    )
     ends = socket.socketpair()
     with (
         memory_file(job.encode()) as given,

@@ -30,7 +30,13 @@ MEMORY_EXIT = 77  # a program that ran out of memory
 MAX_MESSAGE = 1 << 26  # bytes
 MAX_ITEMS = 1_000_000  # that a Remote yields when iterated
 Reply = dict[str, Any]
-_BUILTIN_TYPES = {x.__name__: x for x in vars(builtins).values() if isinstance(x, type)}
+ASK, NUMBER = "<ask>", "<number>"  # no names that a program can use
+PREDICATES = {"startswith", "endswith"} | {
+    name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is")
+}
+_BUILTIN_TYPES: dict[str, type] = {
+    x.__name__: x for x in vars(builtins).values() if isinstance(x, type)
+}
 
 
 def limit_resources(limits: dict[str, int]) -> None:
@@ -72,6 +78,8 @@ def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> l
             return ["T", x.__name__]
         if isinstance(x, bytes | bytearray):
             return ["b", bytes(x).hex()]
+        if isinstance(x, range):
+            return ["R", hex(x.start), hex(x.stop), hex(x.step)]
         for kind, letter in ((list, "l"), (tuple, "t"), (set, "S"), (frozenset, "F")):
             if isinstance(x, kind):
                 return [letter, [ref(item) for item in x]]
@@ -119,6 +127,8 @@ def decode(table: list[list[Any]], records: dict[str, type], find: Callable[[int
             return frozenset(value(i) for i in entry[1])
         if kind == "r":
             return object.__new__(records[entry[1]])
+        if kind == "R":
+            return range(*(int(x, 16) for x in entry[1:]))
         if kind == "h":
             return find(int(entry[1]))
         return {"l": list, "S": set, "d": dict}[kind]()
@@ -133,7 +143,10 @@ def decode(table: list[list[Any]], records: dict[str, type], find: Callable[[int
         elif entry[0] == "d":
             built[i].update((built[k], built[v]) for k, v in entry[1])
         elif entry[0] == "r":
-            vars(built[i]).update((name, built[j]) for name, j in entry[2])
+            # Data only: an attribute that hides a method would be code of the other side's.
+            kind = type(built[i])
+            data = ((name, built[j]) for name, j in entry[2])
+            vars(built[i]).update((n, x) for n, x in data if not hasattr(kind, n))
     return built[0]
 
 
@@ -180,11 +193,17 @@ class Channel:
         return b"".join(parts)
 
 
+def run_source(source: str, name: str, namespace: dict[str, Any]) -> None:
+    """Not with this file's own `from __future__`."""
+    exec(compile(source, name, "exec", dont_inherit=True), namespace)
+
+
 def module_of(name: str, source: str) -> tuple[dict[str, Any], dict[str, type]]:
     """(namespace after the prelude has run in it, the classes that the prelude defines)."""
     module = types.ModuleType(name)
+    module.__dict__.update(__builtins__=builtins, __file__="/tmp/program.py")
     sys.modules[name] = module
-    exec(compile(source, "<prelude>", "exec"), module.__dict__)
+    run_source(source, "<prelude>", module.__dict__)
     records = {
         key: value
         for key, value in module.__dict__.items()
@@ -208,7 +227,8 @@ def candidate(descriptor: int) -> None:
         return id(item)
 
     def load() -> None:
-        exec(compile(start["program"], "<program>", "exec"), namespace)
+        with contextlib.suppress(SystemExit, EOFError):  # a main program that ends, or wants input
+            run_source(start["program"], "<program>", namespace)
 
     def answer(request: Reply) -> Any:
         operation, *rest = (decode(table, records, kept.__getitem__) for table in request["args"])
@@ -220,12 +240,19 @@ def candidate(descriptor: int) -> None:
         except MemoryError:
             os._exit(MEMORY_EXIT)
         except BaseException as error:  # SystemExit too: it ends nothing here
-            return {"error": [type(error).__name__, str(error)[:500]]}
+            return {"error": [*(kind.__name__ for kind in type(error).__mro__), said(error)]}
 
     channel.send(reply(load))
     while True:
         request = channel.receive()
         channel.send(reply(lambda request=request: answer(request)))  # type: ignore[misc]
+
+
+def said(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except Exception:
+        return ""
 
 
 def _iterate(_: Any, item: Any) -> list[Any]:
@@ -239,7 +266,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "attribute": lambda _, item, name: getattr(item, name),
     "set": lambda _, item, name, value: setattr(item, name, value),
     "item": lambda _, item, key: item[key],
+    "set_item": lambda _, item, key, value: item.__setitem__(key, value),
     "len": lambda _, item: len(item),
+    "next": lambda _, item: [value for _, value in zip(range(1), item, strict=False)],
     "iterate": _iterate,
 }
 
@@ -251,30 +280,39 @@ class Remote:
     """Something in the candidate's process. Two are equal only if they are the same."""
 
     def __init__(self, ask: Callable[..., Any], number: int) -> None:
-        vars(self).update(_ask=ask, _number=number)
+        vars(self).update({ASK: ask, NUMBER: number})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ask("call", self, list(args), kwargs)
+        return vars(self)[ASK]("call", self, list(args), kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself looks for
+        # Nor what Python itself looks for, nor what a test asks a text or a set for yes or no.
+        if name.startswith("__") or name in PREDICATES:
             raise AttributeError(name)
-        return self._ask("attribute", self, name)
+        return vars(self)[ASK]("attribute", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("set", self, name, value)
+        vars(self)[ASK]("set", self, name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._ask("item", self, key)
+        return vars(self)[ASK]("item", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        vars(self)[ASK]("set_item", self, key, value)
 
     def __len__(self) -> int:
-        return int(self._ask("len", self))
+        return int(vars(self)[ASK]("len", self))
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._ask("iterate", self))
+        return iter(vars(self)[ASK]("iterate", self))
+
+    def __next__(self) -> Any:
+        for value in vars(self)[ASK]("next", self):
+            return value
+        raise StopIteration
 
 
 class Harness:
@@ -295,28 +333,38 @@ class Harness:
     def _receive(self) -> Any:
         reply = self._channel.receive()
         if "error" in reply:
-            name, message = map(str, reply["error"])
-            known = getattr(builtins, name, None)
-            is_known = isinstance(known, type) and issubclass(known, Exception)
-            error: Exception = RuntimeError(message)
-            if is_known:
-                with contextlib.suppress(TypeError):  # some want more than a text
-                    error = known(message)  # type: ignore[misc]
-            error.from_candidate = name  # type: ignore[attr-defined]
+            *names, message = map(str, reply["error"])
+            error = self._error(names, message)
+            error.from_candidate = names[0]  # type: ignore[attr-defined]
             raise error
         return decode(reply["value"], self._records, self._remote)
+
+    def _error(self, names: list[str], message: str) -> Exception:
+        """The first class of the candidate's error that is known here, as an exception to raise.
+
+        None that Python itself acts on: StopIteration would end a loop of the test's.
+        """
+        for name in names:
+            known = self._records.get(name) or _BUILTIN_TYPES.get(name, object)
+            ends_loops = issubclass(known, StopIteration | StopAsyncIteration)
+            if issubclass(known, Exception) and not ends_loops:
+                try:
+                    return known(message)
+                except Exception:  # some want more than a text
+                    return known.__new__(known, message)
+        return RuntimeError(message)
 
     def _number_of(self, item: Any) -> int:
         if not isinstance(item, Remote):
             raise TypeError(f"a test cannot pass a {type(item).__name__} to a candidate")
-        return int(vars(item)["_number"])
+        return int(vars(item)[NUMBER])
 
     def _remote(self, number: int) -> Remote:
         return self._remotes.setdefault(number, Remote(self._ask, number))
 
     def run(self, test: str) -> None:
         """Raises what the test raises."""
-        code = compile(test, "<test>", "exec")
+        code = compile(test, "<test>", "exec", dont_inherit=True)
         namespace = dict(self._namespace)
         for name in sorted(names_of(code) - set(namespace) - set(dir(builtins))):
             if self._ask("has", name) is True:
@@ -331,7 +379,7 @@ def names_of(code: types.CodeType) -> set[str]:
 
 
 def harness(channel: int, verdict_file: int) -> None:
-    """Standard input: {prelude, program, tests}. Out: per test a line [verdict, message]."""
+    """Standard input: {prelude, program, tests, stop_early}. Out: per test [verdict, message]."""
     job = json.load(sys.stdin)
     with os.fdopen(verdict_file, "w") as verdicts:
 
@@ -347,6 +395,8 @@ def harness(channel: int, verdict_file: int) -> None:
                     tell("passed", "")
                 except Exception as error:
                     tell(*verdict_of(error))
+                    if job["stop_early"]:
+                        return
         except Gone:
             tell("crash", "the program ended its process")
         except Exception as error:  # the program does not load
@@ -364,15 +414,14 @@ def verdict_of(error: Exception) -> tuple[str, str]:
 
 
 def program(source_descriptor: int, errors: int) -> None:
-    """A whole program as __main__."""
+    """A whole program as __main__: a JSON list of prelude and program."""
     os.dup2(errors, 2)
     os.close(errors)
     with os.fdopen(source_descriptor) as file:
-        source = file.read()
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+        prelude, source = json.load(file)
     try:
-        exec(compile(source, "<program>", "exec"), module.__dict__)
+        namespace, _ = module_of("__main__", prelude)
+        run_source(source, "<program>", namespace)
     except MemoryError:
         os._exit(MEMORY_EXIT)
 
@@ -382,6 +431,8 @@ def main() -> None:
     _, role, given, *descriptors = sys.argv
     del sys.argv[1:]
     limit_resources(json.loads(given))
+    # What Python's `site` does, which is left out.
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     roles: dict[str, Callable[..., None]] = {
         "program": program,
         "candidate": candidate,

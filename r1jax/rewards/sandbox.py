@@ -2,16 +2,19 @@
 
 A program runs as an unused user in namespaces of its own: no network, no view of other processes,
 a read-only system without home directories, data or this package, an empty environment, one private
-/tmp in memory, no capabilities, no further user namespaces. Hard limits (processor time, address
-space, processes, file size, open files) are set inside before its first line; from outside the
+/tmp in memory, no capabilities, no further user namespaces, and some system calls refused (shared
+memory that nobody maps, io_uring, bpf, keys, ptrace: see DENIED). Hard limits (processor time,
+address space, processes, file size, open files) are set inside before its first line; outside, the
 whole tree is watched every POLL_S seconds for its processor time, resident memory and number of
 processes, and for wall time and output. It ends with its PID namespace: nothing outlives it.
 
-What this does not stop: a hole in the kernel or in bubblewrap (there is no seccomp filter);
+What this does not stop: a hole in the kernel, behind a call that is allowed, or in bubblewrap;
 reading what any user may read under /usr and Python's own prefix; using a processor and memory up
 to the limits, and learning about the machine from timing; memory beyond the limit for less than
-POLL_S by several processes together; files in /tmp and /dev/shm up to TMP_BYTES each, which are
-memory too and not counted.
+POLL_S by several processes together; files in /tmp and /dev/shm up to TMP_BYTES each, and the names
+of many empty ones, which are memory too and not counted; processor time of children that live less
+than POLL_S and that nobody waits for. Each run leaves an ended process for the machine's init to
+collect (in a container: docker run --init).
 
 mode="rlimits" is for machines without bubblewrap and must be chosen: the same limits and watching
 and an empty environment, but the program sees the files and the network as its user does, shares
@@ -21,14 +24,17 @@ and an empty environment, but the program sees the files and the network as its 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
 import os
+import platform
 import pwd
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -47,9 +53,26 @@ MODES = ("bwrap", "rlimits")
 Cause = Literal["exit", "time_limit", "memory_limit", "output_limit", "process_limit"]
 POLL_S = 0.02
 TMP_BYTES = 64 << 20
+SPARE_BYTES = 1 << 30  # of address space beyond twice the memory: threads ask for large stacks
 SAID = 2_000  # bytes of standard error that are kept
 OWN_PROCESSES = 2  # bubblewrap's
 FIRST_UID, UIDS = 20_000, 40_000  # user ids to pick unused ones from, when we are root
+# Memory that no process is seen to hold, and doors into the kernel that no program here needs.
+DENIED = {
+    "shmget": {"x86_64": 29, "aarch64": 194},
+    "memfd_create": {"x86_64": 319, "aarch64": 279},
+    "memfd_secret": {"x86_64": 447, "aarch64": 447},
+    "io_uring_setup": {"x86_64": 425, "aarch64": 425},
+    "userfaultfd": {"x86_64": 323, "aarch64": 282},
+    "bpf": {"x86_64": 321, "aarch64": 280},
+    "perf_event_open": {"x86_64": 298, "aarch64": 241},
+    "add_key": {"x86_64": 248, "aarch64": 217},
+    "request_key": {"x86_64": 249, "aarch64": 218},
+    "keyctl": {"x86_64": 250, "aarch64": 219},
+    "ptrace": {"x86_64": 101, "aarch64": 117},
+}
+SOCKET, AF_VSOCK = {"x86_64": 41, "aarch64": 198}, 40
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _numbers = itertools.count()
@@ -80,8 +103,8 @@ class Limits:
 
     cpu_s: float = 10.0
     wall_s: float = 20.0
-    memory_mb: int = 512  # resident, of all processes together; address space of each is twice that
-    processes: int = 16  # threads count too
+    memory_mb: int = 512  # resident, of all processes together
+    processes: int = 64  # threads count too
     output_bytes: int = 1 << 20
     file_bytes: int = 16 << 20
 
@@ -90,7 +113,7 @@ class Limits:
         others = 0 if os.geteuid() == 0 else _processes_of_user()
         return {
             "CPU": int(self.cpu_s) + 2,  # the watch is exact; this is for a watch that died
-            "AS": self.memory_mb << 21,
+            "AS": (self.memory_mb << 21) + SPARE_BYTES,
             "NPROC": self.processes + OWN_PROCESSES + others,
             "FSIZE": self.file_bytes,
             "NOFILE": 64,
@@ -104,7 +127,8 @@ class Usage:
 
     processes: int
     memory_bytes: int
-    cpu_s: float
+    cpu_s: float  # with that of children that were waited for
+    own_cpu_s: float = 0.0
 
 
 class Child:
@@ -118,29 +142,35 @@ class Child:
     ) -> None:
         uid = _unused_uid() if os.geteuid() == 0 else None
         self._uid = uid
+        self._cpu_s: dict[int, float] = {}  # of every process seen so far
         self._home = tempfile.mkdtemp(prefix="r1jax-") if mode == "rlimits" else None
         if self._home and uid is not None:
             os.chown(self._home, uid, uid)
-        command = [*_become(uid), *(_bwrap() if mode == "bwrap" else [_python()])]
-        command += ["-I", "-S", "-c", _worker_source(), role, json.dumps(limits.inside())]
-        self.process = subprocess.Popen(
-            command + [str(descriptor) for descriptor in passed],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stdout,
-            pass_fds=passed,
-            env=ENVIRONMENT,
-            cwd=self._home or "/",
-            start_new_session=True,
-        )
+        arguments = ["-I", "-S", "-c", _worker_source(), role, json.dumps(limits.inside())]
+        arguments += [str(descriptor) for descriptor in passed]
+        with memory_file(_syscall_filter()) as rules:
+            inside = [*_bwrap(), "--seccomp", str(rules), "--"] if mode == "bwrap" else []
+            self.process = subprocess.Popen(
+                [*_become(uid), *inside, _python(), *arguments],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stdout,
+                pass_fds=[*passed, rules],
+                env=ENVIRONMENT,
+                cwd=self._home or "/",
+                start_new_session=True,
+            )
         self.handle = os.pidfd_open(self.process.pid)  # readable when the process has ended
 
     def usage(self) -> Usage:
-        found = [usage for pid in _tree(self.process.pid) if (usage := _usage(pid))]
+        found = {pid: usage for pid in _tree(self.process.pid) if (usage := _usage(pid))}
+        for pid, usage in found.items():
+            self._cpu_s[pid] = usage.own_cpu_s
         return Usage(
-            sum(usage.processes for usage in found),
-            sum(usage.memory_bytes for usage in found),
-            sum(usage.cpu_s for usage in found),
+            sum(usage.processes for usage in found.values()),
+            sum(usage.memory_bytes for usage in found.values()),
+            # Of a child that nobody waited for, the time is known from when it was last seen.
+            max(sum(usage.cpu_s for usage in found.values()), sum(self._cpu_s.values())),
         )
 
     def kill(self) -> int:
@@ -178,8 +208,10 @@ class Watch:
 
     def until_end(self, of: Child, output: int, on_poll: Callable[[], None] | None = None) -> Cause:
         """Waits for the end of a child, or a cause to kill them all."""
+        poll = select.poll()  # not select(), which knows 1,024 descriptors
+        poll.register(of.handle, select.POLLIN)
         while True:
-            ended, _, _ = select.select([of.handle], [], [], POLL_S)
+            ended = poll.poll(1_000 * POLL_S)
             if on_poll:
                 on_poll()
             cause = self._passed(output)
@@ -212,17 +244,19 @@ class Outcome:
     seconds: float
 
 
-def run_program(source: str, stdin: bytes, limits: Limits, mode: Mode) -> Outcome:
-    """Runs a Python program with `stdin` as its standard input."""
+def run_program(
+    source: str, stdin: bytes, limits: Limits, mode: Mode, prelude: str = ""
+) -> Outcome:
+    """Runs a Python program, behind a prelude, with `stdin` as its standard input."""
     with (
-        memory_file(source.encode(errors="surrogatepass")) as code,
+        memory_file(json.dumps([prelude, source]).encode()) as code,
         memory_file(stdin) as given,
         memory_file() as output,
         memory_file() as errors,
     ):
         child = Child("program", mode, limits, given, output, [code, errors])
-        watch = Watch([child], limits)
         try:
+            watch = Watch([child], limits)
             cause = watch.until_end(child, output)
         finally:
             status = child.kill()
@@ -304,7 +338,7 @@ def _become(uid: int | None) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _bwrap() -> list[str]:
-    """bubblewrap with Python in it; Python's arguments follow."""
+    """bubblewrap and its arguments; those of the system call filter and the command follow."""
     arguments = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns"]
     arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     arguments += ["--ro-bind", "/usr", "/usr"]
@@ -321,7 +355,35 @@ def _bwrap() -> list[str]:
         arguments += ["--size", str(TMP_BYTES), "--tmpfs", path]
     for path in ("/dev", "/"):
         arguments += ["--remount-ro", path]
-    return [*arguments, "--chdir", "/tmp", "--", _python()]
+    return [*arguments, "--chdir", "/tmp"]
+
+
+@lru_cache(maxsize=1)
+def _syscall_filter() -> bytes:
+    """A seccomp program: EPERM for the calls in DENIED, everything else is allowed."""
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF: LD W ABS, JEQ K, JGE K, RET K
+    allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        raise ConfigError(
+            f"code rewards know the system calls of {' and '.join(ARCHITECTURES)}, not of"
+            f' {machine}; choose sandbox="rlimits", which has no filter'
+        )
+    numbers = [calls[machine] for calls in DENIED.values() if machine in calls]
+    program = [
+        (load, 0, 0, 4),  # the architecture: a 32-bit call has other numbers
+        (equal, 1, 0, ARCHITECTURES[machine]),
+        (give, 0, 0, kill),
+        (load, 0, 0, 0),  # the call's number; on x86-64 those of x32 begin at 2^30
+        (at_least, len(numbers) + 4, 0, 1 << 30),
+        *((equal, len(numbers) - i + 3, 0, number) for i, number in enumerate(numbers)),
+        (equal, 0, 2, SOCKET[machine]),
+        (load, 0, 0, 16),  # its first argument: VSOCK talks to the host of a virtual machine
+        (equal, 1, 0, AF_VSOCK),
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
 def _unused_uid() -> int:
@@ -342,14 +404,24 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
 
 
-def _usage(pid: int) -> Usage | None:
+def _stat(path: Path) -> list[bytes] | None:
+    """The fields of a process's or thread's stat behind its name, which may be any bytes."""
     try:
-        line = Path(f"/proc/{pid}/stat").read_text()
+        return (path / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    values = [int(x) for x in line.rpartition(")")[2].split()[1:]]  # from the parent's id on
-    ticks = sum(values[10:14])  # user and system time, its own and its dead children's
-    return Usage(values[16], values[20] * _PAGE, ticks / _TICKS)
+
+
+def _usage(pid: int) -> Usage | None:
+    path = Path(f"/proc/{pid}")
+    if (fields := _stat(path)) is None:
+        return None
+    own, dead = (int(a) + int(b) for a, b in (fields[11:13], fields[13:15]))
+    pages = int(fields[21])
+    if fields[0] in (b"Z", b"X"):  # a first thread that ended shows no memory; the others do
+        threads = [stat for task in path.glob("task/*") if (stat := _stat(task))]
+        pages = max((int(stat[21]) for stat in threads), default=0)
+    return Usage(int(fields[17]), pages * _PAGE, (own + dead) / _TICKS, own / _TICKS)
 
 
 def _processes_of(uid: int) -> list[int]:
@@ -362,7 +434,8 @@ def _processes_of(uid: int) -> list[int]:
 
 
 def _is_alive(path: Path) -> bool:
-    return (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    fields = _stat(path)
+    return fields is not None and (fields[0] not in (b"Z", b"X") or int(fields[17]) > 1)
 
 
 def _processes_of_user() -> int:
