@@ -8,6 +8,11 @@ An example of task "code" has in its metadata `tests`, a list of one of two kind
   code_worker). `prelude` is run before the program and before every test: imports, and classes such
   as ListNode, whose instances travel between the two.
 
+Not seen by such a test: what a function does to its arguments in place (they are copies), and a
+function that is named like one of Python's own (the test would mean Python's). A result that is no
+plain data answers for itself what the test asks of it (an item, a length, a method), but for
+equality and yes-or-no questions to a text, a set or a number.
+
 `time_limit_s` (of processor time; twice that of wall time) and `memory_limit_mb` hold per test.
 """
 
