@@ -111,7 +111,8 @@ def score(
 
 def _parts(batch: Batch, used: int, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     """The batch's microbatches, [1, B, L] each, on the devices: all of one shape."""
-    whole = dataclasses.replace(batch, lengths=None)  # its shape depends on the number of sequences
+    # Without what depends on the number of sequences.
+    whole = dataclasses.replace(batch, lengths=None, num_targets=None)
     for i in range(used):
         part = jax.tree.map(lambda x, i=i: x[i : i + 1], whole)
         yield to_global(part, batch_shardings(part, mesh))

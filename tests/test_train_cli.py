@@ -75,7 +75,7 @@ def directory(tmp_path: Path) -> Path:
         ),
         (
             ["--config=c.py", "--workdir=w"],
-            "error: config.stage 'fake' is not one of 'sft', 'grpo'",
+            "error: config.stage 'fake' is not one of 'sft', 'grpo', 'preferences', 'reward_model'",
         ),
     ],
 )

@@ -93,13 +93,16 @@ class Scorer:
         batch, used = packed(
             [Labelled(group, (0.0,) * len(group.pieces)) for group in groups], length, self._rows
         )
-        total = np.zeros(len(batch.lengths), np.float32)
+        count = len(batch.lengths)
+        room = (1 << count.bit_length()) - count  # shapes for any number of responses: few programs
+        batch = dataclasses.replace(batch, lengths=np.pad(batch.lengths, (0, room)), labels=None)
+        total = np.zeros(count + room, np.float32)
         for m in range(used):
             one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, batch)
             one = to_global(one, batch_shardings(one, self._mesh))
             one = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, one)
             total += np.asarray(jax.device_get(self._scalars(params, one)))
-        return total[1:]
+        return total[1:count]
 
 
 class RewardModel:
