@@ -14,7 +14,7 @@ import numpy as np
 
 from r1jax.config import ConfigError, DataError, import_function
 from r1jax.metrics import read_jsonl
-from r1jax.types import Example
+from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -67,6 +67,11 @@ def stream(rows: Sequence[T] | Callable[[int], T], seed: int) -> Callable[[int],
     return row
 
 
+def messages_of(row: Row) -> list[Message]:
+    """A row's conversation; a plain `prompt` is one message of the user's."""
+    return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
+
+
 def to_example(row: Row, index: int, source: str) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
@@ -77,11 +82,10 @@ def to_example(row: Row, index: int, source: str) -> Example:
         missing.insert(0, "prompt (or messages)")
     if missing:
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
-    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
     known = ("id", "prompt", "messages", "answer", "task")
     return Example(
         id=str(row.get("id", index)),
-        messages=tuple(messages),
+        messages=tuple(messages_of(row)),
         answer=str(row["answer"]),
         task=str(row["task"]),
         metadata={key: value for key, value in row.items() if key not in known},

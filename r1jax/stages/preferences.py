@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from r1jax.checkpoint import check_config
 from r1jax.config import ConfigError, DataError, section
-from r1jax.data.datasets import DataConfig, rows_of
+from r1jax.data.datasets import DataConfig, messages_of, rows_of
 from r1jax.data.preferences import QUERIES, judge_pairs
 from r1jax.metrics import absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.rollout.chat_models import ChatModelConfig, open_chat_model
@@ -70,8 +70,7 @@ def _candidates(config: PreferencesConfig, rows: Any, path: Any, mesh: Any) -> l
     for number, row in enumerate(rows, start=1):
         if "messages" not in row and "prompt" not in row:
             raise DataError(f"config.data, row {number} has neither messages nor prompt")
-        messages = list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
-        found.append({"messages": messages, "responses": list(row.get("responses", ()))})
+        found.append({"messages": messages_of(row), "responses": list(row.get("responses", ()))})
     missing = [row for row in found if len(row["responses"]) != 2]
     if missing and config.policy is None:
         raise ConfigError("config.policy must be set: some rows do not have two responses")

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, section
-from r1jax.data.datasets import DataConfig, Row, rows_of, stream
+from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
 from r1jax.data.packing import padding_share
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses import Metrics, pairwise_loss, pointwise_loss, token_scalars
@@ -31,7 +31,7 @@ from r1jax.rewards.learned_reward import Labelled, Scorer, packed, size_of, to_g
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
-from r1jax.types import Batch, Message
+from r1jax.types import Batch
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
 
@@ -158,10 +158,6 @@ def checked_rows(config: DataConfig, kind: str, key: str) -> Sequence[Row]:
         if single and row["label"] not in (0, 1):
             raise DataError(f"{source}: label {row['label']!r} is neither 0 (unsafe) nor 1 (safe)")
     return rows
-
-
-def messages_of(row: Row) -> list[Message]:
-    return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
 
 
 def _fitting(
