@@ -3,21 +3,22 @@
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.data.arithmetic import chain_sums, split_of, value_of, worked
+from r1jax.data.arithmetic import chain_sums, split_of, spoken, value_of, worked
 
 
 @pytest.mark.parametrize(
-    ("expression", "steps"),
+    ("expression", "steps", "said"),
     [
-        ("4 + 8", "4 + 8 = 12"),
-        ("6 + 30 - 5", "6 + 30 - 5 = 36 - 5 = 31"),
-        ("9 - 12 - 3", "9 - 12 - 3 = -3 - 3 = -6"),
-        ("1 - 50 + 99", "1 - 50 + 99 = -49 + 99 = 50"),
+        ("4 + 8", ["4 + 8 = 12"], "4 + 8"),
+        ("6 + 30 - 5", ["6 + 30 = 36", "36 - 5 = 31"], "6 + 30, then subtract 5"),
+        ("9 - 12 - 3", ["9 - 12 = -3", "-3 - 3 = -6"], "9 - 12, then subtract 3"),
+        ("1 - 50 + 99", ["1 - 50 = -49", "-49 + 99 = 50"], "1 - 50, then add 99"),
     ],
 )
-def test_worked(expression: str, steps: str) -> None:
+def test_worked_and_spoken(expression: str, steps: list[str], said: str) -> None:
     assert worked(expression) == steps
-    assert value_of(expression) == int(steps.split(" = ")[-1])
+    assert spoken(expression) == said
+    assert value_of(expression) == int(steps[-1].split(" = ")[-1])
 
 
 def test_rows_are_of_their_split_and_different() -> None:
@@ -31,10 +32,10 @@ def test_rows_are_of_their_split_and_different() -> None:
 
 
 def test_demonstrations_stand_before_the_question() -> None:
-    row = chain_sums(0, "train", "Calculate {expression}.", None, ["18 + 40"])(0)
+    row = chain_sums(0, "train", "{spoken}: {expression}.", None, ["6 + 30 - 5"])(0)
     assert row["messages"][:2] == [
-        {"role": "user", "content": "Calculate 18 + 40."},
-        {"role": "assistant", "content": r"18 + 40 = 58. The answer is \boxed{58}."},
+        {"role": "user", "content": "6 + 30, then subtract 5: 6 + 30 - 5."},
+        {"role": "assistant", "content": r"6 + 30 = 36. 36 - 5 = 31. The answer is \boxed{31}."},
     ]
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
 

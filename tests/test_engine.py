@@ -18,7 +18,7 @@ from r1jax.losses import token_logprobs
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import SamplingConfig, filter_logits, row_keys, sample, uniforms
+from r1jax.rollout.sampling import SamplingConfig, kept, row_keys, sample, uniforms
 from r1jax.sharding import make_mesh
 from r1jax.train_state import microbatch, random_params
 from r1jax.types import Completion
@@ -68,7 +68,7 @@ def next_logits(params: Any, tokens_L: jax.Array, count: jax.Array) -> jax.Array
 
 
 sample_once = jax.jit(sample, static_argnums=2)
-filtered = jax.jit(filter_logits, static_argnums=1)
+filtered = jax.jit(kept, static_argnums=1)
 trained = jax.jit(token_logprobs, static_argnums=(0, 3, 4))
 
 
@@ -129,7 +129,8 @@ def is_near(context: np.ndarray, token: int, sampling: SamplingConfig, place: Ke
     logits = next_logits(params(), tokens, len(context))
     if sampling.temperature == 0:
         return float(logits.max() - logits[0, token]) < EPS
-    logits = filtered(logits / sampling.temperature, sampling)
+    logits = logits / sampling.temperature
+    logits = jnp.where(filtered(logits, sampling), logits, -jnp.inf)
     probs = np.asarray(jax.nn.softmax(logits[0]), np.float64)
     low, high = probs[:token].sum(), probs[: token + 1].sum()
     return bool(low - EPS < float(number(place, len(context))[0]) < high + EPS)

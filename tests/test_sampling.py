@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.rollout.sampling import BLOCK, SamplingConfig, filter_logits, row_keys, uniforms
+from r1jax.rollout.sampling import BLOCK, SamplingConfig, kept, row_keys, uniforms
 from r1jax.rollout.sampling import sample as sample_eagerly
 
 PROBS = np.array([0.4, 0.05, 0.3, 0.15, 0.1])
@@ -20,12 +20,12 @@ def number(key: jax.Array, prompts: jax.Array, samples: jax.Array, at: jax.Array
     return uniforms(row_keys(key, prompts, samples), at)
 
 
-def kept(probs: np.ndarray, **filters: float) -> list[int]:
+def tokens_left(probs: np.ndarray, **filters: float) -> list[int]:
     """Tokens that the filters leave."""
     with np.errstate(divide="ignore"):
         logits = jnp.asarray(np.log(probs)[None], jnp.float32)
-    left = filter_logits(logits, SamplingConfig(**filters))  # type: ignore[arg-type]
-    return np.flatnonzero(np.isfinite(np.asarray(left[0]))).tolist()
+    left = kept(logits, SamplingConfig(**filters))  # type: ignore[arg-type]
+    return np.flatnonzero(left[0]).tolist()
 
 
 @pytest.mark.parametrize("vocab", [5, BLOCK, BLOCK + 1, 3 * BLOCK - 7])
@@ -75,18 +75,18 @@ def test_random_frequencies() -> None:
     ],
 )
 def test_filters(filters: dict[str, float], expected: list[int]) -> None:
-    assert kept(PROBS, **filters) == expected
+    assert tokens_left(PROBS, **filters) == expected
 
 
 def test_ties_go_to_the_first_tokens() -> None:
     """Exactly k, also among equals."""
-    assert kept(np.array([0.1, 0.3, 0.3, 0.3]), top_k=2) == [1, 2]
-    assert kept(np.array([0.25, 0.25, 0.25, 0.25]), top_p=0.4) == [0, 1]
+    assert tokens_left(np.array([0.1, 0.3, 0.3, 0.3]), top_k=2) == [1, 2]
+    assert tokens_left(np.array([0.25, 0.25, 0.25, 0.25]), top_p=0.4) == [0, 1]
 
 
 def test_filters_are_by_row() -> None:
     logits = jnp.log(jnp.asarray(np.stack([PROBS, PROBS[::-1]]), jnp.float32))
-    left = np.isfinite(filter_logits(logits, SamplingConfig(top_k=2)))
+    left = np.asarray(kept(logits, SamplingConfig(top_k=2)))
     assert [np.flatnonzero(row).tolist() for row in left] == [[0, 2], [2, 4]]
 
 

@@ -12,11 +12,12 @@ import pytest
 from r1jax.config import ConfigError
 from r1jax.losses import token_logprobs
 from r1jax.models import attention
-from r1jax.models.attention import LayerCache
+from r1jax.models.attention import Cache, LayerCache, SharedPrefix
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import (
     Transformer,
     forward,
+    fuse_layers,
     head_weights,
     param_axes,
     unrolled,
@@ -232,32 +233,51 @@ def test_only_distances_between_positions_matter(params: Any) -> None:
 # -- ways to run it --------------------------------------------------------------------------------
 
 
-def test_cached_is_uncached(params: Any) -> None:
-    config = unrolled(TINY)
-    layers = unstack_layers(params)
+@pytest.mark.parametrize("family", [{}, {"qkv_bias": True}, {"qk_norm": True}])
+def test_cached_is_uncached(family: dict[str, Any]) -> None:
+    """Two prompts in chunks of 3, then rows that read them, out of order, and their own ring."""
+    trained = replace(TINY, **family)
+    params = make_params(trained)
+    config = unrolled(trained)
+    layers = fuse_layers(unstack_layers(params), config)
     tokens = random_tokens(2)
-    expected = hidden_of(TINY, params, *plain(tokens))
+    expected = hidden_of(trained, params, *plain(tokens))
 
     @jax.jit
-    def extend(cache: Any, tokens: jax.Array, positions: jax.Array) -> Any:
+    def extend(cache: Cache, tokens: jax.Array, positions: jax.Array) -> Any:
         output = forward(Transformer(config), layers, tokens, positions, cache=cache)
         return output.hidden, output.cache
 
-    empty = jnp.full((2, TINY.num_kv_heads, L + 3, TINY.head_dim), 1e3)  # nobody reads ahead
-    cache = (LayerCache(empty, empty),) * TINY.num_layers
-    # The rows stand at different places: row 0 begins with 5 tokens, row 1 with 3 (and two that
-    # are written over before anybody sees them).
-    filled = jnp.array([5, 3])
-    positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-    hidden, cache = extend(cache, tokens[:, :5], positions)
-    np.testing.assert_allclose(hidden[0], expected[0, :5], atol=1e-5)
-    np.testing.assert_allclose(hidden[1, :3], expected[1, :3], atol=1e-5)
-    rows = jnp.arange(2)
-    for step in range(7):
-        places = filled + step
-        hidden, cache = extend(cache, tokens[rows, places][:, None], places[:, None])
-        np.testing.assert_allclose(hidden[:, 0], expected[rows, places], atol=1e-5)
-    assert len(cache) == TINY.num_layers
+    def unread(rows: int, columns: int) -> tuple[LayerCache, ...]:
+        empty = jnp.full((rows, config.num_kv_heads, columns, config.head_dim), 1e3)
+        return (LayerCache(empty, empty),) * config.num_layers
+
+    prompts = unread(2, 6)
+    for begin in (0, 3):
+        positions = jnp.broadcast_to(begin + jnp.arange(3), (2, 3))
+        seen = jnp.arange(6) <= positions[:, :, None]
+        cache = Cache(prompts, jnp.int32(begin), seen)
+        hidden, prompts = extend(cache, tokens[:, begin : begin + 3], positions)
+        np.testing.assert_allclose(hidden, expected[:, begin : begin + 3], atol=1e-5)
+
+    lengths = np.array([6, 4])
+    reads = np.array([1, 0, 1])  # row -> prompt
+    prefix = SharedPrefix(
+        layers=prompts,
+        lengths=jnp.asarray(lengths)[None],
+        members=jnp.array([[[1, 3], [0, 2]]]),  # 3 = nobody
+        places=jnp.array([[2, 0, 3]]),
+    )
+    ring, columns = unread(3, 5), 5
+    for step in range(5):
+        column = (step + 3) % columns
+        age = (column - jnp.arange(columns)) % columns
+        places = jnp.asarray(lengths[reads] + step)
+        seen = jnp.broadcast_to(age <= step, (3, 1, columns))
+        cache = Cache(ring, jnp.int32(column), seen, prefix)
+        hidden, ring = extend(cache, tokens[reads, places][:, None], places[:, None])
+        np.testing.assert_allclose(hidden[:, 0], expected[reads, places], atol=1e-5)
+    assert len(ring) == config.num_layers
 
 
 def loss_and_grads(config: ModelConfig, params: Any) -> Any:

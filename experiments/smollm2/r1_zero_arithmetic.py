@@ -29,9 +29,9 @@ from ml_collections import ConfigDict
 from r1jax.config import parse_args
 from r1jax.models.gguf import packaged
 
-QUESTION = "Calculate {expression}."
+QUESTION = "Calculate {spoken}."
 # Worked out before each question.
-DEMONSTRATIONS = ("25 - 4", "6 + 30 - 5", "18 + 40", "70 - 20 - 8")
+DEMONSTRATIONS = ("34 + 25", "70 - 20 - 8", "18 + 40", "25 - 4", "6 + 30 + 5")
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
@@ -58,22 +58,22 @@ def get_config(arg: str = "") -> ConfigDict:
     config.template = "chat"
     config.data = chain_sums(args.seed, "train")
     config.rewards = {"accuracy": 1.0}
-    config.max_prompt_tokens = 256
+    config.max_prompt_tokens = 320
     config.max_tokens = 64
     config.temperature = 1.0
     config.group_size = 16
-    config.prompts_per_update = 32
+    config.prompts_per_update = 16
     config.updates_per_rollout = 1
-    config.total_steps = 70
+    config.total_steps = 80
     config.loss = {"kl_coef": 0.0, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.optimizer = {
         "learning_rate": 2e-5,
         "schedule": "linear",
-        "final_ratio": 0.25,
+        "final_ratio": 0.1,
         "warmup_steps": 3,
     }
     config.engine = {"slots": 128, "chunk": 8, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 640
+    config.pack_length = 832
     config.microbatch_rows = 2
     config.logits_chunk = 128
     config.mesh = {"fsdp": -1}
@@ -82,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "data": chain_sums(1_000_003, "test", 256),
         "num_samples": 4,
         "template": "chat",
-        "max_prompt_tokens": 256,
+        "max_prompt_tokens": 320,
         "sampling": {"max_tokens": 64, "temperature": 1.0, "top_p": 1.0},
     }
     config.evaluation = {"every": 0, "benchmarks": {"chain_sums": heldout}}

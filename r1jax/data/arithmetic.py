@@ -31,31 +31,41 @@ def expression_at(seed: int, index: int, split: Split) -> str:
             return text
 
 
-def reduced(expression: str) -> str:
-    """The expression after its first operation: '6 + 30 - 5' -> '36 - 5'."""
-    first, sign, second, *rest = expression.split()
-    value = int(first) + int(second) if sign == "+" else int(first) - int(second)
-    return " ".join([str(value), *rest])
-
-
-def worked(expression: str) -> str:
-    """The expression with every step to its value: '6 + 30 - 5 = 36 - 5 = 31'."""
-    steps = [expression]
-    while " " in steps[-1]:
-        steps.append(reduced(steps[-1]))
-    return " = ".join(steps)
+def worked(expression: str) -> list[str]:
+    """Every operation with its value: '6 + 30 - 5' -> ['6 + 30 = 36', '36 - 5 = 31']."""
+    first, *rest = expression.split()
+    value, steps = int(first), []
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        result = value + int(number) if sign == "+" else value - int(number)
+        steps.append(f"{value} {sign} {number} = {result}")
+        value = result
+    return steps
 
 
 def value_of(expression: str) -> int:
     """Left to right."""
-    return int(worked(expression).rpartition("= ")[2])
+    return int(worked(expression)[-1].rpartition("= ")[2])
+
+
+def spoken(expression: str) -> str:
+    """The first operation, and the others as orders: '25 - 4, then add 3'."""
+    first, sign, second, *rest = expression.split()
+    verbs = {"+": "add", "-": "subtract"}
+    orders = [f"{verbs[sign]} {number}" for sign, number in zip(rest[::2], rest[1::2], strict=True)]
+    return ", then ".join([f"{first} {sign} {second}", *orders])
+
+
+def asked(expression: str, question: str) -> str:
+    """`question` with {expression} ('25 - 4 + 3') or {spoken} ('25 - 4, then add 3') filled in."""
+    return question.replace("{expression}", expression).replace("{spoken}", spoken(expression))
 
 
 def demonstration(expression: str, question: str) -> list[dict[str, str]]:
-    """Two turns: the question, and its answer worked out and boxed."""
-    answer = f"{worked(expression)}. The answer is \\boxed{{{value_of(expression)}}}."
+    """Two turns: the question, and its answer: a sentence a step, then the value, boxed."""
+    boxed = f"The answer is \\boxed{{{value_of(expression)}}}"
+    answer = " ".join(f"{sentence}." for sentence in [*worked(expression), boxed])
     return [
-        {"role": "user", "content": question.replace("{expression}", expression)},
+        {"role": "user", "content": asked(expression, question)},
         {"role": "assistant", "content": answer},
     ]
 
@@ -69,8 +79,9 @@ def chain_sums(
 ) -> Callable[[int], dict[str, Any]] | list[dict[str, Any]]:
     """Rows for RL: an endless stream, or `count` different problems of it.
 
-    `question` is the wording, with {expression} in it. Each problem is preceded by turns that ask
-    for and work out the `demonstrations` (expressions); they are train problems in every split.
+    `question` is the wording, with {expression} or {spoken} in it (see `asked`). Each problem is
+    preceded by turns that ask for and work out the `demonstrations` (expressions); they are train
+    problems in every split.
     """
     shown = [turn for chosen in demonstrations for turn in demonstration(chosen, question)]
     if bad := [expression for expression in demonstrations if split_of(expression) == "test"]:
@@ -78,10 +89,9 @@ def chain_sums(
 
     def row(index: int) -> dict[str, Any]:
         expression = expression_at(seed, index, split)
-        asked = {"role": "user", "content": question.replace("{expression}", expression)}
         return {
             "id": expression.replace(" ", ""),
-            "messages": [*shown, asked],
+            "messages": [*shown, {"role": "user", "content": asked(expression, question)}],
             "answer": str(value_of(expression)),
             "task": "integer",
         }

@@ -15,10 +15,34 @@ MIN_BLOCK, MAX_BLOCKS = 64, 16  # queries of a block in attend_causally; blocks 
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of one layer; column t of a row holds the token at position t."""
+    """Keys and values of one layer. What a column holds is the business of whoever fills it."""
 
     keys: jax.Array  # [B, K, T, N]
     values: jax.Array  # [B, K, T, N]
+
+
+@struct.dataclass
+class SharedPrefix:
+    """Keys and values that many rows read: prompts, and who continues them.
+
+    The rows are split over Z shards of the mesh's batch axes, as are the prompts; a row reads a
+    prompt of its own shard. Shape legend: S rows and P prompts a shard, G places a prompt.
+    """
+
+    layers: tuple[LayerCache, ...]  # per layer [Z P, K, T, N]
+    lengths: jax.Array  # int32 [Z, P], columns of a prompt
+    members: jax.Array  # int32 [Z, P, G], the rows of the shard that read it; S = none
+    places: jax.Array  # int32 [Z, S], where in its shard's flattened `members` a row stands
+
+
+@struct.dataclass
+class Cache:
+    """What a forward pass continues: the columns of each row, and where its new tokens go."""
+
+    layers: tuple[LayerCache, ...]  # per layer [B, K, T, N]
+    column: jax.Array  # int32 scalar, where the first new token of every row goes
+    mask: jax.Array  # bool [B, L, T], columns that a query sees, its own among them
+    prefix: SharedPrefix | None = None  # further keys and values, for passes of one token a row
 
 
 def rotary(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -85,17 +109,63 @@ def attend_causally(
     return jnp.concatenate(blocks, axis=1)
 
 
+def attend_with_lse(
+    q_BLHN: jax.Array, k_BKTN: jax.Array, v_BKTN: jax.Array, mask_BLT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`attend`, and the log of its denominator [B, L, H], by which two parts can be merged.
+
+    A query that sees nothing has a denominator near exp(MASKED): merged, it weighs nothing.
+    """
+    batch, length, heads, head_dim = q_BLHN.shape
+    kv_heads, columns = k_BKTN.shape[1:3]
+    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
+    scores = jnp.einsum("bkmn,bktn->bkmt", q_BKMN, k_BKTN, preferred_element_type=jnp.float32)
+    bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]
+    scores = scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
+    top = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total_BHL = weights.sum(axis=-1)
+    weights_BKMT = weights.astype(v_BKTN.dtype).reshape(batch, kv_heads, -1, columns)
+    mixed = jnp.einsum("bkmt,bktn->bkmn", weights_BKMT, v_BKTN)
+    mixed_BHLN = mixed.reshape(batch, heads, length, head_dim) / total_BHL[..., None]
+    lse_BHL = top[..., 0] + jnp.log(total_BHL)
+    return mixed_BHLN.swapaxes(1, 2).astype(v_BKTN.dtype), lse_BHL.swapaxes(1, 2)
+
+
+def attend_shared(
+    q_B1HN: jax.Array, layer: LayerCache, prefix: SharedPrefix
+) -> tuple[jax.Array, jax.Array]:
+    """One query a row against its prompt -> as `attend_with_lse`.
+
+    The queries of a prompt's rows are gathered, so that its keys and values are read once for all.
+    """
+    shards, prompts, group = prefix.members.shape
+    rest = q_B1HN.shape[2:]
+    q_ZSHN = q_B1HN.reshape(shards, -1, *rest)
+    gather = jax.vmap(lambda x, index: x.at[index].get(mode="clip"))
+    q_QGHN = gather(q_ZSHN, prefix.members).reshape(shards * prompts, group, *rest)
+    columns = layer.keys.shape[2]
+    mask_Q1T = jnp.arange(columns) < prefix.lengths.reshape(-1, 1, 1)
+    mixed, lse = attend_with_lse(q_QGHN, layer.keys, layer.values, mask_Q1T)
+    mixed_ZSHN = gather(mixed.reshape(shards, prompts * group, *rest), prefix.places)
+    lse_ZSH = gather(lse.reshape(shards, prompts * group, rest[0]), prefix.places)
+    return mixed_ZSHN.reshape(q_B1HN.shape), lse_ZSH.reshape(q_B1HN.shape[:3])
+
+
+def merge(one: tuple[jax.Array, jax.Array], two: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Attention over two sets of keys from attention over each [B, L, H, N]."""
+    share_BLH = jax.nn.sigmoid(one[1] - two[1])  # of the first in the common denominator
+    share = share_BLH[..., None].astype(one[0].dtype)
+    return one[0] * share + two[0] * (1 - share)
+
+
 def update_cache(
-    cache: LayerCache, k_BLKN: jax.Array, v_BLKN: jax.Array, positions_BL: jax.Array
+    cache: LayerCache, k_BLKN: jax.Array, v_BLKN: jax.Array, column: jax.Array
 ) -> LayerCache:
-    """Writes each new token into the column of its position."""
-    rows = jnp.arange(k_BLKN.shape[0])[:, None]
-    return LayerCache(
-        keys=cache.keys.at[rows, :, positions_BL].set(k_BLKN.astype(cache.keys.dtype)),
-        values=cache.values.at[rows, :, positions_BL].set(v_BLKN.astype(cache.values.dtype)),
-    )
+    """Writes the new tokens of every row into the columns from `column` on."""
 
+    def put(into: jax.Array, new_BLKN: jax.Array) -> jax.Array:
+        new = new_BLKN.swapaxes(1, 2).astype(into.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(into, new, column, axis=2)
 
-def cached_mask(positions_BL: jax.Array, columns: int) -> jax.Array:
-    """A query sees the columns up to its own position -> bool [B, L, T]."""
-    return jnp.arange(columns) <= positions_BL[:, :, None]
+    return LayerCache(put(cache.keys, k_BLKN), put(cache.values, v_BLKN))

@@ -34,6 +34,7 @@ class ModelConfig:
     # How it is computed, not what: these never change a result beyond rounding.
     dtype: str = "float32"  # of activations; parameters are float32 masters
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
+    fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
     remat: str = "none"  # what the backward pass recomputes: none, full, dots (keeps matmuls)
 
     def __post_init__(self) -> None:

@@ -19,10 +19,13 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.attention import (
+    Cache,
     LayerCache,
-    attend,
+    SharedPrefix,
     attend_causally,
-    cached_mask,
+    attend_shared,
+    attend_with_lse,
+    merge,
     packed_mask,
     rope,
     rotary,
@@ -68,43 +71,66 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        positions_BL: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
         mask_BLT: jax.Array,
         cache: LayerCache | None = None,
+        column: jax.Array | None = None,
+        shared: tuple[LayerCache, SharedPrefix] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        attention_BLD, cache = self._attention(x_BLD, positions_BL, sin_cos, mask_BLT, cache)
-        x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
-        x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")
-        return x_BLD, cache
-
-    def _attention(
-        self,
-        x_BLD: jax.Array,
-        positions_BL: jax.Array,
-        sin_cos: tuple[jax.Array, jax.Array],
-        mask_BLT: jax.Array,
-        cache: LayerCache | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        c = self.config
-        x_BLD = rms_norm(
-            x_BLD, self._param("attention_norm", [c.embed_dim], ["norm"], None), c.norm_eps
-        )
-        q_BLHN = rope(self._project(x_BLD, "query", c.num_heads, "heads"), sin_cos)
-        k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
-        v_BLKN = self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
+        q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
         if cache is None:
             k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
             mixed_BLHN = attend_causally(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
         else:
-            cache = update_cache(cache, k_BLKN, v_BLKN, positions_BL)
-            mixed_BLHN = attend(q_BLHN, cache.keys, cache.values, mask_BLT)
+            assert column is not None
+            cache = update_cache(cache, k_BLKN, v_BLKN, column)
+            own = attend_with_lse(q_BLHN, cache.keys, cache.values, mask_BLT)
+            mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared)) if shared else own[0]
+        attention_BLD = self._output(mixed_BLHN)
+        x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
+        x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")
+        return x_BLD, cache
+
+    def _queries_keys_values(
+        self, x_BLD: jax.Array, sin_cos: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, L, H, N], [B, L, K, N] and [B, L, K, N], queries and keys rotated."""
+        c = self.config
+        norm_D = self._param("attention_norm", [c.embed_dim], ["norm"], None)
+        x_BLD = rms_norm(x_BLD, norm_D, c.norm_eps)
+        if not c.fused:
+            q_BLHN = rope(self._project(x_BLD, "query", c.num_heads, "heads"), sin_cos)
+            k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
+            return q_BLHN, k_BLKN, self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
+        heads = c.num_heads // c.num_kv_heads + 2  # of a kv head: its queries, key, value
+        shape, axes = [c.num_kv_heads, heads, c.head_dim], ["kv_heads", "queries", "head_dim"]
+        y = jnp.einsum(
+            "bld,dkmn->blkmn", x_BLD, self._param("qkv", [c.embed_dim, *shape], ["embed", *axes])
+        )
+        if c.qkv_bias:
+            y += self._param("qkv_bias", shape, axes, 0.0)
+        y = constrain(y, self.mesh, "batch", "length", *axes)
+        q, k, v = jnp.split(y, [heads - 2, heads - 1], axis=3)
+        q, k, v = (part.reshape(*y.shape[:2], -1, c.head_dim) for part in (q, k, v))
+        return rope(self._normed(q, "query"), sin_cos), rope(self._normed(k, "key"), sin_cos), v
+
+    def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
+        c = self.config
         mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
         output_HND = self._param(
             "output", [c.num_heads, c.head_dim, c.embed_dim], ["heads", "head_dim", "embed"],
             INIT_STD / (2 * c.num_layers) ** 0.5,
         )  # fmt: skip
-        return jnp.einsum("blhn,hnd->bld", mixed_BLHN, output_HND), cache
+        return jnp.einsum("blhn,hnd->bld", mixed_BLHN, output_HND)
+
+    def _normed(self, x_BLHN: jax.Array, name: str) -> jax.Array:
+        """Queries or keys behind their norm (Qwen3)."""
+        c = self.config
+        if not c.qk_norm:
+            return x_BLHN
+        return rms_norm(
+            x_BLHN, self._param(f"{name}_norm", [c.head_dim], ["norm"], None), c.norm_eps
+        )
 
     def _project(self, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         """Query, key or value heads [B, L, heads, N], with bias (Qwen2) and norm (Qwen3)."""
@@ -113,19 +139,25 @@ class Block(nn.Module):
         y = jnp.einsum("bld,dhn->blhn", x_BLD, weight)
         if c.qkv_bias:
             y += self._param(f"{name}_bias", [heads, c.head_dim], [axis, "head_dim"], 0.0)
-        if c.qk_norm and name != "value":
-            y = rms_norm(y, self._param(f"{name}_norm", [c.head_dim], ["norm"], None), c.norm_eps)
+        if name != "value":
+            y = self._normed(y, name)
         return constrain(y, self.mesh, "batch", "length", axis, "head_dim")
 
     def _mlp(self, x_BLD: jax.Array) -> jax.Array:
         c = self.config
         x_BLD = rms_norm(x_BLD, self._param("ffn_norm", [c.embed_dim], ["norm"], None), c.norm_eps)
-        gate_DF = self._param("gate", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
-        up_DF = self._param("up", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
+        if c.fused:
+            axes = ["embed", "gate_up", "ffn"]
+            gate_up_D2F = self._param("gate_up", [c.embed_dim, 2, c.ffn_dim], axes)
+            both = jnp.einsum("bld,dcf->blcf", x_BLD, gate_up_D2F)
+            gate_BLF, up_BLF = both[:, :, 0], both[:, :, 1]
+        else:
+            gate_BLF = x_BLD @ self._param("gate", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
+            up_BLF = x_BLD @ self._param("up", [c.embed_dim, c.ffn_dim], ["embed", "ffn"])
         down_FD = self._param(
             "down", [c.ffn_dim, c.embed_dim], ["ffn", "embed"], INIT_STD / (2 * c.num_layers) ** 0.5
         )
-        h_BLF = jax.nn.silu(x_BLD @ gate_DF) * (x_BLD @ up_DF)
+        h_BLF = jax.nn.silu(gate_BLF) * up_BLF
         return constrain(h_BLF, self.mesh, "batch", "length", "ffn") @ down_FD
 
 
@@ -133,7 +165,7 @@ class Transformer(nn.Module):
     """`apply({"params": params}, tokens, positions, segment_ids)` -> Output.
 
     Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
-    sequence whose first tokens the cache's row b holds, and `segment_ids` is not read.
+    sequence of the cache's row b (see attention.Cache), and `segment_ids` is not read.
     """
 
     config: ModelConfig
@@ -146,7 +178,7 @@ class Transformer(nn.Module):
         positions_BL: jax.Array,
         segment_ids_BL: jax.Array | None = None,
         completion_ids_BL: jax.Array | None = None,
-        cache: tuple[LayerCache, ...] | None = None,
+        cache: Cache | None = None,
     ) -> Output:
         c = self.config
         embedding_VD: Any = self.param(
@@ -167,21 +199,20 @@ class Transformer(nn.Module):
             assert segment_ids_BL is not None, "without a cache the rows are packed"
             mask_BLT = packed_mask(segment_ids_BL, completion_ids_BL)
         else:
-            mask_BLT = cached_mask(positions_BL, cache[0].keys.shape[2])
+            mask_BLT = cache.mask
         sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
-        x_BLD, cache = self._layers(x_BLD, positions_BL, sin_cos, mask_BLT, cache)
+        x_BLD, layers = self._layers(x_BLD, sin_cos, mask_BLT, cache)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
         )
-        return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=cache)
+        return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=layers)
 
     def _layers(
         self,
         x_BLD: jax.Array,
-        positions_BL: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
         mask_BLT: jax.Array,
-        cache: tuple[LayerCache, ...] | None,
+        cache: Cache | None,
     ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
         c = self.config
         block = _remat(Block, c.remat)
@@ -189,8 +220,12 @@ class Transformer(nn.Module):
             new = []
             for i in range(c.num_layers):
                 layer = block(c, self.mesh, name=f"layers_{i}")
-                given = cache[i] if cache is not None else None
-                x_BLD, layer_cache = layer(x_BLD, positions_BL, sin_cos, mask_BLT, given)
+                given: tuple[Any, ...] = ()
+                if cache is not None:
+                    prefix = cache.prefix
+                    shared = None if prefix is None else (prefix.layers[i], prefix)
+                    given = (cache.layers[i], cache.column, shared)
+                x_BLD, layer_cache = layer(x_BLD, sin_cos, mask_BLT, *given)
                 new.append(layer_cache)
             return x_BLD, tuple(new) if cache is not None else None
         assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
@@ -198,7 +233,7 @@ class Transformer(nn.Module):
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=c.num_layers, metadata_params={nn.PARTITION_NAME: "layers"},
         )  # fmt: skip
-        x_BLD, _ = scanned(c, self.mesh, name="layers")(x_BLD, positions_BL, sin_cos, mask_BLT)
+        x_BLD, _ = scanned(c, self.mesh, name="layers")(x_BLD, sin_cos, mask_BLT)
         return x_BLD, None
 
 
@@ -226,6 +261,28 @@ def unstack_layers(params: Any) -> Any:
     count = jax.tree.leaves(stacked)[0].shape[0]
     layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
     return {name: value for name, value in params.items() if name != "layers"} | layers
+
+
+def fuse_layers(params: Any, config: ModelConfig) -> Any:
+    """Parameters of a model with scan_layers=False -> those of the same model with `fused`."""
+
+    def one(layer: Any) -> Any:
+        parts = [name + end for name in ("query", "key", "value") for end in ("", "_bias")]
+        rest = {k: v for k, v in layer.items() if k not in (*parts, "gate", "up")}
+        rest["gate_up"] = jnp.stack([layer["gate"], layer["up"]], axis=-2)
+        rest["qkv"] = _joined_heads(layer["query"], layer["key"], layer["value"])
+        if config.qkv_bias:
+            rest["qkv_bias"] = _joined_heads(*(layer[name] for name in parts[1::2]))
+        return rest
+
+    return {k: one(v) if k.startswith("layers_") else v for k, v in params.items()}
+
+
+def _joined_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """[..., H, N], [..., K, N], [..., K, N] -> [..., K, H / K + 2, N]: kv heads with their own."""
+    *lead, kv_heads, head_dim = key.shape
+    queries = query.reshape(*lead, kv_heads, -1, head_dim)
+    return jnp.concatenate([queries, key[..., None, :], value[..., None, :]], axis=-2)
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:
@@ -263,5 +320,5 @@ def _is_box(x: Any) -> bool:
 
 
 def unrolled(config: ModelConfig) -> ModelConfig:
-    """The same model with one parameter per layer, as the engine wants it."""
-    return dataclasses.replace(config, scan_layers=False, remat="none")
+    """The same model as the engine wants it: parameters per layer, few and large matmuls."""
+    return dataclasses.replace(config, scan_layers=False, fused=True, remat="none")

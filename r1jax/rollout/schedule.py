@@ -1,0 +1,164 @@
+"""Which completion decodes where: the engine's book-keeping on the host, without any arrays.
+
+Every process of a run holds the same Schedule and tells it the same things, so all take the same
+decisions. Rows and prompts are split over the shards of the mesh's batch axes; a row reads a prompt
+of its own shard, so a group that spans shards has its prompt in each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Row:
+    """A busy slot."""
+
+    prompt_index: int
+    sample_index: int
+    prompt_row: int  # of its shard
+    count: int = 0  # tokens sampled so far
+    tokens: list[np.ndarray] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A prompt that goes into a prompt row."""
+
+    shard: int
+    row: int
+    prompt_index: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """A completion that begins in a slot."""
+
+    shard: int
+    slot: int
+    row: Row
+
+
+class Schedule:
+    """A queue of (prompt, sample), slots that take from it, and the prompts that they read."""
+
+    def __init__(
+        self, prompts: int, group_size: int, shards: int, slots: int, prompt_rows: int
+    ) -> None:
+        self.queue = deque((p, g) for p in range(prompts) for g in range(group_size))
+        self.rows: list[list[Row | None]] = [[None] * slots for _ in range(shards)]
+        self.prompts: list[list[int | None]] = [[None] * prompt_rows for _ in range(shards)]
+
+    @property
+    def slots(self) -> int:
+        """Of a shard."""
+        return len(self.rows[0])
+
+    @property
+    def prompt_rows(self) -> int:
+        """Of a shard."""
+        return len(self.prompts[0])
+
+    def busy(self) -> Iterator[tuple[int, int, Row]]:
+        """(shard, slot, row) of everything that decodes."""
+        for shard, rows in enumerate(self.rows):
+            for slot, row in enumerate(rows):
+                if row is not None:
+                    yield shard, slot, row
+
+    def refill(self) -> tuple[list[Load], list[Start]]:
+        """Takes from the queue, in its order, for as long as there are slots and prompt rows."""
+        self._drop_finished_prompts()
+        loads: list[Load] = []
+        starts: list[Start] = []
+        while self.queue:
+            prompt_index, sample_index = self.queue[0]
+            place = self._place_for(prompt_index)
+            if place is None:
+                break
+            shard, prompt_row = place
+            if self.prompts[shard][prompt_row] is None:
+                self.prompts[shard][prompt_row] = prompt_index
+                loads.append(Load(shard, prompt_row, prompt_index))
+            slot = self.rows[shard].index(None)
+            row = Row(prompt_index, sample_index, prompt_row)
+            self.rows[shard][slot] = row
+            starts.append(Start(shard, slot, row))
+            self.queue.popleft()
+        return loads, starts
+
+    def _place_for(self, prompt_index: int) -> tuple[int, int] | None:
+        """A shard with a free slot and this prompt; else the emptiest with room for the prompt."""
+        free = [rows.count(None) for rows in self.rows]
+        room = []
+        for shard, held in enumerate(self.prompts):
+            if free[shard] and prompt_index in held:
+                return shard, held.index(prompt_index)
+            if free[shard] and None in held:
+                room.append(shard)
+        if not room:
+            return None
+        shard = max(room, key=lambda z: (free[z], -z))
+        return shard, self.prompts[shard].index(None)
+
+    def _drop_finished_prompts(self) -> None:
+        """Frees the rows of prompts that nobody reads or will read."""
+        waiting = self.queue[0][0] if self.queue else None  # only this one can be half served
+        for shard, held in enumerate(self.prompts):
+            read = {row.prompt_index for row in self.rows[shard] if row is not None}
+            self.prompts[shard] = [p if p in read or p == waiting else None for p in held]
+
+    def finish(self, shard: int, slot: int) -> None:
+        self.rows[shard][slot] = None
+
+    def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Half the slots, again and again, while what is busy fits: what stays where.
+
+        Returns the slots to keep [Z, S] and the prompt rows to keep [Z, P], or None where nothing
+        changes. Nothing may be queued.
+        """
+        self._drop_finished_prompts()
+        busiest = max(sum(row is not None for row in rows) for rows in self.rows)
+        slots = self.slots
+        while slots % 2 == 0 and 0 < busiest <= slots // 2:
+            slots //= 2
+        if slots == self.slots:
+            return None
+        held = max(sum(p is not None for p in prompts) for prompts in self.prompts)
+        prompt_rows = max(held, min(self.prompt_rows, slots))
+        kept = [_kept(rows, slots) for rows in self.rows]
+        kept_prompts = [_kept(prompts, prompt_rows) for prompts in self.prompts]
+        self.rows = [[r[i] for i in k] for r, k in zip(self.rows, kept, strict=True)]
+        self.prompts = [[p[i] for i in k] for p, k in zip(self.prompts, kept_prompts, strict=True)]
+        for shard, _, row in self.busy():
+            row.prompt_row = kept_prompts[shard].index(row.prompt_row)
+        return np.asarray(kept, np.int32), np.asarray(kept_prompts, np.int32)
+
+    def readers(self, places: int) -> tuple[np.ndarray, np.ndarray]:
+        """(members [Z, P, places], places [Z, S]): models.attention.SharedPrefix explains them."""
+        shards, slots = len(self.rows), self.slots
+        members = np.full((shards, self.prompt_rows, places), slots, np.int32)
+        place = np.zeros((shards, slots), np.int32)
+        count = np.zeros((shards, self.prompt_rows), np.int32)
+        for shard, slot, row in self.busy():
+            at = count[shard, row.prompt_row]
+            members[shard, row.prompt_row, at] = slot
+            place[shard, slot] = row.prompt_row * places + at
+            count[shard, row.prompt_row] += 1
+        return members, place
+
+    def idle(self) -> np.ndarray:
+        """bool [Z S]"""
+        return np.asarray([row is None for rows in self.rows for row in rows])
+
+
+def _kept(values: Sequence[object | None], count: int) -> list[int]:
+    """The indices of what is there, then of what is not, `count` of them."""
+    there = [i for i, value in enumerate(values) if value is not None]
+    empty = [i for i, value in enumerate(values) if value is None]
+    return (there + empty)[:count]
