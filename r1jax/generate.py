@@ -32,6 +32,7 @@ from r1jax.metrics import Progress, numbered_jsonl, write_jsonl_atomic
 from r1jax.models.load import open_model
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.stop_strings import stop_check
 from r1jax.sharding import make_mesh
 from r1jax.types import Completion, Message
 
@@ -100,7 +101,9 @@ def generate(
     params = opened.load(mesh, seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}
     with Progress("generating", len(prompts) * num_samples, 0, {}) as progress:
-        for c in engine.generate(params, prompts, sampling, jax.random.key(seed), num_samples):
+        check = stop_check(tokenizer, sampling.stop)
+        key = jax.random.key(seed)
+        for c in engine.generate(params, prompts, sampling, key, num_samples, stop_check=check):
             finished[c.prompt_index, c.sample_index] = to_row(c, rows[c.prompt_index], tokenizer)
             progress.update(len(finished), {})
     if jax.process_index() == 0:
@@ -122,12 +125,18 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "template", None, names, "Default: chat if the tokenizer has one, else plain."
     )
-    flags.DEFINE_integer("slots", 64, "Completions sampled at the same time.", lower_bound=1)
+    flags.DEFINE_multi_string(
+        "stop", [], "Text that ends a completion (which keeps it); the flag may be repeated."
+    )
+    flags.DEFINE_integer(
+        "slots", 64, "Completions sampled at the same time; 0 = as many as memory allows.",
+        lower_bound=0,
+    )  # fmt: skip
 
 
 def main() -> None:
     f = flags.FLAGS
-    sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p)
+    sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p, tuple(f.stop))
     set_up_jax()
     generate(f.model, f.prompts, f.output, sampling, f.num_samples, f.seed, f.template, f.slots)
     print(f"wrote {f.output}")

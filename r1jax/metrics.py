@@ -256,6 +256,7 @@ class Timer:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._popped = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -271,15 +272,36 @@ class Timer:
         return self._seconds.get(name, 0.0)
 
     def pop(self) -> dict[str, float]:
-        """{"seconds/rollout": ...} since the last call."""
+        """{"seconds/rollout": ..., "seconds/total": all the time} since the last call."""
         seconds, self._seconds = self._seconds, {}
+        now = time.perf_counter()
+        seconds["total"], self._popped = now - self._popped, now
         return {f"seconds/{name}": value for name, value in seconds.items()}
 
 
-def memory_use() -> dict[str, float]:
-    """Peak memory so far in MiB: of this process and, where it counts, of its first device."""
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_compile_seconds: list[float] = []  # of every program of this process, cached ones too
+
+
+def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    if event == _COMPILE_EVENT:
+        _compile_seconds.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def process_use() -> dict[str, float]:
+    """What the process has needed so far: programs compiled, seconds for that, peak memory in MiB.
+
+    The memory is this process' and, where that counts, its first device's.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    result = {"memory/host_peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    result = {
+        "compile/programs": len(_compile_seconds),
+        "compile/seconds": sum(_compile_seconds),
+        "memory/host_peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10),
+    }
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         result["memory/device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20

@@ -202,6 +202,71 @@ def test_prompt_without_room(length: int) -> None:
         next(engine(8, 8, 64, 3).generate(params(), prompts, SAMPLINGS["plain"], jax.random.key(0)))
 
 
+def test_long_prompts_in_chunks() -> None:
+    """Prefilled 16 tokens at a time, beside short ones, into fewer prompt rows than there are."""
+    sizes = EngineConfig(slots=4, chunk=5, bucket=16, prefill_batch=2, prefill_chunk=16)
+    by = Engine(CONFIG, STOP, sizes)
+    prompts = prompts_of([1, 40, 17, 2, 33, 16, 18])
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=2)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+    assert by.statistics.prompt_tokens == 1 + 40 + 17 + 2 + 33 + 16 + 18
+
+
+def test_groups_larger_than_the_slots_of_a_shard() -> None:
+    prompts = prompts_of([9, 20])
+    found = generate(engine(8, 8, 64, 3, "fsdp=8"), prompts, SAMPLINGS["plain"], group_size=12)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+
+
+def test_memory_decides_the_slots() -> None:
+    """A budget gives fewer rows, the same completions, and a word in the log."""
+    prompts = prompts_of([5, 30, 2])
+    by = Engine(CONFIG, STOP, EngineConfig(slots=0, chunk=8, bucket=64, memory_mib=1))
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=8)
+    assert 1 < by.statistics.slots < 24
+    others = generate(engine(8, 8, 64, 3), prompts, SAMPLINGS["plain"], group_size=8)
+    assert {k: c.tokens.tolist() for k, c in found.items()} == {
+        k: c.tokens.tolist() for k, c in others.items()
+    }
+
+
+def test_a_check_ends_rows() -> None:
+    """At whatever chunk size, a row ends where the check says, and its slot goes on."""
+
+    def pairs(tokens: np.ndarray, checked: int) -> int:
+        """A completion ends with two tokens in a row that add up to more than 30."""
+        for end in range(max(checked, 1) + 1, len(tokens) + 1):
+            if tokens[end - 2] + tokens[end - 1] > 30:
+                return end
+        return 0
+
+    prompts = prompts_of([5, 30, 2])
+    whole = generate(engine(8, 8, 64, 3), prompts, SAMPLINGS["plain"], group_size=4)
+    for sizes in ((3, 8, 64, 3), (4, 3, 32, 2)):
+        stream = engine(*sizes).generate(
+            params(), prompts, SAMPLINGS["plain"], jax.random.key(5), 4, stop_check=pairs
+        )
+        found = {(c.prompt_index, c.sample_index): c for c in stream}
+        ended = 0
+        for place, c in found.items():
+            end = pairs(whole[place].tokens, 0)
+            ended += bool(end)
+            assert c.tokens.tolist() == whole[place].tokens[: end or None].tolist()
+            assert c.finish_reason == ("stop" if end else whole[place].finish_reason)
+            assert len(c.logprobs) == len(c.tokens)
+        assert 0 < ended < len(found) == 12
+
+
+def test_max_tokens_is_no_new_program() -> None:
+    by = engine(3, 8, 64, 3)
+    generate(by, prompts_of([9]), SamplingConfig(max_tokens=5))
+    before = by._decode._cache_size()  # type: ignore[attr-defined]
+    generate(by, prompts_of([9]), SamplingConfig(max_tokens=8, stop=("x",)))
+    assert by._decode._cache_size() == before  # type: ignore[attr-defined]
+
+
 def test_no_prompts() -> None:
     assert not generate(engine(8, 8, 64, 3), [], SAMPLINGS["plain"])
 

@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.group_size = 16
     config.prompts_per_update = 16
     config.updates_per_rollout = 1
-    config.total_steps = 80
+    config.total_steps = 70
     config.loss = {"kl_coef": 0.0, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.optimizer = {
         "learning_rate": 2e-5,
@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "final_ratio": 0.1,
         "warmup_steps": 3,
     }
-    config.engine = {"slots": 128, "chunk": 8, "bucket": 64, "prefill_batch": 8}
+    config.engine = {"slots": 128, "chunk": 8, "bucket": 72, "prefill_batch": 8}
     config.pack_length = 832
     config.microbatch_rows = 2
     config.logits_chunk = 128

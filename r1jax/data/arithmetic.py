@@ -19,11 +19,20 @@ def split_of(expression: str) -> Split:
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 
 
-def expression_at(seed: int, index: int, split: Split) -> str:
-    """Expression `index` of an endless sequence of one split: "12 + 7 - 30"."""
+def expression_at(
+    seed: int,
+    index: int,
+    split: Split,
+    terms: Sequence[int] = (2, 3),
+    digits: Sequence[int] = (1, 2),
+) -> str:
+    """Expression `index` of an endless sequence of one split: "12 + 7 - 30".
+
+    `terms` and `digits` are what is drawn from: numbers of an expression, digits of a number.
+    """
     rng = random.Random(f"{seed}/{split}/{index}")
     while True:
-        numbers = [rng.randrange(1, 10 ** rng.choice((1, 2))) for _ in range(rng.choice((2, 3)))]
+        numbers = [rng.randrange(1, 10 ** rng.choice(digits)) for _ in range(rng.choice(terms))]
         text = str(numbers[0])
         for number in numbers[1:]:
             text += f" {rng.choice('+-')} {number}"
@@ -76,19 +85,21 @@ def chain_sums(
     question: str,
     count: int | None = None,
     demonstrations: Sequence[str] = (),
+    terms: Sequence[int] = (2, 3),
+    digits: Sequence[int] = (1, 2),
 ) -> Callable[[int], dict[str, Any]] | list[dict[str, Any]]:
     """Rows for RL: an endless stream, or `count` different problems of it.
 
     `question` is the wording, with {expression} or {spoken} in it (see `asked`). Each problem is
     preceded by turns that ask for and work out the `demonstrations` (expressions); they are train
-    problems in every split.
+    problems in every split. `terms` and `digits`: see `expression_at`.
     """
     shown = [turn for chosen in demonstrations for turn in demonstration(chosen, question)]
     if bad := [expression for expression in demonstrations if split_of(expression) == "test"]:
         raise ConfigError(f"demonstration {bad[0]!r} is a test problem; choose another")
 
     def row(index: int) -> dict[str, Any]:
-        expression = expression_at(seed, index, split)
+        expression = expression_at(seed, index, split, terms, digits)
         return {
             "id": expression.replace(" ", ""),
             "messages": [*shown, {"role": "user", "content": asked(expression, question)}],
@@ -101,6 +112,7 @@ def chain_sums(
     found: dict[str, dict[str, Any]] = {}
     index = 0
     while len(found) < count:
-        found.setdefault(expression_at(seed, index, split), row(index))
+        made = row(index)
+        found.setdefault(made["id"], made)
         index += 1
     return list(found.values())

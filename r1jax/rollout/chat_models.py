@@ -23,6 +23,7 @@ from r1jax.data.chat import render_prompt
 from r1jax.models.load import open_model
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.stop_strings import stop_check
 from r1jax.sharding import make_mesh
 from r1jax.types import Message
 
@@ -68,7 +69,8 @@ def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
         ]
         texts = [""] * len(prompts)
         key = jax.random.key(config.seed)
-        for completion in engine.generate(params, prompts, config.sampling, key):
+        check = stop_check(tokenizer, config.sampling.stop)
+        for completion in engine.generate(params, prompts, config.sampling, key, stop_check=check):
             texts[completion.prompt_index] = tokenizer.decode(completion.tokens.tolist())
         return texts
 
@@ -91,6 +93,8 @@ def _remote(config: ChatModelConfig) -> ChatModel:
             "top_p": config.sampling.top_p,
             "seed": config.seed + number,
         }
+        if config.sampling.stop:
+            body["stop"] = list(config.sampling.stop)
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         reply = _send(request, config.timeout_s)
         try:

@@ -45,8 +45,8 @@ from r1jax.rollout.schedule import Load, Row, Schedule, Start
 from r1jax.sharding import RULES, constrain, replicated, spec_of
 from r1jax.types import Completion
 
-# (prompt index, a row's tokens) -> how many of them the completion keeps; 0 = it goes on
-StopCheck = Callable[[int, np.ndarray], int]
+# (a row's tokens, how many of them were seen before) -> how many it keeps; 0 = it goes on
+StopCheck = Callable[[np.ndarray, int], int]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Engine:
         self.statistics.slots = slots * self.shards
         places = min(1 << (group_size - 1).bit_length(), slots)  # readers of a prompt
         params = self._prepare(params)
+        drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
         columns = self._columns(min(max(limits), self.config.chunk))
         state = self._empty(slots * self.shards, columns)
         prefix = self._empty_prefix(work.prompt_rows, self._columns(1))
@@ -186,7 +187,7 @@ class Engine:
                 state,
                 replace(prefix, members=members, places=place),
                 work.idle(),
-                sampling=sampling,
+                sampling=drawn,
                 steps=self.config.chunk,
             )
             yield from finished  # graded by whoever asked, while the device decodes
@@ -330,8 +331,8 @@ class Engine:
             new = int(counts[b]) - row.count
             row.tokens.append(tokens[b, :new])
             row.logprobs.append(logprobs[b, :new])
+            kept = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
             row.count += new
-            kept = stop_check(row.prompt_index, np.concatenate(row.tokens)) if stop_check else 0
             if done[b] or kept:
                 work.finish(shard, slot)
                 finished.append(self._completion(row, kept or row.count, bool(kept)))

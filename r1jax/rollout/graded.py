@@ -17,6 +17,7 @@ from r1jax.rewards import Grade
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Example, Rollout
 
 
@@ -90,7 +91,14 @@ def graded_rollouts(
     `on_completion` is told how many completions are finished.
     """
     finished: dict[tuple[int, int], tuple[Completion, str]] = {}
-    stream = engine.generate(params, [p.tokens for p in prompts], sampling, key, group_size)
+    stream = engine.generate(
+        params,
+        [prompt.tokens for prompt in prompts],
+        sampling,
+        key,
+        group_size,
+        stop_check=stop_check(tokenizer, sampling.stop),
+    )
     for completion in stream:
         place = (completion.prompt_index, completion.sample_index)
         prompt = prompts[completion.prompt_index]

@@ -25,6 +25,7 @@ class SamplingConfig:
     top_k: int = 0  # 0 = all
     top_p: float = 1.0
     min_p: float = 0.0
+    stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
 
     def __post_init__(self) -> None:
         for name, ok, right in (
@@ -33,6 +34,7 @@ class SamplingConfig:
             ("top_k", self.top_k >= 0, "at least 0 (0 = all)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("stop", all(self.stop), "made of texts that are not empty"),
         ):
             if not ok:
                 raise ConfigError(f"{name} {getattr(self, name)} must be {right}")

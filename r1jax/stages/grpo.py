@@ -37,7 +37,7 @@ from r1jax.evaluation import (
     write_results,
 )
 from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, token_logprobs
-from r1jax.metrics import ProfileConfig, read_jsonl, write_jsonl_atomic
+from r1jax.metrics import ProfileConfig, absolute, read_jsonl, write_jsonl_atomic
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
@@ -93,6 +93,7 @@ class GrpoConfig:
     )  # {"8200": 65536}: from that update on
     temperature: float = 1.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
     allow_filtered_rollouts: bool = False  # top-p rollouts bias the ratio: refused unless set
     group_size: int = 16
     prompts_per_update: int = 32
@@ -132,6 +133,16 @@ SHOWN = {
 
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains to total_steps, then writes tables and figures; resumes where the workdir is."""
+    train(config_dict, workdir)
+    if jax.process_index() == 0:
+        print_table(workdir)
+        for path in write_report([workdir], workdir):
+            print(f"wrote {path}")
+        print(f"model, metrics, samples and rollouts are in {absolute(workdir)}")
+
+
+def train(config_dict: ConfigDict, workdir: str) -> None:
+    """All of it but the tables and figures."""
     config = section(GrpoConfig, config_dict)
     check(config)
     choose_sandbox(config.graders.sandbox)
@@ -160,6 +171,8 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 with stage.timer("update"):
                     stage.state, metrics = programs.step(stage.state, batch, used)
                     metrics = jax.device_get(metrics)
+                tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
+                stage.clocks["update/tokens_per_s"] = tokens_per_s
                 stage.log(step, "grpo", summary | metrics | packed)
                 summary = {}  # on the iteration's first line only
                 curves(config, stage, engine, step)
@@ -168,11 +181,6 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 stage.save(step)
                 forget_rollouts(config, stage, iteration)
         benchmarks(config, stage, engine, config.total_steps)
-    if jax.process_index() == 0:
-        print_table(workdir)
-        for path in write_report([workdir], workdir):
-            print(f"wrote {path}")
-        print(f"model, metrics, samples and rollouts are in {stage.workdir}")
 
 
 # -- start-up checks -------------------------------------------------------------------------
@@ -284,7 +292,7 @@ def rollouts_of(
         rollouts = [from_row(row) for row in read_jsonl(path)]
     else:
         sampling = SamplingConfig(
-            max_tokens_of(config, step), config.temperature, top_p=config.top_p
+            max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
         )
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         with stage.timer("rollout"):
@@ -305,6 +313,8 @@ def rollouts_of(
         seconds = stage.timer.read("rollout")
         stage.clocks["rollout/tokens_per_s"] = engine.statistics.tokens / seconds
         stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
+        stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
+        stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
     questions = {prompt.example.id: prompt.example for prompt in prompts}
     stage.writer.samples(step + 1, samples(config, rollouts, questions))
     return rollouts
@@ -482,6 +492,7 @@ class Programs:
                 minibatch.advantages,
             )
             packed = {
+                "batch/tokens": int(np.sum(batch.segment_ids > 0)),
                 "batch/padding_share": padding_share(batch, used),
                 "batch/microbatches": used,
                 "batch/completions": len(minibatch.rollouts),

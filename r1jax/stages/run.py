@@ -23,7 +23,7 @@ from r1jax.metrics import (
     Progress,
     Timer,
     absolute,
-    memory_use,
+    process_use,
 )
 from r1jax.models.load import ModelSource, open_source
 from r1jax.models.transformer import Transformer
@@ -85,7 +85,7 @@ class Run:
         clocks = self.timer.pop() | self.clocks
         self.clocks = {}
         timings = {f"{stage}/{name}": value for name, value in clocks.items()}
-        self.writer.write(step, named, timings | memory_use())
+        self.writer.write(step, named, timings | process_use())
         self.progress.update(step, named | timings)
 
     def save(self, step: int) -> None:

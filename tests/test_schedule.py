@@ -1,0 +1,99 @@
+"""The engine's book-keeping: everything decodes once, next to its prompt."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1jax.rollout.schedule import Schedule
+
+
+def check_readers(work: Schedule, places: int) -> None:
+    """`members` and `places` say the same, and what the rows say."""
+    members, place = work.readers(places)
+    assert members.shape == (len(work.rows), work.prompt_rows, places)
+    busy = list(work.busy())
+    assert int((members < work.slots).sum()) == len(busy)
+    for shard, slot, row in busy:
+        assert work.prompts[shard][row.prompt_row] == row.prompt_index
+        assert members[shard, row.prompt_row].tolist().count(slot) == 1
+        assert members[shard].reshape(-1)[place[shard, slot]] == slot
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    prompts=st.integers(1, 9),
+    group_size=st.integers(1, 6),
+    shards=st.integers(1, 3),
+    slots=st.integers(1, 8),
+    prompt_rows=st.integers(1, 4),
+    seed=st.integers(0, 100),
+)
+def test_everything_decodes_once(
+    prompts: int, group_size: int, shards: int, slots: int, prompt_rows: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    work = Schedule(prompts, group_size, shards, slots, prompt_rows)
+    places = min(1 << (group_size - 1).bit_length(), slots)
+    held: dict[tuple[int, int], int] = {}  # (shard, prompt row) -> prompt in memory
+    started: list[tuple[int, int]] = []
+    while work.queue or any(True for _ in work.busy()):
+        loads, starts = work.refill()
+        for load in loads:
+            readers = [r for z, _, r in work.busy() if (z, r.prompt_row) == (load.shard, load.row)]
+            assert {row.prompt_index for row in readers} == {load.prompt_index}
+            held[load.shard, load.row] = load.prompt_index
+        started += [(start.row.prompt_index, start.row.sample_index) for start in starts]
+        assert len(set(started)) == len(started)
+        assert started == sorted(started)  # in the queue's order
+        kept = None if work.queue else work.shrunk()
+        if kept is not None:
+            held = {
+                (z, row): held[z, int(old)]
+                for z, olds in enumerate(kept[1])
+                for row, old in enumerate(olds)
+                if (z, int(old)) in held
+            }
+        busy = list(work.busy())
+        assert busy, "slots are free and nothing may start"
+        assert all(held[z, row.prompt_row] == row.prompt_index for z, _, row in busy)
+        check_readers(work, min(places, work.slots))
+        assert work.idle().sum() == shards * work.slots - len(busy)
+        for shard, slot, _ in busy:
+            if rng.random() < 0.4:
+                work.finish(shard, slot)
+    assert started == [(p, g) for p in range(prompts) for g in range(group_size)]
+
+
+def test_a_group_stays_together() -> None:
+    """Two groups of 4 on two shards of 4 slots: one each, so each prompt is computed once."""
+    work = Schedule(2, 4, 2, 4, 3)
+    loads, starts = work.refill()
+    assert [(load.shard, load.prompt_index) for load in loads] == [(0, 0), (1, 1)]
+    assert [start.shard for start in starts] == [0] * 4 + [1] * 4
+
+
+def test_a_prompt_waits_for_its_next_sample() -> None:
+    """A prompt whose rows are done stays as long as samples of it are queued."""
+    work = Schedule(2, 3, 1, 1, 1)
+    assert len(work.refill()[0]) == 1
+    for sample in (1, 2):
+        work.finish(0, 0)
+        loads, (start,) = work.refill()
+        assert not loads
+        assert start.row.sample_index == sample
+    work.finish(0, 0)
+    (load,), _ = work.refill()
+    assert load.prompt_index == 1
+
+
+def test_shrinks_to_what_is_busy() -> None:
+    work = Schedule(8, 1, 1, 8, 8)
+    work.refill()
+    for slot in (0, 1, 2, 4, 5, 6):
+        work.finish(0, slot)
+    kept = work.shrunk()
+    assert kept is not None
+    assert kept[0].tolist() == [[3, 7]]
+    assert kept[1].tolist() == [[3, 7]]
+    assert [row.prompt_row for _, _, row in work.busy()] == [0, 1]
+    assert work.shrunk() is None
