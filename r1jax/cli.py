@@ -20,6 +20,7 @@ LOCK = ".lock"
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
+    _use_huge_pages()
     try:
         app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
     except UserError as error:
@@ -28,6 +29,19 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _use_huge_pages() -> None:
+    """Starts this command once more, with a memory allocator that asks for pages of 2 MiB.
+
+    XLA on CPUs allocates and frees gigabytes a step, and clearing them in pages of 4 KiB takes a
+    quarter of an update. glibc reads this setting only when a process starts. A GLIBC_TUNABLES that
+    is set already, if only to nothing, is left as it is.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if sys.platform == "linux" and spec is not None and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:

@@ -7,6 +7,7 @@ the whole update, so the losses (and gradients) of its microbatches add up to on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,46 +42,93 @@ def token_logprobs(
         model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
     )
     head_DV = head_weights(params).astype(output.hidden.dtype)
-    return _chunked_logprobs(output.hidden, head_DV, batch.tokens, temperature, chunk, model.mesh)
-
-
-def _chunked_logprobs(
-    hidden_BLD: jax.Array,
-    head_DV: jax.Array,
-    tokens_BL: jax.Array,
-    temperature: float,
-    chunk: int,
-    mesh: Any,
-) -> tuple[jax.Array, jax.Array]:
-    length = tokens_BL.shape[1]
+    length = batch.tokens.shape[1]
     chunk = min(chunk, length)
     padded = -(-length // chunk) * chunk
-    targets_BL = jnp.roll(tokens_BL, -1, axis=1)  # hidden l predicts token l + 1
-    pad = [(0, 0), (0, padded - length)]
+    targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
 
     def split(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [chunks, B, chunk, ...]
-        x = jnp.pad(x, pad + [(0, 0)] * (x.ndim - 2))
+        x = jnp.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(x.shape[0], padded // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
-    def one_chunk(h_BCD: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BCV = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
-        logits_BCV = constrain(logits_BCV / temperature, mesh, "batch", "length", "vocab")
-        lse_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - lse_BC[..., None]))
-        entropy_BC = lse_BC - jnp.sum(probs_BCV * logits_BCV, axis=-1)
-        return chosen_BC - lse_BC, jax.lax.stop_gradient(entropy_BC)
-
-    _, values = jax.lax.scan(
-        lambda _, x: (None, one_chunk(*x)), None, (split(hidden_BLD), split(targets_BL))
-    )
-
     def join(x: jax.Array) -> jax.Array:  # [chunks, B, chunk] -> [B, L], moved to the target
-        x = x.swapaxes(0, 1).reshape(tokens_BL.shape[0], padded)[:, : length - 1]
+        x = x.swapaxes(0, 1).reshape(-1, padded)[:, : length - 1]
         return jnp.pad(x, [(0, 0), (1, 0)])
 
-    return join(values[0]), join(values[1])
+    logprobs, entropies = _head_logprobs(
+        split(output.hidden), head_DV, split(targets_BL), temperature, model.mesh
+    )
+    return join(logprobs), join(entropies)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _head_logprobs(
+    hidden_NBCD: jax.Array,
+    head_DV: jax.Array,
+    targets_NBC: jax.Array,
+    temperature: Any,
+    mesh: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """(log-probabilities, entropies) of the targets [N, B, C], for one of N chunks at a time.
+
+    The backward pass is written out: it makes the logits again and turns them into their gradient,
+    w (onehot - probability), in one sweep over the vocabulary.
+    """
+    return _head_forward(hidden_NBCD, head_DV, targets_NBC, temperature, mesh)[0]
+
+
+def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any, mesh: Any) -> jax.Array:
+    logits = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
+    return constrain(logits / temperature, mesh, "batch", "length", "vocab")
+
+
+def _head_forward(
+    hidden_NBCD: jax.Array,
+    head_DV: jax.Array,
+    targets_NBC: jax.Array,
+    temperature: Any,
+    mesh: Any,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
+        logits_BCV = _logits(x[0], head_DV, temperature, mesh)
+        top_BC1 = logits_BCV.max(axis=-1, keepdims=True)
+        weights_BCV = jnp.exp(logits_BCV - top_BC1)
+        total_BC = weights_BCV.sum(axis=-1)
+        lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
+        entropy_BC = lse_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1) / total_BC
+        chosen_BC = jnp.take_along_axis(logits_BCV, x[1][..., None], axis=-1)[..., 0]
+        return None, (chosen_BC - lse_BC, entropy_BC, lse_BC)
+
+    _, (logprobs, entropies, lse) = jax.lax.scan(one, None, (hidden_NBCD, targets_NBC))
+    return (logprobs, entropies), (hidden_NBCD, head_DV, targets_NBC, temperature, lse)
+
+
+def _head_backward(
+    mesh: Any, saved: tuple[Any, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, None, None]:
+    hidden_NBCD, head_DV, targets_NBC, temperature, lse_NBC = saved
+    weights_NBC = gradients[0] / temperature  # the entropies' gradient is not wanted
+
+    def one(head_grad_DV: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        h_BCD, targets_BC, lse_BC, weights_BC = x
+        probs_BCV = jnp.exp(_logits(h_BCD, head_DV, temperature, mesh) - lse_BC[..., None])
+        hit_BCV = targets_BC[..., None] == jnp.arange(head_DV.shape[1])
+        grad_BCV = ((hit_BCV - probs_BCV) * weights_BC[..., None]).astype(head_DV.dtype)
+        h_grad_BCD = jnp.einsum("bcv,dv->bcd", grad_BCV, head_DV)
+        head_grad_DV += jnp.einsum(
+            "bcd,bcv->dv", h_BCD, grad_BCV, preferred_element_type=jnp.float32
+        )
+        return head_grad_DV, h_grad_BCD
+
+    head_grad_DV, hidden_grad = jax.lax.scan(
+        one,
+        jnp.zeros(head_DV.shape, jnp.float32),
+        (hidden_NBCD, targets_NBC, lse_NBC, weights_NBC),
+    )
+    return hidden_grad, head_grad_DV.astype(head_DV.dtype), None, None
+
+
+_head_logprobs.defvjp(_head_forward, _head_backward)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The engine's book-keeping: everything decodes once, next to its prompt."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,21 @@ def test_a_prompt_waits_for_its_next_sample() -> None:
     work.finish(0, 0)
     (load,), _ = work.refill()
     assert load.prompt_index == 1
+
+
+@pytest.mark.parametrize(
+    ("slots", "busy", "left"),
+    [(64, 64, 64), (64, 49, 64), (64, 48, 48), (64, 33, 48), (64, 32, 32), (64, 25, 32),
+     (64, 24, 24), (64, 5, 6), (64, 3, 3), (64, 2, 2), (64, 1, 1), (6, 4, 6), (6, 3, 3), (6, 1, 3),
+     (7, 1, 7)],
+)  # fmt: skip
+def test_sizes(slots: int, busy: int, left: int) -> None:
+    work = Schedule(slots, 1, 1, slots, slots)
+    work.refill()
+    for slot in range(slots - busy):
+        work.finish(0, slot)
+    assert (work.shrunk() is None) == (slots == left)
+    assert work.slots == left
 
 
 def test_shrinks_to_what_is_busy() -> None:

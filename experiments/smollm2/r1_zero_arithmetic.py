@@ -35,13 +35,13 @@ DEMONSTRATIONS = ("34 + 25", "70 - 20 - 8", "18 + 40", "25 - 4", "6 + 30 + 5")
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
-def chain_sums(seed: int, split: str, count: int | None = None) -> dict:
+def chain_sums(seed: int, split: str, **more: object) -> dict:
     args = {
         "seed": seed,
         "split": split,
         "question": QUESTION,
-        "count": count,
         "demonstrations": DEMONSTRATIONS,
+        **more,
     }
     return {"function": "r1jax.data.arithmetic:chain_sums", "args": args}
 
@@ -56,7 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "override": {"max_length": 1024},
     }
     config.template = "chat"
-    config.data = chain_sums(args.seed, "train")
+    # More steps and smaller numbers than in the held-out problems: there two steps are worth it.
+    config.data = chain_sums(args.seed, "train", terms=(2, 3, 3), digits=(1, 1, 2))
     config.rewards = {"accuracy": 1.0}
     config.max_prompt_tokens = 320
     config.max_tokens = 64
@@ -79,7 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = {"fsdp": -1}
     config.checkpoint_every = 10
     heldout = {
-        "data": chain_sums(1_000_003, "test", 256),
+        "data": chain_sums(1_000_003, "test", count=256),
         "num_samples": 4,
         "template": "chat",
         "max_prompt_tokens": 320,

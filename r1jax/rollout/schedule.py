@@ -51,6 +51,7 @@ class Schedule:
         self, prompts: int, group_size: int, shards: int, slots: int, prompt_rows: int
     ) -> None:
         self.queue = deque((p, g) for p in range(prompts) for g in range(group_size))
+        self.first_slots = slots
         self.rows: list[list[Row | None]] = [[None] * slots for _ in range(shards)]
         self.prompts: list[list[int | None]] = [[None] * prompt_rows for _ in range(shards)]
 
@@ -117,16 +118,21 @@ class Schedule:
         self.rows[shard][slot] = None
 
     def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Half the slots, again and again, while what is busy fits: what stays where.
+        """Fewer slots where what is busy fits into 3/4, 1/2, 3/8, 1/4, ... of the first number.
 
         Returns the slots to keep [Z, S] and the prompt rows to keep [Z, P], or None where nothing
         changes. Nothing may be queued.
         """
         self._drop_finished_prompts()
         busiest = max(sum(row is not None for row in rows) for rows in self.rows)
-        slots = self.slots
-        while slots % 2 == 0 and 0 < busiest <= slots // 2:
-            slots //= 2
+        slots = size = self.first_slots
+        while size >= busiest > 0:
+            slots = size
+            if size % 4 == 0 and size * 3 // 4 >= busiest:
+                slots = size * 3 // 4
+            if size % 2:
+                break
+            size //= 2
         if slots == self.slots:
             return None
         held = max(sum(p is not None for p in prompts) for prompts in self.prompts)
