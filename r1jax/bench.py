@@ -100,9 +100,9 @@ def bench(config: ConfigDict) -> dict[str, Any]:
     return figures | {
         "matmul_peak_gflops": peak,
         "parameters": parameters,
-        "compile_seconds": last["grpo/compile/seconds"],
-        "programs": last["grpo/compile/programs"],
-        "programs_after_first": last["grpo/compile/programs"] - first["grpo/compile/programs"],
+        "compile_seconds": last["compile/seconds"],
+        "programs": last["compile/programs"],
+        "programs_after_first": last["compile/programs"] - first["compile/programs"],
         "peak_memory_mib": last.get("memory/device_peak_mib", last["memory/host_peak_mib"]),
         "device": f"{jax.device_count()} x {device.device_kind}",
         "iterations": iterations,

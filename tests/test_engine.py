@@ -1,6 +1,7 @@
 """The engine against a naive loop, and what must not change a completion."""
 
 import functools
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses import token_logprobs
+from r1jax.metrics import process_use
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -265,6 +267,30 @@ def test_max_tokens_is_no_new_program() -> None:
     before = by._decode._cache_size()  # type: ignore[attr-defined]
     generate(by, prompts_of([9]), SamplingConfig(max_tokens=8, stop=("x",)))
     assert by._decode._cache_size() == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_ten_thousand_completions_need_no_more_memory() -> None:
+    """Nor more programs, whatever the lengths: 20 calls of 500, with one prompt of 60 tokens."""
+    by = Engine(CONFIG, STOP, EngineConfig(slots=64, chunk=8, bucket=16, prefill_batch=4))
+    rng = np.random.default_rng(0)
+    programs, memory = [], []
+    for call in range(20):
+        lengths = [60, *rng.integers(1, 40, 124)]
+        prompts = [rng.integers(0, VOCAB, n).astype(np.int32) for n in lengths]
+        found = by.generate(
+            params(), prompts, SamplingConfig(max_tokens=40), jax.random.key(call), group_size=4
+        )
+        assert sum(1 for _ in found) == 500
+        gc.collect()
+        programs.append(process_use()["compile/programs"])
+        memory.append(sum(x.nbytes for x in jax.live_arrays()))
+    assert memory[-1] <= memory[4] * 1.01
+    assert programs[-1] - programs[4] <= 12  # sizes that had not come up yet
+    assert programs[-1] - programs[14] <= 3
+    with open("/proc/self/statm", encoding="ascii") as file:
+        resident = int(file.read().split()[1]) * 4096
+    assert resident < 6 << 30
 
 
 def test_no_prompts() -> None:

@@ -90,8 +90,8 @@ def test_a_prompt_waits_for_its_next_sample() -> None:
 @pytest.mark.parametrize(
     ("slots", "busy", "left"),
     [(64, 64, 64), (64, 49, 64), (64, 48, 48), (64, 33, 48), (64, 32, 32), (64, 25, 32),
-     (64, 24, 24), (64, 5, 6), (64, 3, 3), (64, 2, 2), (64, 1, 1), (6, 4, 6), (6, 3, 3), (6, 1, 3),
-     (7, 1, 7)],
+     (64, 24, 24), (64, 17, 24), (64, 16, 16), (64, 9, 16), (64, 5, 8), (64, 3, 4), (64, 1, 1),
+     (6, 4, 6), (6, 3, 3), (6, 1, 3), (7, 1, 7)],
 )  # fmt: skip
 def test_sizes(slots: int, busy: int, left: int) -> None:
     work = Schedule(slots, 1, 1, slots, slots)

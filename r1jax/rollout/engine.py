@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import struct
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
@@ -171,15 +172,13 @@ class Engine:
                 prefix = self._loaded(params, prefix, prompts, loads)
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
-            kept = None if work.queue else work.shrunk()
-            needed = self._columns(self._longest(work, limits))
-            if kept is not None or needed > columns:
-                columns = needed
-                keep = kept[0] if kept else np.tile(np.arange(work.slots), (self.shards, 1))
-                state = self._resize(state, keep.astype(np.int32), columns=columns)
-            if kept is not None:
+            if not work.queue and (kept := work.shrunk()) is not None:
+                state = self._resize(state, kept[0], columns=columns)
                 held = prefix.layers[0].keys.shape[2]
                 prefix = self._resize_prefix(prefix, kept[1], columns=held)
+            if (needed := self._columns(self._longest(work, limits))) > columns:
+                state = self._resize(state, self._all(work.slots), columns=needed)
+                columns = needed
             members, place = work.readers(min(places, work.slots))
             began = time.perf_counter()
             state, report = self._decode(
@@ -213,6 +212,9 @@ class Engine:
         )
         if memory.note:
             logging.info("%s", memory.note)
+        if jax.process_count() > 1:  # hosts may see different amounts of free memory
+            fewest = int(multihost_utils.process_allgather(np.int32(memory.slots)).min())
+            memory = replace(memory, slots=fewest)
         return memory
 
     def _check(self, prompts: Sequence[np.ndarray]) -> None:
@@ -247,6 +249,10 @@ class Engine:
         chunk = self.config.chunk
         return max(min(row.count + chunk, limits[row.prompt_index]) for _, _, row in work.busy())
 
+    def _all(self, count: int) -> np.ndarray:
+        """The indices of all rows of every shard [Z, count]."""
+        return np.tile(np.arange(count, dtype=np.int32), (self.shards, 1))
+
     def _loaded(
         self, params: Any, prefix: SharedPrefix, prompts: Sequence[np.ndarray], loads: list[Load]
     ) -> SharedPrefix:
@@ -256,8 +262,7 @@ class Engine:
         held = prefix.layers[0].keys.shape[2]
         if (needed := self._prompt_columns(longest)) > held:
             rows = prefix.lengths.shape[1]
-            keep = np.tile(np.arange(rows, dtype=np.int32), (self.shards, 1))
-            prefix, held = self._resize_prefix(prefix, keep, columns=needed), needed
+            prefix, held = self._resize_prefix(prefix, self._all(rows), columns=needed), needed
         # Shards take turns; prompts of like length go together.
         loads = sorted(loads, key=lambda load: -len(prompts[load.prompt_index]))
         queues = [[load for load in loads if load.shard == z] for z in range(self.shards)]
@@ -306,9 +311,9 @@ class Engine:
         limits: Sequence[int],
         key: jax.Array,
     ) -> Slots:
-        """Puts new rows into slots; the arrays are padded to a power of two of rows."""
-        total = 1 << (len(starts) - 1).bit_length()
-        columns = [[state.token.shape[0]] * total] + [[0] * total for _ in range(5)]
+        """Puts new rows into slots; the arrays are padded to the number of slots."""
+        total = state.token.shape[0]
+        columns = [[total] * total] + [[0] * total for _ in range(5)]
         slot_ids, token, position, limit, prompt_ids, sample_ids = columns
         for i, start in enumerate(starts):
             index = start.row.prompt_index
@@ -316,7 +321,9 @@ class Engine:
             token[i], position[i] = int(prompts[index][-1]), len(prompts[index]) - 1
             limit[i] = limits[index]
             prompt_ids[i], sample_ids[i] = numbers[index], start.row.sample_index
-        return self._insert(state, key, *(np.asarray(values, np.int32) for values in columns))
+        arrays = (np.asarray(values, np.int32) for values in columns)
+        rows = self._insert(replace(state, layers=()), key, *arrays)
+        return replace(rows, layers=state.layers)
 
     def _collect(
         self, report: tuple[np.ndarray, ...], work: Schedule, stop_check: StopCheck | None
@@ -484,7 +491,7 @@ class Engine:
         )
 
     def _resize_slots(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
-        """The slots `keep` with a ring of `columns`, turned so that its oldest come first."""
+        """The slots `keep`, with a ring of `columns` (never fewer) that begins with its oldest."""
 
         def rows_of(x: jax.Array) -> jax.Array:
             kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
@@ -492,10 +499,7 @@ class Engine:
 
         def ring(x: jax.Array) -> jax.Array:
             x = jnp.roll(rows_of(x), -slots.column, axis=2)
-            missing = columns - x.shape[2]
-            if missing < 0:
-                return x[:, :, -missing:]
-            return jnp.pad(x, [(0, 0), (0, 0), (missing, 0), (0, 0)])
+            return jnp.pad(x, [(0, 0), (0, 0), (columns - x.shape[2], 0), (0, 0)])
 
         layers = self._pin(jax.tree.map(ring, slots.layers))
         rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))

@@ -118,25 +118,17 @@ class Schedule:
         self.rows[shard][slot] = None
 
     def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Fewer slots where what is busy fits into 3/4, 1/2, 3/8, 1/4, ... of the first number.
+        """Fewer slots where what is busy fits into 3/4, 1/2, 3/8, 1/4, 1/8, 1/16, ... of them.
 
-        Returns the slots to keep [Z, S] and the prompt rows to keep [Z, P], or None where nothing
-        changes. Nothing may be queued.
+        Few sizes, as each is a program of its own. Returns the slots to keep [Z, S] and the prompt
+        rows to keep [Z, P], or None where nothing changes. Nothing may be queued.
         """
         self._drop_finished_prompts()
         busiest = max(sum(row is not None for row in rows) for rows in self.rows)
-        slots = size = self.first_slots
-        while size >= busiest > 0:
-            slots = size
-            if size % 4 == 0 and size * 3 // 4 >= busiest:
-                slots = size * 3 // 4
-            if size % 2:
-                break
-            size //= 2
+        slots = min(size for size in _sizes(self.first_slots) if size >= busiest)
         if slots == self.slots:
             return None
-        held = max(sum(p is not None for p in prompts) for prompts in self.prompts)
-        prompt_rows = max(held, min(self.prompt_rows, slots))
+        prompt_rows = min(self.prompt_rows, slots)
         kept = [_kept(rows, slots) for rows in self.rows]
         kept_prompts = [_kept(prompts, prompt_rows) for prompts in self.prompts]
         self.rows = [[r[i] for i in k] for r, k in zip(self.rows, kept, strict=True)]
@@ -161,6 +153,17 @@ class Schedule:
     def idle(self) -> np.ndarray:
         """bool [Z S]"""
         return np.asarray([row is None for rows in self.rows for row in rows])
+
+
+def _sizes(slots: int) -> list[int]:
+    """Numbers of slots that `shrunk` may choose."""
+    sizes = [slots]
+    if slots % 8 == 0:
+        sizes += [slots * 3 // 4, slots * 3 // 8]
+    while slots % 2 == 0:
+        slots //= 2
+        sizes.append(slots)
+    return sizes
 
 
 def _kept(values: Sequence[object | None], count: int) -> list[int]:
