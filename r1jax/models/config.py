@@ -8,6 +8,7 @@ from r1jax.config import ConfigError
 
 REMAT_POLICIES = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
+KERNELS = ("auto", "xla", "splash", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations; parameters are float32 masters
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
     fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
+    attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
     remat: str = "none"  # what the backward pass recomputes: none, full, dots (keeps matmuls)
 
     def __post_init__(self) -> None:
@@ -46,5 +48,7 @@ class ModelConfig:
             raise ConfigError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
         if self.remat not in REMAT_POLICIES:
             raise ConfigError(f"remat {self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in KERNELS:
+            raise ConfigError(f"attention {self.attention!r} is not one of {', '.join(KERNELS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")

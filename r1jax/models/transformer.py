@@ -23,9 +23,12 @@ from r1jax.models.attention import (
     Cache,
     LayerCache,
     SharedPrefix,
+    attend_by_cudnn,
+    attend_by_segments,
     attend_causally,
     attend_shared,
     attend_with_lse,
+    choose_kernel,
     merge,
     packed_mask,
     rope,
@@ -92,7 +95,7 @@ class Block(nn.Module):
         q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
         if cache is None:
             k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
-            mixed_BLHN = attend_causally(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
+            mixed_BLHN = self._packed_attention(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
         else:
             assert column is not None
             cache = update_cache(cache, k_BLKN, v_BLKN, column)
@@ -123,6 +126,17 @@ class Block(nn.Module):
         q, k, v = jnp.split(y, [heads - 2, heads - 1], axis=3)
         q, k, v = (part.reshape(*y.shape[:2], -1, c.head_dim) for part in (q, k, v))
         return rope(self._normed(q, "query"), sin_cos), rope(self._normed(k, "key"), sin_cos), v
+
+    def _packed_attention(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: jax.Array
+    ) -> jax.Array:
+        """`seen` is the mask [B, L, L], or the segment ids [B, L] for kernels that want those."""
+        kernel = choose_kernel(self.config, self.mesh)
+        if kernel == "splash":
+            return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh)
+        if kernel == "cudnn":
+            return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
+        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen)
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config
@@ -209,7 +223,10 @@ class Transformer(nn.Module):
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
         if cache is None:
             assert segment_ids_BL is not None, "without a cache the rows are packed"
-            mask_BLT = packed_mask(segment_ids_BL, completion_ids_BL)
+            if choose_kernel(c, self.mesh) == "splash":
+                mask_BLT = segment_ids_BL
+            else:
+                mask_BLT = packed_mask(segment_ids_BL, completion_ids_BL)
         else:
             mask_BLT = cache.mask
         sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)

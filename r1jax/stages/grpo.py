@@ -149,7 +149,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
     examples = checked_stream(config)
     use_ref = config.loss.kl_coef > 0
     with (
-        open_run(config, config_dict, workdir, SHOWN, reference=use_ref) as stage,
+        open_run(config, config_dict, workdir, SHOWN, use_ref, config.share_prompts) as stage,
         open_pool(config.rewards, config.graders) as pool,
     ):
         check_shapes(config, stage)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,6 +26,7 @@ from r1jax.metrics import (
     absolute,
     process_use,
 )
+from r1jax.models.attention import choose_kernel
 from r1jax.models.load import ModelSource, open_source
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
@@ -107,14 +109,18 @@ def open_run(
     workdir: str,
     shown: Mapping[str, str],
     reference: bool = False,
+    shared_prompts: bool = False,
 ) -> Iterator[Run]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
 
-    With `reference`, a copy of the initial parameters is kept as `ref_params`.
+    With `reference`, a copy of the initial parameters is kept as `ref_params`. `shared_prompts`:
+    the stage packs completions behind one copy of their prompt.
     """
     path = absolute(workdir)
     mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
+    kernel = choose_kernel(source.config, mesh, shared_prompts)
+    logging.info("attention over packed rows: %s", kernel)
     check_config(path, config_dict)
     schedule = make_schedule(config.optimizer, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -147,7 +153,7 @@ def open_run(
         run = Run(
             workdir=path,
             mesh=mesh,
-            model=Transformer(source.config, mesh),
+            model=Transformer(dataclasses.replace(source.config, attention=kernel), mesh),
             tokenizer=source.tokenizer,
             optimizer=optimizer,
             schedule=schedule,

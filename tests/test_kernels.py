@@ -1,0 +1,189 @@
+"""Attention kernels: splash == XLA in an interpreter, the choice by platform, TPU programs."""
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+
+from r1jax.config import ConfigError
+from r1jax.losses import nll_loss, token_logprobs
+from r1jax.models.attention import (
+    attend_by_segments,
+    attend_causally,
+    choose_kernel,
+    packed_mask,
+)
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import make_mesh, replicated
+from r1jax.train_state import (
+    abstract_params,
+    abstract_state,
+    batch_shardings,
+    make_step,
+    state_shardings,
+)
+from r1jax.types import Batch
+
+CONFIG = ModelConfig(
+    vocab_size=512, embed_dim=128, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=64,
+    ffn_dim=256, max_length=512,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [128, 200])
+def test_splash_is_xla(length: int) -> None:
+    """Values and gradients, for packed segments with padding behind them, grouped heads."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, length, 4, 64))
+    k, v = (jax.random.normal(key, (2, 2, length, 64)) for key in keys[1:3])
+    target = jax.random.normal(keys[3], q.shape)
+    borders = jnp.array([[50, 90, 120], [1, 60, 128]])
+    segments = 1 + jnp.sum(jnp.arange(length)[None, :, None] >= borders[:, None], axis=-1)
+    segments = jnp.where(segments == 4, 0, segments)  # padding
+    real = (segments > 0)[:, :, None, None]
+    mask = packed_mask(segments, None)
+
+    def total(attend: Any) -> Any:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+            mixed = attend(q, k, v) * real
+            return jnp.sum(mixed * target), mixed
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
+    (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, interpret=True))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+class FakeDevice:
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+
+
+def fake_mesh(platform: str) -> Any:
+    class FakeMesh:
+        devices = np.array([FakeDevice(platform)])
+
+    return FakeMesh()
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "shared", "chosen"),
+    [
+        ("cpu", "float32", True, "xla"),
+        ("cpu", "bfloat16", False, "xla"),
+        ("tpu", "bfloat16", False, "splash"),
+        ("tpu", "bfloat16", True, "xla"),
+        ("gpu", "bfloat16", True, "cudnn"),
+        ("gpu", "float32", False, "xla"),
+    ],
+)
+def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) -> None:
+    config = replace(CONFIG, dtype=dtype)
+    assert choose_kernel(config, fake_mesh(platform), shared) == chosen
+    assert choose_kernel(replace(config, attention=chosen), fake_mesh(platform), shared) == chosen
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "shared", "message"),
+    [
+        ("splash", "cpu", False, "attention 'splash' runs on TPUs; the mesh is of cpus"),
+        ("cudnn", "tpu", False, "attention 'cudnn' runs on GPUs; the mesh is of tpus"),
+        ("splash", "tpu", True, "set config.share_prompts to False"),
+    ],
+)
+def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_kernel(replace(CONFIG, attention=kernel), fake_mesh(platform), shared)
+
+
+# -- the real TPU compiler, without a TPU ----------------------------------------------------------
+
+tpu_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs pip install -e '.[tpu]'"
+)
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+
+
+def tpu_mesh(topology: str, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    return make_mesh(sizes, topologies.get_topology_desc(topology, "tpu").devices)
+
+
+def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
+    whole = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, rows, length), jnp.float32)
+    batch = Batch(whole, whole, whole, whole, mask, lengths=jax.ShapeDtypeStruct((9,), jnp.float32))
+    return jax.tree.map(with_sharding, batch, batch_shardings(batch, mesh))
+
+
+def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+@tpu_compiler
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = tpu_mesh(topology, {"fsdp": 2, "tensor": 2}, monkeypatch)
+    config = replace(CONFIG, dtype="bfloat16")
+    model = Transformer(config, mesh)
+    optimizer = optax.adamw(1e-3)
+    shardings = state_shardings(config, optimizer, mesh)
+    state = abstract_state(config, optimizer, shardings)
+
+    def loss_fn(params: Any, batch: Batch) -> Any:
+        logprobs, _ = token_logprobs(model, params, batch, 1.0, 128)
+        return nll_loss(logprobs, batch)
+
+    step = make_step(loss_fn, optimizer, optax.constant_schedule(1e-3), shardings)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    program = step.lower(state, abstract_batch(mesh, 4, 512), count).compile()  # type: ignore[attr-defined]
+    text = program.as_text()
+    assert "tpu_custom_call" in text, "no Mosaic kernel"
+    assert "splash" in text
+    assert "all-gather" in text
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes >= state_bytes / 4  # donated
+
+
+@tpu_compiler
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = tpu_mesh(topology, {"data": 2, "tensor": 2}, monkeypatch)
+    config = replace(CONFIG, dtype="bfloat16")
+    engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
+    slots, columns, prompts = 32, 256, 10
+
+    def abstract(function: Any, *args: Any) -> Any:
+        return jax.eval_shape(lambda: function(*args))
+
+    state = abstract(engine._empty.__wrapped__, engine, 2 * slots, columns)
+    prefix = abstract(engine._empty_prefix.__wrapped__, engine, prompts, 128)
+    prefix = replace(
+        prefix,
+        members=jax.ShapeDtypeStruct((2, prompts, 8), jnp.int32),
+        places=jax.ShapeDtypeStruct((2, slots), jnp.int32),
+    )
+    params = jax.eval_shape(engine._prepare_params, abstract_params(config))
+    params = jax.tree.map(with_sharding, params, engine._param_shardings())
+    idle = jax.ShapeDtypeStruct((2 * slots,), jnp.bool_)
+    program = engine._decode.lower(
+        params, state, prefix, idle, sampling=SamplingConfig(max_tokens=1), steps=8
+    ).compile()
+    layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.layers))
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes >= layers / 4
+    assert memory.temp_size_in_bytes < layers / 4, "a second cache"
