@@ -163,7 +163,7 @@ def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"data": 2, "tensor": 2}, monkeypatch)
-    config = replace(CONFIG, dtype="bfloat16")
+    config = replace(CONFIG, dtype="bfloat16", head_dim=128)
     engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
     slots, columns, prompts = 32, 256, 10
 
