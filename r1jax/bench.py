@@ -40,22 +40,24 @@ from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
 from r1jax.metrics import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
 
-CONFIG = define_config("FILE.py[:arg,arg=value] of a GRPO run.")
-OUTPUT = flags.DEFINE_string("output", None, "FILE.json for the figures.")
-flags.mark_flag_as_required("config")
-
 PEAK_SIZE, PEAK_TRIES = 2048, 10
 
 
+def define_flags() -> None:
+    define_config("FILE.py[:arg,arg=value] of a GRPO run.")
+    flags.DEFINE_string("output", None, "FILE.json for the figures.")
+    flags.mark_flag_as_required("config")
+
+
 def main() -> None:
-    config = CONFIG.value
+    config, output = flags.FLAGS.config, flags.FLAGS.output
     if config.get("stage") != "grpo":
         raise ConfigError(f"config.stage {config.get('stage')!r}: bench times stage 'grpo'")
     set_up_jax()
     figures = bench(config)
     print_figures(figures)
-    if OUTPUT.value:
-        write_atomic(absolute(OUTPUT.value), (json.dumps(figures, indent=2) + "\n").encode())
+    if output:
+        write_atomic(absolute(output), (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def bench(config: ConfigDict) -> dict[str, Any]:
@@ -179,4 +181,5 @@ def print_figures(figures: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     run_command(main)

@@ -81,21 +81,31 @@ def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) 
 def attend(
     q_BLHN: jax.Array, k_BKTN: jax.Array, v_BKTN: jax.Array, mask_BLT: jax.Array
 ) -> jax.Array:
-    """Softmax attention, scores in float32 -> [B, L, H, N].
+    """Softmax attention, scores in float32 -> [B, L, H, N]."""
+    probs_BHLT = jax.nn.softmax(_scores(q_BLHN, k_BKTN, mask_BLT), axis=-1)
+    return _mixed(probs_BHLT, v_BKTN).swapaxes(1, 2)
 
-    The queries that share a kv head lie in one axis M = (H / K) L, so that both products are plain
-    batched matmuls without a transposed copy of keys or values.
+
+def _scores(q_BLHN: jax.Array, k_BKTN: jax.Array, mask_BLT: jax.Array) -> jax.Array:
+    """Scaled and masked, float32 [B, H, L, T].
+
+    The queries that share a kv head lie in one axis M = (H / K) L, so that this product and the
+    next are plain batched matmuls without a transposed copy of keys or values.
     """
     batch, length, heads, head_dim = q_BLHN.shape
     kv_heads, columns = k_BKTN.shape[1:3]
     q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkmn,bktn->bkmt", q_BKMN, k_BKTN, preferred_element_type=jnp.float32)
     bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
-    scores = scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
-    probs = jax.nn.softmax(scores, axis=-1)
-    probs_BKMT = probs.astype(v_BKTN.dtype).reshape(batch, kv_heads, -1, columns)
-    mixed_BKMN = jnp.einsum("bkmt,bktn->bkmn", probs_BKMT, v_BKTN)
-    return mixed_BKMN.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+    return scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
+
+
+def _mixed(weights_BHLT: jax.Array, v_BKTN: jax.Array) -> jax.Array:
+    """Values, summed by weight [B, H, L, N]."""
+    batch, heads, length, columns = weights_BHLT.shape
+    weights = weights_BHLT.astype(v_BKTN.dtype).reshape(batch, v_BKTN.shape[1], -1, columns)
+    mixed_BKMN = jnp.einsum("bkmt,bktn->bkmn", weights, v_BKTN)
+    return mixed_BKMN.reshape(batch, heads, length, -1)
 
 
 def attend_causally(
@@ -122,19 +132,12 @@ def attend_with_lse(
 
     A query that sees nothing has a denominator near exp(MASKED): merged, it weighs nothing.
     """
-    batch, length, heads, head_dim = q_BLHN.shape
-    kv_heads, columns = k_BKTN.shape[1:3]
-    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bkmn,bktn->bkmt", q_BKMN, k_BKTN, preferred_element_type=jnp.float32)
-    bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]
-    scores = scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
-    top = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    total_BHL = weights.sum(axis=-1)
-    weights_BKMT = weights.astype(v_BKTN.dtype).reshape(batch, kv_heads, -1, columns)
-    mixed = jnp.einsum("bkmt,bktn->bkmn", weights_BKMT, v_BKTN)
-    mixed_BHLN = mixed.reshape(batch, heads, length, head_dim) / total_BHL[..., None]
-    lse_BHL = top[..., 0] + jnp.log(total_BHL)
+    scores_BHLT = _scores(q_BLHN, k_BKTN, mask_BLT)
+    top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
+    weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
+    total_BHL1 = weights_BHLT.sum(axis=-1, keepdims=True)
+    mixed_BHLN = _mixed(weights_BHLT, v_BKTN) / total_BHL1
+    lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
     return mixed_BHLN.swapaxes(1, 2).astype(v_BKTN.dtype), lse_BHL.swapaxes(1, 2)
 
 

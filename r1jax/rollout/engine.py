@@ -119,6 +119,7 @@ class Engine:
         self.model = Transformer(self.model_config, mesh)
         self.stop_ids = tuple(stop_ids)
         self.statistics = Statistics()
+        self._note = ""  # of the last memory plan
         self.shards = 1
         if mesh is not None:
             self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
@@ -210,7 +211,8 @@ class Engine:
             devices=jax.local_devices() if self.mesh is None else self.mesh.local_devices,
             tensor=1 if self.mesh is None else self.mesh.shape["tensor"],
         )
-        if memory.note:
+        if memory.note != self._note:
+            self._note = memory.note
             logging.info("%s", memory.note)
         if jax.process_count() > 1:  # hosts may see different amounts of free memory
             fewest = int(multihost_utils.process_allgather(np.int32(memory.slots)).min())

@@ -313,6 +313,7 @@ def rollouts_of(
         seconds = stage.timer.read("rollout")
         stage.clocks["rollout/tokens_per_s"] = engine.statistics.tokens / seconds
         stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
+        stage.clocks["rollout/slots"] = engine.statistics.slots
         stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
         stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
     questions = {prompt.example.id: prompt.example for prompt in prompts}
