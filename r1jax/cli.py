@@ -39,7 +39,8 @@ def _use_huge_pages() -> None:
     is set already, if only to nothing, is left as it is.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if sys.platform == "linux" and spec is not None and "GLIBC_TUNABLES" not in os.environ:
+    ours = spec is not None and spec.name.startswith("r1jax.")  # python -m r1jax.NAME
+    if ours and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
-from r1jax.cli import set_up_jax
+from r1jax.cli import _use_huge_pages, set_up_jax
 from r1jax.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -161,3 +162,29 @@ def test_processes_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES must be a number, not 'two'"):
         set_up_jax()
+
+
+@pytest.mark.parametrize(
+    ("module", "tunables", "restarts"),
+    [("r1jax.train", None, True), ("r1jax.train", "", False), ("pytest.__main__", None, False)],
+)
+def test_huge_pages(
+    module: str, tunables: str | None, restarts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command restarts itself once, with the same arguments; nobody else does."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, argv: started.append([path, *argv]))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module, None))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", module, "--config=x"])
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("GLIBC_TUNABLES", "restored afterwards")
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    _use_huge_pages()
+    arguments = ["-X", "dev", "-m", module, "--config=x"]
+    assert started == ([[sys.executable, sys.executable, *arguments]] if restarts else [])
+    if restarts:
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+        _use_huge_pages()
+        assert len(started) == 1
