@@ -286,8 +286,8 @@ def test_ten_thousand_completions_need_no_more_memory() -> None:
         programs.append(process_use()["compile/programs"])
         memory.append(sum(x.nbytes for x in jax.live_arrays()))
     assert memory[-1] <= memory[4] * 1.01
-    assert programs[-1] - programs[4] <= 12  # sizes that had not come up yet
-    assert programs[-1] - programs[14] <= 3
+    assert programs[-1] - programs[0] <= 60
+    assert programs[-1] - programs[9] <= 12  # sizes that come up late
     with open("/proc/self/statm", encoding="ascii") as file:
         resident = int(file.read().split()[1]) * 4096
     assert resident < 6 << 30

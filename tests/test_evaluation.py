@@ -38,7 +38,7 @@ class FakeEngine:
         self.prompts: list[list[int]] = []
 
     def generate(
-        self, params: Any, prompts: Any, sampling: Any, key: Any, group_size: int
+        self, params: Any, prompts: Any, sampling: Any, key: Any, group_size: int, stop_check: Any
     ) -> Iterator[Completion]:
         self.prompts = [prompt.tolist() for prompt in prompts]
         for p, texts in reversed(list(enumerate(self.texts))):
