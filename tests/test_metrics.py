@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from r1jax.metrics import (
     Timer,
     drop_after,
     plain_number,
+    process_use,
     read_jsonl,
     read_metrics,
     write_jsonl_atomic,
@@ -157,8 +159,20 @@ def test_timer_adds_up() -> None:
     for _ in range(2):
         with timer("sleep"):
             time.sleep(0.01)
-    assert timer.pop()["seconds/sleep"] >= 0.02
-    assert timer.pop() == {}
+    seconds = timer.pop()
+    assert seconds["seconds/total"] >= seconds["seconds/sleep"] >= 0.02
+    rest = timer.pop()
+    assert list(rest) == ["seconds/total"]
+    assert 0 <= rest["seconds/total"] < 0.02  # counted from the last pop
+
+
+def test_compilations_are_counted() -> None:
+    before = process_use()
+    jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+    after = process_use()
+    assert after["compile/programs"] > before["compile/programs"]
+    assert after["compile/seconds"] > before["compile/seconds"]
+    assert after["memory/host_peak_mib"] > 10
 
 
 def test_progress_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
