@@ -173,7 +173,8 @@ class Block(nn.Module):
         if c.fused:
             axes = ["embed", "gate_up", "ffn"]
             gate_up_D2F = self._param("gate_up", [c.embed_dim, 2, c.ffn_dim], axes)
-            both = project(x_BLD, gate_up_D2F)
+            # Not flattened by `project`: `tensor` splits F, which is not the outer axis of 2 F.
+            both = jnp.einsum("bld,dcf->blcf", x_BLD, gate_up_D2F)
             gate_BLF, up_BLF = both[:, :, 0], both[:, :, 1]
         else:
             gate_BLF = project(

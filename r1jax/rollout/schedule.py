@@ -1,4 +1,4 @@
-"""Which completion decodes where: the engine's book-keeping on the host, without any arrays.
+"""Which completion decodes where: the engine's book-keeping, on the host alone.
 
 Every process of a run holds the same Schedule and tells it the same things, so all take the same
 decisions. Rows and prompts are split over the shards of the mesh's batch axes; a row reads a prompt
