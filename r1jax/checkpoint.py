@@ -29,7 +29,7 @@ from r1jax.metrics import METRICS, SAMPLES, absolute, write_atomic
 CHECKPOINTS, STATE, EXTRA, MANIFEST = "checkpoints", "state", "extra.json", "manifest.json"
 CONFIG, MODEL, PARAMS, TOKENIZER = "config.json", "model.json", "params.safetensors", "tokenizer"
 # A run has begun when one of these isn't empty.
-PROGRESS = (METRICS, SAMPLES, "rollouts", "candidates.jsonl", CHECKPOINTS)
+PROGRESS = (METRICS, SAMPLES, "rollouts", "kept", "candidates.jsonl", "data.jsonl", CHECKPOINTS)
 FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
 
 # Orbax tells of every save in a dozen lines.
@@ -269,8 +269,12 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict) -> Non
     """
     path = absolute(workdir) / CONFIG
     new = jsonable(config)
-    if path.exists() and any(_has_content(path.parent / name) for name in PROGRESS):
-        _refuse_changes(path, _flat(json.loads(path.read_text())), _flat(new))
+    begun = path.exists() and any(_has_content(path.parent / name) for name in PROGRESS)
+    if begun and (differing := changes(json.loads(path.read_text()), new)):
+        raise ConfigError(
+            f"{path} is of a run with another config ({'; '.join(differing)}); "
+            "take another --workdir, or the config of that run"
+        )
     if jax.process_index() == 0:
         write_atomic(path, _json(new))
 
@@ -293,17 +297,16 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(config, sep=".", keep_empty_nodes=True)
 
 
-def _refuse_changes(path: epath.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    keys = [key for key in old | new if key.split(".")[0] not in FREE_KEYS]
-    changes = [f"added: {key} {new[key]!r}" for key in keys if key not in old]
-    changes += [f"removed: {key} {old[key]!r}" for key in keys if key not in new]
-    changes += [
-        f"changed: {key} {old[key]!r} -> {new[key]!r}"
-        for key in keys
-        if key in old and key in new and old[key] != new[key]
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs in JSON, in words; FREE_KEYS may differ."""
+    before, after = _flat(dict(old)), _flat(dict(new))
+    keys = [key for key in before | after if key.split(".")[0] not in FREE_KEYS]
+    return [
+        *(f"added: {key} {after[key]!r}" for key in keys if key not in before),
+        *(f"removed: {key} {before[key]!r}" for key in keys if key not in after),
+        *(
+            f"changed: {key} {before[key]!r} -> {after[key]!r}"
+            for key in keys
+            if key in before and key in after and before[key] != after[key]
+        ),
     ]
-    if changes:
-        raise ConfigError(
-            f"{path} is of a run with another config ({'; '.join(changes)}); "
-            "take another --workdir, or the config of that run"
-        )

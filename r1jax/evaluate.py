@@ -7,7 +7,7 @@ MODEL is a workdir or checkpoint of r1jax, a Hugging Face directory or a .gguf f
 
     benchmarks  {NAME: {"data": {"path": FILE.jsonl} or {"function": "module:function", "args"},
                 "num_samples", "template", "max_prompt_tokens", "sampling": {"max_tokens",
-                "temperature", "top_p", "top_k", "min_p"}, "prefix", "rewards"}}
+                "temperature", "top_p", "top_k", "min_p"}, "prefix", "rewards", "reward_models"}}
     seed, mesh, engine, graders    as in training; all have defaults
 
 The config of a GRPO run will do too: its section `evaluation` is taken. Writes DIR/NAME.jsonl, a
@@ -17,49 +17,16 @@ repeats only the benchmarks that were not finished.
 
 from __future__ import annotations
 
-import functools
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import dataclasses
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax import report
-from r1jax.checkpoint import MANIFEST, Checkpoints
 from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
 from r1jax.config import ConfigError, section
-from r1jax.data.tokenizer import Tokenizer
-from r1jax.evaluation import (
-    BenchmarkConfig,
-    Metrics,
-    check_benchmark,
-    load_examples,
-    run_benchmark,
-    summarise,
-    write_results,
-)
-from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
-from r1jax.models.load import OpenModel, open_model
-from r1jax.rewards.sandbox import choose_sandbox
-from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
-from r1jax.sharding import make_mesh
-from r1jax.types import Example, Rollout
-
-ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is asked of a model; `mesh`, `engine` and `graders` say how, not what."""
-
-    benchmarks: dict[str, BenchmarkConfig]
-    seed: int = 0
-    mesh: dict[str, int] = field(default_factory=dict)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    graders: GraderConfig = field(default_factory=GraderConfig)
+from r1jax.metrics import absolute
+from r1jax.stages.evaluate import EvaluateConfig, evaluate
 
 
 def read_config(config: ConfigDict) -> EvaluateConfig:
@@ -79,101 +46,6 @@ def read_config(config: ConfigDict) -> EvaluateConfig:
     return found
 
 
-def evaluate(model: str, config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metrics]:
-    """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
-    choose_sandbox(config.graders.sandbox)
-    opened, directory = open_model(model), absolute(workdir)
-    examples = {}
-    for name, benchmark in config.benchmarks.items():
-        check_benchmark(benchmark, opened.config.max_length, f"benchmark {name}")
-        examples[name] = load_examples(benchmark, f"config.benchmarks.{name}")
-    asked = {"model": str(absolute(model)), "step": model_step(model), "seed": config.seed}
-    _check_asked(directory, config, asked)
-    rollouts = {
-        name: [from_row(row) for row in read_jsonl(_file(directory, name))]
-        for name in config.benchmarks
-        if _file(directory, name).exists()
-    }
-    todo = [name for name in config.benchmarks if name not in rollouts]
-    if todo:
-        _run(opened, config, {name: examples[name] for name in todo}, directory, rollouts)
-    results = {
-        name: _summary(benchmark, examples[name], opened.tokenizer, rollouts[name])
-        for name, benchmark in config.benchmarks.items()
-    }
-    write_results(directory, results, {}, asked)
-    return results
-
-
-def model_step(model: str) -> int:
-    """The training step of MODEL; 0 where it has none."""
-    path = absolute(model)
-    if (path / MANIFEST).exists():
-        return int(path.name)
-    return Checkpoints(path).latest_step() or 0
-
-
-def _file(directory: epath.Path, benchmark: str) -> epath.Path:
-    return directory / f"{benchmark}.jsonl"
-
-
-def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
-    """Refuses to mix the completions of two models or two configs in one workdir."""
-    benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
-    asked = json.loads(json.dumps(about | {"benchmarks": benchmarks}))
-    path = directory / ASKED
-    begun = any(_file(directory, name).exists() for name in benchmarks)
-    if begun and path.exists():
-        old = json.loads(path.read_text())
-        different = [key for key in asked if old.get(key) != asked[key]]
-        if different:
-            raise ConfigError(
-                f"{directory} holds an evaluation with another {' and '.join(different)};"
-                " take another --workdir"
-            )
-    write_atomic(path, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _run(
-    opened: OpenModel,
-    config: EvaluateConfig,
-    examples: dict[str, list[Example]],
-    directory: epath.Path,
-    rollouts: dict[str, list[Rollout]],
-) -> None:
-    """Samples and grades these benchmarks; each is written down as it ends."""
-    mesh = make_mesh(config.mesh)
-    params = opened.load(mesh, config.seed)
-    engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, mesh)
-    for name, items in examples.items():
-        benchmark = config.benchmarks[name]
-        with Progress(name, len(items) * benchmark.num_samples, 0, {}) as progress:
-            _, rollouts[name] = run_benchmark(
-                benchmark,
-                items,
-                engine,
-                params,
-                opened.tokenizer,
-                config.seed,
-                config.graders,
-                functools.partial(progress.update, values={}),
-            )
-        write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
-
-
-def _summary(
-    benchmark: BenchmarkConfig,
-    examples: list[Example],
-    tokenizer: Tokenizer,
-    rollouts: list[Rollout],
-) -> Metrics:
-    prompts = [
-        make_prompt(e, tokenizer, benchmark.template, benchmark.max_prompt_tokens, benchmark.prefix)
-        for e in examples
-    ]
-    return summarise(prompts, rollouts, benchmark.num_samples)
-
-
 def define_flags() -> None:
     flags.DEFINE_string("model", None, "Model to evaluate.", required=True)
     define_config("FILE.py[:arg] with the benchmarks.")
@@ -182,11 +54,11 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    model, workdir = flags.FLAGS.model, flags.FLAGS.workdir
-    config = read_config(flags.FLAGS.config)
+    workdir = flags.FLAGS.workdir
+    config = dataclasses.replace(read_config(flags.FLAGS.config), model=flags.FLAGS.model)
     set_up_jax()
     with lock_workdir(workdir):
-        evaluate(model, config, workdir)
+        evaluate(config, workdir)
     report.print_evaluation(workdir)
     print(f"completions and results.json are in {absolute(workdir)}")
 

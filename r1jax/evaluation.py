@@ -18,6 +18,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import plain_number, write_atomic, write_jsonl_atomic
 from r1jax.passk import cons_at_k, mean_and_standard_error, pass_at_k
 from r1jax.rewards import TASKS, check_example, final_answer, reflective_words, same_answer
+from r1jax.rewards.learned_reward import LearnedReward, LearnedRewards
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import (
     GraderConfig,
@@ -28,6 +29,7 @@ from r1jax.rollout.graded import (
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import make_mesh
 from r1jax.types import Example, Rollout
 
 RESULTS = "results.json"
@@ -50,6 +52,7 @@ class BenchmarkConfig:
     rewards: dict[str, Any] = field(
         default_factory=lambda: {STRICT: 1.0, LENIENT: 0.0, "format": 0.0}
     )
+    reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores
 
 
 def load_examples(config: BenchmarkConfig, key: str) -> list[Example]:
@@ -87,19 +90,24 @@ def run_benchmark(
             config.num_samples,
             on_completion,
         )
+    if config.reward_models:
+        learned = LearnedRewards(config.reward_models, engine.mesh or make_mesh())
+        rollouts = learned.added(rollouts, examples)
     return summarise(prompts, rollouts, config.num_samples), rollouts
 
 
 def summarise(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], k: int) -> Metrics:
-    """pass@1 with its standard error over problems, pass@k, cons@k, length, format, by level."""
+    """pass@1 with its standard error over problems, pass@k, cons@k, by level; length; the means of
+    the other rewards (format, language, reward models) under their names."""
     groups = [rollouts[i * k : (i + 1) * k] for i in range(len(prompts))]
     examples = [prompt.example for prompt in prompts]
     metrics: Metrics = {"problems": len(examples), "samples": k}
     for name, prefix in ((STRICT, ""), (LENIENT, "lenient_")):
         if name in rollouts[0].reward_breakdown:
             metrics |= _accuracies(examples, groups, name, prefix, k)
-    if "format" in rollouts[0].reward_breakdown:
-        metrics["format"] = _mean(r.reward_breakdown["format"] for r in rollouts)
+    for name in rollouts[0].reward_breakdown:
+        if name not in (STRICT, LENIENT):  # format, language, reward models, ...
+            metrics[name] = _mean(r.reward_breakdown[name] for r in rollouts)
     lengths = [len(r.completion.tokens) for r in rollouts]
     metrics["length"] = _mean(lengths)
     metrics["truncated"] = _mean(r.completion.finish_reason == "length" for r in rollouts)

@@ -65,6 +65,57 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
     return figures
 
 
+KINDS = {  # a stage's kind -> its colour in the picture of a pipeline
+    "sft": "#0072B2",
+    "grpo": "#D55E00",
+    "reward_model": "#CC79A7",
+    "rejection": "#009E73",
+    "mixture": "#009E73",
+    "preferences": "#009E73",
+    "evaluate": "#999999",
+}
+
+
+def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """PNG of what came from what; `stages` is that of pipeline.json. Evaluations are left out."""
+    shown = {name: stage for name, stage in stages.items() if stage["stage"] != "evaluate"}
+    places = _places(shown)
+    width = 1 + max((x for x, _ in places.values()), default=0)
+    height = 1 + max((y for _, y in places.values()), default=0)
+    figure = Figure(figsize=(1.7 * width + 0.6, 0.85 * height + 0.6), layout="constrained", dpi=150)
+    ax = figure.subplots()
+    for name, stage in shown.items():
+        x, y = places[name]
+        for other in stage["reads"]:
+            if other in places:
+                arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 30, "shrinkB": 30}
+                arrow["connectionstyle"] = "arc3,rad=-0.15"
+                ax.annotate(
+                    "", (x, -y), xytext=(places[other][0], -places[other][1]), arrowprops=arrow
+                )
+        colour = KINDS.get(stage["stage"], "#000000")
+        box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
+        box["ls"] = "-" if stage["complete"] else "--"
+        text = f"{name}\n{stage['stage']}"
+        ax.text(x, -y, text, ha="center", va="center", fontsize=8, color=colour, bbox=box)
+    ax.set_xlim(-0.6, width - 0.4)
+    ax.set_ylim(0.6 - height, 0.6)
+    ax.axis("off")
+    return _png(figure)
+
+
+def _places(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """(column, row) of each stage: right of all that it reads, below what stands there already."""
+    places: dict[str, tuple[int, int]] = {}
+    for name, stage in stages.items():
+        column = max(
+            (places[other][0] + 1 for other in stage["reads"] if other in places), default=0
+        )
+        row = sum(x == column for x, _ in places.values())
+        places[name] = (column, row)
+    return places
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

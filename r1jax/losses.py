@@ -179,6 +179,45 @@ def clipped_surrogate(
     return jnp.minimum(ratio * advantages, clipped * advantages)
 
 
+def clipped_weights(
+    ratio: jax.Array, advantages: jax.Array, clip_eps_low: float, clip_eps_high: float
+) -> jax.Array:
+    """clip(ratio, 1 - low, 1 + high) A with the gradient of the unclipped ratio (CISPO eq 4).
+
+    Its gradient is clip(ratio) A d log pi: a clipped token still counts, with a bounded weight.
+    """
+    clipped = jnp.clip(ratio, 1.0 - clip_eps_low, 1.0 + clip_eps_high)
+    own = ratio / jax.lax.stop_gradient(ratio)  # 1, with the gradient of log pi
+    return jax.lax.stop_gradient(clipped) * own * advantages
+
+
+SURROGATES: dict[str, Callable[..., jax.Array]] = {
+    "clipped": clipped_surrogate,
+    "cispo": clipped_weights,
+}
+
+
+def token_ratio(log_ratio_BL: jax.Array, batch: Batch) -> jax.Array:
+    """pi / pi_old of each token (R1 eq 1, DeepSeekMath eq 3)."""
+    return jnp.exp(log_ratio_BL)
+
+
+def sequence_ratio(log_ratio_BL: jax.Array, batch: Batch) -> jax.Array:
+    """(pi / pi_old of the completion)^(1 / its length), the same at each of its tokens (GSPO eq 7).
+
+    A completion lies in one row, so its tokens are all here.
+    """
+    zeros = jnp.zeros(batch.lengths.shape, log_ratio_BL.dtype)
+    sums_C = zeros.at[batch.completion_ids].add(log_ratio_BL * batch.loss_mask)
+    return jnp.exp(sums_C / batch.lengths)[batch.completion_ids]
+
+
+RATIOS: dict[str, Callable[[jax.Array, Batch], jax.Array]] = {
+    "token": token_ratio,
+    "sequence": sequence_ratio,
+}
+
+
 def kl_k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """pi_ref / pi - log(pi_ref / pi) - 1 >= 0, an unbiased estimate of the KL (R1 eq 2)."""
     log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -243,6 +282,8 @@ class GrpoLossConfig:
     clip_eps_high: float = 0.2
     kl_coef: float = 0.001
     loss_agg: str = "sequence_mean"
+    ratio: str = "token"  # "sequence": GSPO
+    surrogate: str = "clipped"  # "cispo"
 
 
 def grpo_loss(
@@ -263,9 +304,9 @@ def grpo_loss(
     if old_BL is None:
         old_BL = jax.lax.stop_gradient(logprobs_BL)
     log_ratio_BL = jnp.clip((logprobs_BL - old_BL) * mask_BL, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_BL = jnp.exp(log_ratio_BL)
+    ratio_BL = RATIOS[config.ratio](log_ratio_BL, batch)
     advantages_BL = batch.advantages[batch.completion_ids]
-    surrogate_BL = clipped_surrogate(
+    surrogate_BL = SURROGATES[config.surrogate](
         ratio_BL, advantages_BL, config.clip_eps_low, config.clip_eps_high
     )
     objective_BL = surrogate_BL

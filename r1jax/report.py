@@ -6,12 +6,8 @@ Reads config.json, metrics.jsonl, evaluations/STEP/results.json (of training) an
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,17 +15,24 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import rich.box
 from etils import epath
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from r1jax.config import DataError
 from r1jax.data.tokenizer import load_tokenizer
-from r1jax.metrics import METRICS, absolute, read_metrics, write_atomic
+from r1jax.html_report import Question, Sample, html_page
+from r1jax.metrics import METRICS, SAMPLES, absolute, read_jsonl, read_metrics, write_atomic
+from r1jax.table import (
+    MISSING,
+    Cell,
+    Table,
+    print_rich,
+    text_of,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 
 PAPER = Path(__file__).parent / "paper.json"
-MISSING = "-"
 FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
 NUM_SAMPLES = 6  # completions shown in samples.md
@@ -45,6 +48,8 @@ class Evaluation:
     step: int
     benchmarks: Mapping[str, Mapping[str, float]]
     directory: epath.Path
+    model: str = ""  # MODEL, where `evaluate` wrote it
+    label: str = ""  # the model's name
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class Run:
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, by step
     evaluations: Sequence[Evaluation]  # by step
+
+    @property
+    def label(self) -> str:
+        """What the newest evaluation says the model is called, or the workdir's name."""
+        return next((e.label for e in self.evaluations[::-1] if e.label), self.name)
 
 
 def read_run(workdir: epath.PathLike) -> Run:
@@ -80,7 +90,8 @@ def _has_config(path: epath.Path) -> bool:
 def _read_evaluation(directory: epath.Path) -> Evaluation:
     try:
         values = json.loads((directory / "results.json").read_text())
-        return Evaluation(values["step"], values["benchmarks"], directory)
+        about = {key: str(values.get(key, "")) for key in ("model", "label")}
+        return Evaluation(values["step"], values["benchmarks"], directory, **about)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
 
@@ -106,106 +117,6 @@ def _common_name(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
     return stems.pop() if len(names) > 1 and len(stems) == 1 else ", ".join(names)
-
-
-# ---- tables ----
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number with its spread, or nothing."""
-
-    value: float | None
-    spread: float | None = None
-    digits: int = 1
-
-    @property
-    def text(self) -> str:
-        return MISSING if _absent(self.value) else self.number + self._spread_text
-
-    @property
-    def number(self) -> str:
-        return MISSING if _absent(self.value) else f"{self.value:,.{self.digits}f}"
-
-    @property
-    def _spread_text(self) -> str:
-        return "" if _absent(self.spread) else f" ± {self.spread:,.{self.digits}f}"
-
-
-def _absent(value: float | None) -> bool:
-    return value is None or math.isnan(value)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of texts and cells under a header."""
-
-    name: str  # of its files
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    note: str = ""
-
-
-def text_of(cell: str | Cell) -> str:
-    return cell if isinstance(cell, str) else cell.text
-
-
-def to_markdown(table: Table) -> str:
-    rows = [table.header, *([text_of(cell) for cell in row] for row in table.rows)]
-    numbers = _number_columns(table)
-    rule = ["---:" if i in numbers else "---" for i in range(len(table.header))]
-    lines = [rows[0], rule, *rows[1:]]
-    body = "".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |\n" for r in lines)
-    return f"### {table.title}\n\n{body}" + (f"\n{table.note}\n" if table.note else "")
-
-
-def to_csv(table: Table) -> str:
-    """Numbers and their spreads in columns of their own."""
-    numbers = _number_columns(table)
-    names = [[n, f"{n} ±"] if i in numbers else [n] for i, n in enumerate(table.header)]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([name for pair in names for name in pair])
-    for row in table.rows:
-        values = [_csv_values(cell, i in numbers) for i, cell in enumerate(row)]
-        writer.writerow([value for pair in values for value in pair])
-    return out.getvalue()
-
-
-def _csv_values(cell: str | Cell, is_number: bool) -> list[str]:
-    if isinstance(cell, str):
-        return [cell, MISSING] if is_number else [cell]
-    return [_plain(cell.value, cell.digits), _plain(cell.spread, cell.digits)]
-
-
-def _plain(value: float | None, digits: int) -> str:
-    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def to_latex(table: Table) -> str:
-    """A tabular for the package booktabs."""
-    numbers = _number_columns(table)
-    columns = "".join("r" if i in numbers else "l" for i in range(len(table.header)))
-    lines = [" & ".join(map(_latex, table.header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(_latex(text_of(cell)) for cell in row) + r" \\" for row in table.rows]
-    body = "\n".join(lines)
-    caption = f"% {table.title}. {table.note}".replace("\n", " ").rstrip()
-    return (
-        f"{caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n"
-        "\\end{tabular}\n"
-    )
-
-
-def _latex(text: str) -> str:
-    if text == MISSING:
-        return "--"
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
-    return escaped.replace("±", r"$\pm$").replace("→", r"$\to$")
-
-
-def _number_columns(table: Table) -> set[int]:
-    return {i for row in table.rows for i, cell in enumerate(row) if isinstance(cell, Cell)}
 
 
 # ---- base against what came of it ----
@@ -290,7 +201,7 @@ def _rows_for(runs: Sequence[Run], benchmark: str) -> list[Row]:
     """ROWS with k in its place; without the rows of k where k is 1."""
     found = [e.benchmarks.get(benchmark, {}) for run in runs for e in run.evaluations]
     k = int(max((values.get("samples", 1) for values in found), default=1))
-    return [_with_k(row, k) for row in ROWS if k > 1 or "{k}" not in row.metric]
+    return [with_k(row, k) for row in ROWS if k > 1 or "{k}" not in row.metric]
 
 
 def _result_cells(runs: Sequence[Run], benchmark: str, row: Row) -> list[Cell]:
@@ -371,9 +282,9 @@ def models_table(runs: Sequence[Run]) -> Table:
     row = ROWS[0]
     names = list(dict.fromkeys(name for run in runs for name in run.evaluations[-1].benchmarks))
     rows: list[Sequence[str | Cell]] = [
-        [name, *(_last_cell(run, name, row) for run in runs)] for name in names
+        [name, *(last_cell(run, name, row) for run in runs)] for name in names
     ]
-    header = ["pass@1 (%)", *(run.name for run in runs)]
+    header = ["pass@1 (%)", *(run.label for run in runs)]
     return Table("models", "Models", header, rows, ERROR)
 
 
@@ -384,18 +295,18 @@ def evaluation_table(run: Run) -> Table:
     rows: list[Sequence[str | Cell]] = []
     for name, values in run.evaluations[-1].benchmarks.items():
         k = int(values["samples"])
-        cells = [_last_cell(run, name, _with_k(row, k)) for row in chosen]
+        cells = [last_cell(run, name, with_k(row, k)) for row in chosen]
         rows.append([name, Cell(values["problems"], None, 0), Cell(k, None, 0), *cells])
     labels = [row.label.format(k="k").replace(" strict", "") for row in chosen]
     header = ["Benchmark", "Problems", "k", *labels]
     return Table("benchmarks", f"Results: {run.name}", header, rows, f"{ERROR} {EXPLAINED}")
 
 
-def _with_k(row: Row, k: int) -> Row:
+def with_k(row: Row, k: int) -> Row:
     return replace(row, label=row.label.format(k=k), metric=row.metric.format(k=k))
 
 
-def _last_cell(run: Run, benchmark: str, row: Row) -> Cell:
+def last_cell(run: Run, benchmark: str, row: Row) -> Cell:
     values = run.evaluations[-1].benchmarks.get(benchmark, {})
     numbers = [values.get(name) for name in (row.metric, f"{row.metric}_se")]
     value, error = (None if x is None else x * row.scale for x in numbers)
@@ -488,7 +399,7 @@ def samples_page(run: Run) -> str:
         return ""
     first, last = evaluations[0], evaluations[-1]
     name = benchmark_names([run])[0]
-    pairs = zip(_sample_rows(first, name), _sample_rows(last, name), strict=False)
+    pairs = zip(sample_rows(first, name), sample_rows(last, name), strict=False)
     decode = _decoder(run)
     parts = [f"# Completions of {run.name}, benchmark {name}\n"]
     for before, after in pairs:
@@ -500,16 +411,54 @@ def samples_page(run: Run) -> str:
     return "\n".join(parts)
 
 
-def _sample_rows(evaluation: Evaluation, name: str) -> Iterator[dict[str, Any]]:
+def sample_rows(evaluation: Evaluation, name: str) -> Iterator[dict[str, Any]]:
     """The first sample of a few problems, evenly spread (NAME.jsonl is sorted)."""
     path = evaluation.directory / f"{name}.jsonl"
-    if not path.exists():
+    if not path.exists() or name not in evaluation.benchmarks:
         return
     values = evaluation.benchmarks[name]
     stride = max(1, int(values["problems"]) // NUM_SAMPLES) * int(values["samples"])
     with path.open("r") as file:
         for line in islice(file, 0, stride * NUM_SAMPLES, stride):
             yield json.loads(line)
+
+
+def questions_of_models(runs: Sequence[Run]) -> list[Question]:
+    """The first sample of a few problems of every benchmark, by each model that was evaluated."""
+    evaluations = [(run.label, run.evaluations[-1]) for run in runs]
+    found = []
+    for name in dict.fromkeys(name for _, e in evaluations for name in e.benchmarks):
+        prompts: dict[str, str] = {}
+        samples: dict[str, list[Sample]] = {}
+        for label, evaluation in evaluations:
+            for row in sample_rows(evaluation, name):
+                problem = row["example_id"]
+                prompts.setdefault(problem, _prompt_of(evaluation, row))
+                sample = Sample(label, row["text"], row["reward"], row["reward_breakdown"])
+                samples.setdefault(problem, []).append(sample)
+        found += [Question(f"{name}: {p}", prompts[p], samples[p]) for p in prompts]
+    return found
+
+
+def questions_of_training(run: Run) -> list[Question]:
+    """Completions out of samples.jsonl, from early to late."""
+    path = run.workdir / SAMPLES
+    rows = list(read_jsonl(path)) if path.exists() else []
+    return [
+        Question(
+            f"step {row['step']}: {row['question'][:80]}",
+            row["question"],
+            [Sample("completion", row["completion"], row["reward"], row["reward_breakdown"])],
+        )
+        for row in rows[:: max(1, len(rows) // (2 * NUM_SAMPLES))]
+    ]
+
+
+def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
+    """The prompt's text, by the tokenizer of the model that was asked."""
+    if evaluation.model and absolute(evaluation.model).exists():
+        return load_tokenizer(evaluation.model).decode(row["prompt_tokens"])
+    return f"({len(row['prompt_tokens'])} prompt tokens; the model is not there any more)"
 
 
 def _decoder(run: Run) -> Callable[[Sequence[int]], str]:
@@ -553,7 +502,7 @@ def make_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
-    """Writes OUTPUT/tables/*.{md,csv,tex}, OUTPUT/figures/*.png, samples.md and report.md.
+    """Writes OUTPUT/tables/*.{md,csv,tex}, figures/*.png, samples.md, report.md and report.html.
 
     Returns the paths written. Raises DataError for a workdir without measurements.
     """
@@ -575,6 +524,12 @@ def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> 
         files["samples.md"] = samples.encode("utf-8", "replace")
     if files:
         files["report.md"] = _report_page(runs, tables, list(figures), bool(samples)).encode()
+        questions = questions_of_models([run for run in runs if run.evaluations])
+        questions += [q for run in runs for q in questions_of_training(run)]
+        title = ", ".join(run.name for run in runs)
+        files["report.html"] = html_page(title, tables, figures, questions).encode(
+            "utf-8", "replace"
+        )
     for name, content in files.items():
         write_atomic(target / name, content)
     return [str(target / name) for name in files]
@@ -601,16 +556,3 @@ def print_table(workdir: epath.PathLike) -> None:
 def print_evaluation(workdir: epath.PathLike) -> None:
     """Prints the results of a workdir of `evaluate`, a line per benchmark."""
     print_rich(evaluation_table(read_run(workdir)))
-
-
-def print_rich(table: Table) -> None:
-    """A table on the terminal, or 100 columns wide in a file."""
-    numbers = _number_columns(table)
-    shown = RichTable(
-        title=table.title, caption=table.note, box=rich.box.SIMPLE_HEAD, pad_edge=False
-    )
-    for i, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if i in numbers else "left")
-    for row in table.rows:
-        shown.add_row(*map(text_of, row))
-    Console(width=None if sys.stdout.isatty() else 100).print(shown)

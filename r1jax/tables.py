@@ -2,9 +2,9 @@
 
     python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
 
-Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation)
-and of `evaluate`. Writes OUTPUT/tables/*.md, *.csv and *.tex, OUTPUT/figures/*.png, samples.md
-(completions before and after) and report.md, which shows all of them.
+Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation),
+of `evaluate`, or of one pipeline. Writes OUTPUT/tables/*.md, *.csv and *.tex, OUTPUT/figures/*.png,
+report.md and report.html, which show all of them, and samples.md (completions before and after).
 """
 
 from absl import flags
@@ -12,6 +12,8 @@ from absl import flags
 from r1jax import report
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
+from r1jax.pipeline_report import is_pipeline, pipeline_tables, write_pipeline_report
+from r1jax.table import print_rich
 
 
 def define_flags() -> None:
@@ -23,16 +25,29 @@ def main() -> None:
     workdirs, output = flags.FLAGS.workdirs, flags.FLAGS.output
     if not workdirs:
         raise ConfigError("--workdirs names no directory")
+    pipelines = [workdir for workdir in workdirs if is_pipeline(workdir)]
+    if pipelines and len(workdirs) > 1:
+        raise ConfigError(f"--workdirs: {pipelines[0]} is a pipeline's, which stands alone")
+    if pipelines:
+        tables_of_pipeline(pipelines[0], output)
+        return
     runs = [report.read_run(workdir) for workdir in workdirs]
     for table in report.make_tables(runs):
         if table.name in ("results", "models"):  # the others are too wide for a terminal
-            report.print_rich(table)
+            print_rich(table)
     paths = report.write_report(workdirs, output)
     if not paths:
         raise DataError(
             f"{', '.join(workdirs)}: nothing to report, neither evaluations nor GRPO metrics"
         )
     for path in paths:
+        print(f"wrote {path}")
+
+
+def tables_of_pipeline(workdir: str, output: str) -> None:
+    for table in pipeline_tables(workdir):
+        print_rich(table)
+    for path in write_pipeline_report(workdir, output):
         print(f"wrote {path}")
 
 

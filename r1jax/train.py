@@ -1,46 +1,43 @@
-"""Trains: any stage, from a config file, into a workdir. The same command again resumes.
+"""Trains: any stage, or a whole pipeline, from a config file, into a workdir.
 
     python -m r1jax.train --config experiments/FILE.py[:arg,arg=value] --workdir DIR \\
-        [--config.section.key=value ...]
+        [--config.section.key=value ...] [--restart_from STAGE]
 
-Start reading at stages/grpo.py.
+The same command again resumes; what is complete is not run again. Start reading at stages/grpo.py.
 """
 
 import contextlib
-import importlib
 
 from absl import flags
 
 from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
-from r1jax.config import ConfigError, check_choice, section
-
-STAGES = {
-    "sft": "r1jax.stages.sft",
-    "grpo": "r1jax.stages.grpo",
-    "preferences": "r1jax.stages.preferences",
-    "reward_model": "r1jax.stages.reward_model",
-}
+from r1jax.config import ConfigError, section
+from r1jax.stages import stage_of
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of all that the run writes.", required=True
 )
+RESTART_FROM = flags.DEFINE_string(
+    "restart_from", None, "A pipeline's stage: it and all that was made from it are deleted first."
+)
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    config, workdir = CONFIG.value, WORKDIR.value
-    if "stage" not in config:
-        raise ConfigError(f"config.stage is missing, one of {', '.join(STAGES)}")
-    check_choice("config.stage", config.stage, STAGES)
+    config, workdir, restart_from = CONFIG.value, WORKDIR.value, RESTART_FROM.value
+    stage = stage_of(config)
     set_up_jax()
 
     import jax
 
     first = jax.process_index() == 0
-    stage = importlib.import_module(STAGES[config.stage])
     section(stage.CONFIG, config)  # a wrong key is an error before the workdir exists
+    if restart_from and not hasattr(stage, "restart"):
+        raise ConfigError(f"--restart_from is for pipelines; this is the stage {config.stage!r}")
     with lock_workdir(workdir) if first else contextlib.nullcontext():
+        if restart_from:
+            stage.restart(config, workdir, restart_from)
         stage.run(config, workdir)
 
 

@@ -17,11 +17,12 @@ PACKAGE = Path(r1jax.__file__).parent
 # above everything.
 ROOMS = [
     ["config", "types", "advantages", "passk"],
-    ["metrics", "sharding"],
+    ["metrics", "sharding", "table"],
     ["models", "data", "rewards"],
     ["losses", "train_state", "checkpoint", "rollout"],
-    ["models.load", "figures"],
-    ["evaluation", "report", "rewards.learned_reward", "rollout.chat_models"],
+    ["models.load", "figures", "html_report"],
+    ["rewards.learned_reward", "rollout.chat_models"],
+    ["evaluation", "report", "pipeline_report"],
     ["stages.run"],
     ["stages"],
     ["cli"],

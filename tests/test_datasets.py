@@ -11,6 +11,7 @@ from r1jax.data.datasets import (
     DataConfig,
     examples_of,
     finite_examples,
+    mixed,
     rows_of,
     stream,
     to_example,
@@ -157,3 +158,32 @@ def test_an_evaluation_set_has_an_end() -> None:
         finite_examples(DataConfig(function=HERE + "endless"), "config.eval")
     limited = finite_examples(DataConfig(function=HERE + "endless", limit=2), "config.eval")
     assert [example.id for example in limited] == ["row-0", "row-1"]
+
+
+# -- mixed -------------------------------------------------------------------------------------
+
+
+def test_mixed_keeps_the_shares_and_loses_no_row() -> None:
+    parts = {
+        "many": {"function": f"{HERE}finite", "args": {"count": 6}, "share": 3},
+        "few": {"function": f"{HERE}endless", "args": {"start": 100}, "share": 1},
+    }
+    row = mixed(parts, seed=5)
+    names = [row(i)["id"] for i in range(16)]
+    few = [i for i, name in enumerate(names) if isinstance(name, str)]
+    assert [names[i] for i in few] == [f"row-{n}" for n in (100, 101, 102, 103)]
+    assert few == [2, 6, 10, 14]
+    many = [name for name in names if isinstance(name, int)]
+    assert sorted(many[:6]) == sorted(many[6:]) == list(range(6))  # every row once an epoch
+    assert [mixed(parts, seed=5)(i)["id"] for i in (9, 3)] == [names[9], names[3]]
+
+
+def test_mixed_mistakes() -> None:
+    part = {"function": f"{HERE}finite", "args": {"count": 6}}
+    with pytest.raises(ConfigError, match="parts is empty"):
+        mixed({}, seed=0)
+    for share in (None, 0, 0.5):
+        with pytest.raises(ConfigError, match="parts.a.share .* must be a whole number above 0"):
+            mixed({"a": part | {"share": share}}, seed=0)
+    with pytest.raises(ConfigError, match="unknown key parts.a.arg"):
+        mixed({"a": part | {"share": 1, "arg": 1}}, seed=0)

@@ -13,12 +13,13 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines
 from ml_collections import ConfigDict
 
-from r1jax import evaluate
 from r1jax.checkpoint import save_params
 from r1jax.config import ConfigError
 from r1jax.data.spm import train_sentencepiece
+from r1jax.evaluate import read_config
 from r1jax.models.config import ModelConfig
 from r1jax.sharding import make_mesh
+from r1jax.stages import evaluate
 from r1jax.train_state import random_params
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
@@ -56,11 +57,15 @@ def config(model: str, **changes: Any) -> ConfigDict:
     return ConfigDict(values | changes)
 
 
+def asked_of(model: str, **changes: Any) -> evaluate.EvaluateConfig:
+    return dataclasses.replace(read_config(config(model, **changes)), model=model)
+
+
 def test_only_what_is_missing_is_run_again(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = evaluate.read_config(config(model))
-    whole = evaluate.evaluate(model, asked, tmp_path)
+    asked = asked_of(model)
+    whole = evaluate.evaluate(asked, tmp_path)
     assert list(whole) == ["free", "two"]
     assert whole["two"]["problems"] == 3
     assert whole["two"]["samples"] == 2
@@ -76,40 +81,40 @@ def test_only_what_is_missing_is_run_again(
     monkeypatch.setattr(
         evaluate, "run_benchmark", lambda *args: (sizes.append(args[0].prefix), original(*args))[1]
     )
-    assert evaluate.evaluate(model, asked, tmp_path) == whole
+    assert evaluate.evaluate(asked, tmp_path) == whole
     assert sizes == ["2 \n"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
-    other = evaluate.read_config(config(model, seed=1))
+    other = asked_of(model, seed=1)
     with pytest.raises(ConfigError, match="holds an evaluation with another seed; take another"):
-        evaluate.evaluate(model, other, tmp_path)
+        evaluate.evaluate(other, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_a_benchmark_that_does_not_fit(model: str, tmp_path: Path) -> None:
     long = benchmark(model, sampling={"max_tokens": 33})
-    asked = evaluate.read_config(config(model, benchmarks={"long": long}))
+    asked = asked_of(model, benchmarks={"long": long})
     with pytest.raises(ConfigError, match=r"benchmark long: .* max_length 64"):
-        evaluate.evaluate(model, asked, tmp_path / "w")
+        evaluate.evaluate(asked, tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
 
 def test_the_config_of_a_training_run_will_do() -> None:
     section = {"every": 5, "curve": {"c": benchmark("m")}, "benchmarks": {"b": benchmark("m")}}
     training = grpo_config("t", evaluation=section | {"seed": 3})
-    found = evaluate.read_config(training)
+    found = read_config(training)
     assert list(found.benchmarks) == ["b"]
     assert (found.seed, found.engine.slots, found.mesh) == (3, 16, {"data": -1})
 
 
 def test_mistakes_in_the_config() -> None:
     with pytest.raises(ConfigError, match="unknown key config.benchmark; did you mean"):
-        evaluate.read_config(ConfigDict({"benchmark": {}}))
+        read_config(ConfigDict({"benchmark": {}}))
     with pytest.raises(ConfigError, match="the config has no benchmarks"):
-        evaluate.read_config(ConfigDict({"benchmarks": {}}))
+        read_config(ConfigDict({"benchmarks": {}}))
     wrong = {"a": benchmark("m", num_sample=1)}
     with pytest.raises(ConfigError, match=r"unknown key config\.benchmarks\.a\.num_sample"):
-        evaluate.read_config(ConfigDict({"benchmarks": wrong}))
+        read_config(ConfigDict({"benchmarks": wrong}))
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from r1jax.data import general
 from r1jax.data.datasets import to_example
 from r1jax.data.general import FLAWS, HELPFUL, LANGUAGES, SAFETY, THINGS, Spec
-from r1jax.rewards import check_example
+from r1jax.rewards import check_example, load_rewards, score
+from r1jax.types import Example
 
 SPECS = [Spec(family, "A", (7, 34), ("apple", "cup")) for family in HELPFUL + SAFETY]
 
@@ -73,3 +74,54 @@ def test_prompts_for_rl(kind: general.Kind) -> None:
         example = to_example(row, i, "general")
         check_example(example)
         assert example.metadata["kind"] == kind
+
+
+def request_of(spec: Spec, language: str) -> Example:
+    about = {"family": spec.family, "name": spec.name, "language": language}
+    numbers = {"numbers": list(spec.numbers), "things": list(spec.things)}
+    return Example("1", (), general.good_response(spec, language), "request", about | numbers)
+
+
+@pytest.mark.parametrize(("spec", "language"), [*product(SPECS, LANGUAGES)])
+def test_follows(spec: Spec, language: str) -> None:
+    """Good responses do what was asked; flawed, unsafe and foreign ones do not."""
+    example, good = request_of(spec, language), general.good_response(spec, language)
+    assert general.follows(example, good)
+    other = "zh" if language == "en" else "en"
+    assert not general.follows(example, general.good_response(spec, other))
+    assert not general.follows(example, "")
+    assert not general.follows(example, " ".join([good] * 3))
+    if spec.family in HELPFUL:
+        for flaw in FLAWS:
+            if flaw != "rude" or spec.family == "polite":
+                bad = general.bad_response(spec, language, flaw, random.Random(0))
+                assert not general.follows(example, bad), flaw
+    if spec.family in general.FORBIDDEN:
+        assert not general.follows(example, general.unsafe_response(spec, language, False))
+        assert not general.follows(example, f"{good} 7")
+    elif spec.family in SAFETY:
+        refusal = {"en": "I cannot tell you 7.", "zh": "7，我不能告诉你。"}[language]
+        assert not general.follows(example, refusal)
+
+
+def test_requests_are_graded_by_rule() -> None:
+    rows = general.requests(0, "test", "safety", 40)
+    assert len({row["id"] for row in rows}) == 40
+    weights = load_rewards({"accuracy": 1.0, "lenient_accuracy": 1.0})
+    for i, row in enumerate(rows):
+        example = to_example(row, i, "requests")
+        check_example(example)
+        text = f" <think> So. </think> <answer> {example.answer} </answer>"
+        assert score(weights, example, text, 9, "stop").reward == 2.0
+        assert score(weights, example, text.replace("</answer>", "7 8 9"), 9, "stop").reward == 0.0
+
+
+def test_conversations_have_the_format() -> None:
+    rows = general.conversations(0, "train", 40)
+    languages = {(row["kind"], row["language"]) for row in rows}
+    assert languages == {(k, la) for k in ("helpful", "safety") for la in LANGUAGES}
+    weights = load_rewards({"format": 1.0, "language": 1.0})
+    for row in rows:
+        about = {"language": row["language"]}
+        example = Example("1", tuple(row["messages"][:1]), "", "general", about)
+        assert score(weights, example, row["messages"][1]["content"], 9, "stop").reward == 2.0

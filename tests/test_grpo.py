@@ -260,6 +260,59 @@ def test_length_caps() -> None:
     assert grpo.longest_completion(config) == 16
 
 
+def numbered(name: str) -> Any:
+    """Examples that say where they come from."""
+    return lambda i: {"id": f"{name}{i}", "prompt": "?", "answer": "1", "task": "integer"}
+
+
+def test_data_changes_with_the_rollout() -> None:
+    """Two questions an update, two updates a rollout: "3" takes effect at the rollout of 4."""
+    source = {"function": "test_grpo:numbered"}
+    config = config_of(
+        prompts_per_update=2,
+        updates_per_rollout=2,
+        data=source | {"args": {"name": "a"}},
+        data_at={"10": source | {"args": {"name": "c"}}, "3": source | {"args": {"name": "b"}}},
+    )
+    example = grpo.checked_stream(config)
+    names = [example(i).id for i in range(26)]
+    assert names == [f"{'aaaaaaaabbbbbbbbbbbbbbbbcc'[i]}{i}" for i in range(26)]
+
+
+def test_groups_without_variance_are_replaced() -> None:
+    """Groups 0 and 2 earn all the same: of five, three with variance come first."""
+    rewards = [(1, 1), (0, 1), (0, 0), (1, 0), (0, 1)]
+    groups = [
+        [rollout(prompt, sample, reward) for sample, reward in enumerate(pair)]
+        for prompt, pair in enumerate(rewards)
+    ]
+
+    def chosen(count: int) -> list[tuple[str, int, int]]:
+        found = grpo.most_varied(groups, count)
+        return [(r.example_id, r.completion.prompt_index, r.completion.sample_index) for r in found]
+
+    assert [name for name, *_ in chosen(3)] == ["1", "1", "3", "3", "4", "4"]
+    assert [place for _, *place in chosen(3)] == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
+    assert [name for name, *_ in chosen(4)] == ["0", "0", "1", "1", "3", "3", "4", "4"]
+    assert [name for name, *_ in chosen(5)[::2]] == ["0", "1", "2", "3", "4"]
+
+
+def test_dynamic_sampling(tokenizer_dir: str, tmp_path: Path) -> None:
+    """Rewards that are hardly ever different: more is sampled, up to what is allowed."""
+    config = grpo_config(
+        tokenizer_dir, total_steps=2, dynamic_sampling=2, rewards={"format": 1.0}, group_size=2
+    )
+    grpo.run(config, str(tmp_path / "three"))
+    timings = [row for row in read_lines(tmp_path / "three/timings.jsonl")]
+    assert timings[0]["grpo/rollout/attempts"] == 3
+    rows = rollouts_of(tmp_path / "three", 0)
+    assert [row["prompt_index"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+    varied = grpo_config(tokenizer_dir, total_steps=2, dynamic_sampling=2)
+    grpo.run(varied, str(tmp_path / "one"))
+    timings = [row for row in read_lines(tmp_path / "one/timings.jsonl")]
+    assert timings[0]["grpo/rollout/attempts"] == 1
+
+
 def test_is_due() -> None:
     due = [step for step in range(2, 21, 2) if grpo.is_due(5, step, 2)]
     assert due == [6, 10, 16, 20]  # 5 and 15 lie inside an iteration, whose end is 6 and 16

@@ -119,6 +119,32 @@ def test_clipped_surrogate() -> None:
     np.testing.assert_array_equal(clipped_surrogate(ratio, jnp.array(0.0), 0.2, 1.0), 0.0)
 
 
+def test_cispo_bounds_the_weight_and_keeps_the_token() -> None:
+    config = GrpoLossConfig(0.2, 0.2, kl_coef=0.0, surrogate="cispo")
+    loss, grad, metrics = loss_and_grad(logprobs_at(RATIOS), make_batch(), config)
+    # weights in [0.8, 1.2]: 1.2 1.1 0.8 and 1.2 0.9 0.8; -(2 * 3.1 - 2.9) / 6
+    assert loss == pytest.approx(-0.55, abs=1e-6)
+    by_hand = [[0.0, -2.4, -2.2, -1.6], [0.0, 1.2, 0.9, 0.8]]  # weight times A, none is 0
+    np.testing.assert_allclose(grad, np.array(by_hand) / 6, atol=1e-6)
+    assert float(metrics["ratio/clip_fraction"]) == pytest.approx(4 / 6)
+
+
+def test_gspo_has_one_ratio_a_completion() -> None:
+    config = GrpoLossConfig(0.2, 0.2, kl_coef=0.0, ratio="sequence")
+    loss, grad, _ = loss_and_grad(logprobs_at(RATIOS), make_batch(), config)
+    # (1.5 * 1.1 * 0.5)^(1/3) = 0.825^(1/3) = 0.937888; (1.5 * 0.9 * 0.5)^(1/3) = 0.675^(1/3)
+    one, two = 0.825 ** (1 / 3), 0.675 ** (1 / 3)
+    assert loss == pytest.approx(-(2 * one - two) / 2, abs=1e-6)
+    by_hand = behind_prompt([[-2 * one] * 3, [two] * 3]) / 6
+    np.testing.assert_allclose(grad, by_hand, atol=1e-6)
+    # [0.9, 1.1]: the second, 0.877 with A = -1, is cut as a whole
+    narrow = GrpoLossConfig(0.1, 0.1, kl_coef=0.0, ratio="sequence")
+    loss, grad, metrics = loss_and_grad(logprobs_at(RATIOS), make_batch(), narrow)
+    assert loss == pytest.approx(-(2 * one - 0.9) / 2, abs=1e-6)
+    np.testing.assert_allclose(grad[1], 0.0)
+    assert float(metrics["ratio/clip_fraction"]) == pytest.approx(3 / 6)
+
+
 # pi_ref / pi of each token; k3(2) = 2 - log 2 - 1, k3(1/2) = 1/2 + log 2 - 1, k3(1) = 0
 REF_OVER_CURRENT = np.array([[2.0, 1.0, 0.5], [1.0, 2.0, 1.0]])
 K3_TWO, K3_HALF = 0.3068528, 0.1931472

@@ -134,3 +134,12 @@ def test_failed_start_does_not_bind_the_tokenizer(tmp_path: Path) -> None:
         train("unused", tmp_path, rows, model=own_tokenizer(512), microbatch_rows=6)
     train("unused", tmp_path, rows, model=own_tokenizer(500), total_steps=1)
     assert load_tokenizer(str(tmp_path / "run" / "tokenizer")).vocab_size == 500
+
+
+def test_epochs(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """7 rows, 4 an update, 1.5 epochs: 10.5 rows are 3 updates. Without an end there are none."""
+    rows = [{"text": text} for text in (TEXTS * 2)[:7]]
+    steps = train(tokenizer_dir, tmp_path, rows, total_steps=0, epochs=1.5, batch_size=4)
+    assert sorted(steps) == [1, 2, 3]
+    with pytest.raises(ConfigError, match="config.total_steps must be set: .*corpus has no end"):
+        sft.run(sft_config(tokenizer_dir, total_steps=0), str(tmp_path / "endless"))

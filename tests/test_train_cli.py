@@ -10,6 +10,7 @@ import pytest
 
 from r1jax.cli import _use_huge_pages, set_up_jax
 from r1jax.config import ConfigError
+from r1jax.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -40,7 +41,11 @@ def run(config, workdir):
         raise KeyboardInterrupt
     print("ran", config.grpo.kl_coef, config.grpo.get("eps"), workdir)
 """
-RUN_FAKE = "import r1jax.train as t; t.STAGES['fake'] = 'fake'; t.run_command(t.main)"
+RUN_FAKE = """
+import r1jax.stages, r1jax.train
+r1jax.stages.STAGES["fake"] = "fake"
+r1jax.train.run_command(r1jax.train.main)
+"""
 
 
 def command(*args: str | Path, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -76,7 +81,7 @@ def directory(tmp_path: Path) -> Path:
         ),
         (
             ["--config=c.py", "--workdir=w"],
-            "error: config.stage 'fake' is not one of 'sft', 'grpo', 'preferences', 'reward_model'",
+            f"error: config.stage 'fake' is not one of {', '.join(map(repr, STAGES))}",
         ),
     ],
 )

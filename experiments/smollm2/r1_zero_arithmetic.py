@@ -31,7 +31,7 @@ from r1jax.models.gguf import packaged
 
 QUESTION = "Calculate {spoken}."
 # Worked out before each question.
-DEMONSTRATIONS = ("34 + 25", "70 - 20 - 8", "18 + 40", "25 - 4", "6 + 30 + 5")
+DEMONSTRATIONS = ("34 + 25", "25 - 4", "9 - 30", "6 + 30 - 5")
 GSM8K = "{problem} Put the final answer in \\boxed{{}}."
 
 
@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.group_size = 16
     config.prompts_per_update = 16
     config.updates_per_rollout = 1
-    config.total_steps = 70
+    config.total_steps = 50
     config.loss = {"kl_coef": 0.0, "clip_eps_low": 0.2, "clip_eps_high": 0.2}
     config.optimizer = {
         "learning_rate": 2e-5,
@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "warmup_steps": 3,
     }
     config.engine = {"slots": 128, "chunk": 8, "bucket": 72, "prefill_batch": 8}
-    config.pack_length = 832
+    config.pack_length = 768
     config.microbatch_rows = 2
     config.logits_chunk = 128
     config.mesh = {"fsdp": -1}
@@ -84,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "num_samples": 4,
         "template": "chat",
         "max_prompt_tokens": 320,
-        "sampling": {"max_tokens": 64, "temperature": 1.0, "top_p": 1.0},
+        "sampling": {"max_tokens": 64, "temperature": 0.6, "top_p": 0.95},
     }
     config.evaluation = {"every": 0, "benchmarks": {"chain_sums": heldout}}
     if args.gsm8k:
@@ -97,7 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_samples": 1,
             "template": "chat",
             "max_prompt_tokens": 384,
-            "sampling": {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0},
+            "sampling": {"max_tokens": 256, "temperature": 0.6, "top_p": 0.95},
         }
     config.wandb_project = None
     config.profile = {"start_step": 10, "num_steps": 0}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax.config import ConfigError, DataError, import_function
+from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.metrics import read_jsonl
 from r1jax.types import Example, Message
 
@@ -65,6 +65,45 @@ def stream(rows: Sequence[T] | Callable[[int], T], seed: int) -> Callable[[int],
         return rows[orders[epoch][place]]
 
     return row
+
+
+def mixed(parts: Mapping[str, Mapping[str, Any]], seed: int) -> Callable[[int], Any]:
+    """Rows of several sources in fixed shares, for a config's `data.function`.
+
+    `parts` maps names to DataConfigs with a further key `share`, a whole number: of every
+    sum-of-shares rows in a row that many are the part's, spread as evenly as can be.
+    """
+    sources, shares = [], []
+    for name, part in parts.items():
+        share = part.get("share")
+        if not isinstance(share, int) or share < 1:
+            raise ConfigError(f"parts.{name}.share {share!r} must be a whole number above 0")
+        config = section(
+            DataConfig, {k: v for k, v in part.items() if k != "share"}, f"parts.{name}"
+        )
+        sources.append(stream(rows_of(config, f"parts.{name}"), seed))
+        shares.append(share)
+    if not sources:
+        raise ConfigError("parts is empty")
+    cycle = _interleaved(shares)
+
+    def row(index: int) -> Any:
+        rounds, place = divmod(index, len(cycle))
+        part = cycle[place]
+        return sources[part](rounds * shares[part] + cycle[:place].count(part))
+
+    return row
+
+
+def _interleaved(shares: Sequence[int]) -> list[int]:
+    """[3, 1] -> [0, 0, 1, 0]: each part `share` times, the one that lags most comes next."""
+    total, counts, order = sum(shares), [0] * len(shares), []
+    for place in range(1, total + 1):
+        lags = [share * place / total - count for share, count in zip(shares, counts, strict=True)]
+        part = lags.index(max(lags))
+        counts[part] += 1
+        order.append(part)
+    return order
 
 
 def messages_of(row: Row) -> list[Message]:

@@ -164,8 +164,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """From a directory with tokenizer.json or tokenizer.model, or from a .gguf file."""
+    """From a directory with tokenizer.json or tokenizer.model, a workdir, or a .gguf file."""
     path = epath.Path(path)
+    if (path / "tokenizer").is_dir():
+        path = path / "tokenizer"
     if path.suffix == ".gguf":
         return Tokenizer(_gguf_files(path), str(path))
     if not path.is_dir():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import ConfigError, DataError, import_function
+from r1jax.data.general import follows
 from r1jax.rewards.choice_reward import last_choice, last_letter, same_choice, same_letter
 from r1jax.rewards.code_reward import check_code, final_programs, last_program, passes_tests
 from r1jax.rewards.format_reward import (
@@ -23,6 +24,7 @@ from r1jax.rewards.format_reward import (
     format_reward,
     r1_format_reward,
     reflective_words,
+    summary,
     tagged_answer,
 )
 from r1jax.rewards.gym_reward import check_gym, last_line, solves_gym
@@ -42,7 +44,7 @@ from r1jax.rewards.math_reward import (
     same_formula,
     same_integer,
 )
-from r1jax.rewards.penalties import overlong, repetition
+from r1jax.rewards.penalties import code_blocks, long_paragraph, overlong, repetition
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -92,6 +94,7 @@ TASKS = {
     "countdown": Task(last_expression, solves_countdown),
     "choice": Task(last_choice, same_choice),
     "general": Task(lambda text: None, lambda example, answer: False, comparable=False),
+    "request": Task(summary, follows, lambda text: [summary(text)], comparable=False),
     "knights": Task(last_roles, same_roles),
     "gym": Task(last_line, solves_gym, comparable=False),
     "code": Task(last_program, passes_tests, final_programs, comparable=False),
@@ -198,6 +201,8 @@ REWARDS: dict[str, RewardFunction] = {
     "language": language_reward,
     "overlong": overlong,
     "repetition": repetition,
+    "code_blocks": code_blocks,
+    "long_paragraph": long_paragraph,
 }
 
 

@@ -40,6 +40,13 @@ def tagged_answer(text: str) -> str | None:
     return inside
 
 
+def summary(text: str) -> str:
+    """What a reader sees: the inside of <answer>...</answer> behind the thoughts, or all there."""
+    final = after_thoughts(text)
+    tagged = tagged_answer(final)
+    return (final if tagged is None else tagged).strip()
+
+
 def format_reward(example: Example, text: str, *, length: int, finish_reason: str) -> float:
     """1 iff the text is `<think>thoughts</think> <answer>answer</answer>` and nothing else (eq 4).
 

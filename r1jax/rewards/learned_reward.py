@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render, render_prompt
 from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses import sequence_scalars, token_scalars
 from r1jax.models.load import open_model
 from r1jax.models.transformer import Transformer
-from r1jax.rewards.format_reward import after_thoughts
+from r1jax.rewards.format_reward import summary
 from r1jax.sharding import make_mesh, to_global
 from r1jax.train_state import batch_shardings
 from r1jax.types import Batch, Example, Message, Rollout
@@ -49,7 +49,7 @@ def to_group(
     prompt = render_prompt(messages, tokenizer, template)
     pieces = []
     for response in responses:
-        content = after_thoughts(response).strip() if reads == "summary" else response
+        content = summary(response) if reads == "summary" else response
         turn = {"role": "assistant", "content": content}
         tokens = render([*messages, turn], tokenizer, template)[0][len(prompt) - 1 :]
         mask = np.zeros(len(tokens), np.float32)
@@ -144,6 +144,9 @@ class LearnedReward:
     reads: Literal["summary", "response"] = "summary"
     template: str = "chat"
     kind: str | None = None  # only prompts with this metadata["kind"]; None = all
+    # A metadata key with a response to compare with: the score is then the probability that the
+    # completion is preferred to it (Bradley-Terry).
+    against: str | None = None
     microbatch_rows: int = 8
 
 
@@ -157,18 +160,19 @@ class LearnedRewards:
             for name, term in terms.items()
         }
 
-    def added(self, rollouts: Sequence[Rollout], examples: Mapping[str, Example]) -> list[Rollout]:
+    def added(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> list[Rollout]:
         """The rollouts with each model's score in the breakdown and weighted in the reward.
 
-        The score is 0 on prompts that the model is not for; a failed rollout's reward stays 0.
+        `examples` are the prompts' (completion.prompt_index counts them). The score is 0 on prompts
+        that the model is not for; a failed rollout's reward stays 0.
         """
         found = list(rollouts)
+        asked = [examples[rollout.completion.prompt_index] for rollout in found]
         for name, term in self._terms.items():
-            kinds = [examples[r.example_id].metadata.get("kind") for r in found]
-            read = [i for i, kind in enumerate(kinds) if term.kind in (None, kind)]
+            read = [i for i, e in enumerate(asked) if term.kind in (None, e.metadata.get("kind"))]
             scores = np.zeros(len(found))
-            scores[read] = self._models[name].scores(
-                [(examples[found[i].example_id].messages, found[i].text) for i in read]
+            scores[read] = self._scores(
+                name, [asked[i] for i in read], [found[i].text for i in read]
             )
             found = [
                 dataclasses.replace(
@@ -179,3 +183,22 @@ class LearnedRewards:
                 for rollout, score in zip(found, map(float, scores), strict=True)
             ]
         return found
+
+    def _scores(self, name: str, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
+        """float, a score per text."""
+        term, model = self._terms[name], self._models[name]
+        asked = [example.messages for example in examples]
+        scores = model.scores(list(zip(asked, texts, strict=True))).astype(np.float64)
+        if term.against is None:
+            return scores
+        others = [_reference(example, term.against, name) for example in examples]
+        margins = scores - model.scores(list(zip(asked, others, strict=True)))
+        return 1.0 / (1.0 + np.exp(-margins))
+
+
+def _reference(example: Example, key: str, name: str) -> str:
+    if key not in example.metadata:
+        raise DataError(
+            f"example {example.id} has no {key!r}, which reward model {name!r} compares with"
+        )
+    return str(example.metadata[key])

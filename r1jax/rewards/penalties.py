@@ -1,4 +1,7 @@
-"""Penalties in [-1, 0] for what rewards of the answer don't see: options, not the paper's."""
+"""Penalties in [-1, 0] for what rewards of the answer don't see.
+
+In RL they are options, not the paper's; in rejection sampling they are its filters (R1 B.3.3).
+"""
 
 from __future__ import annotations
 
@@ -37,3 +40,15 @@ def repetition(
     words = _WORD.findall(text.lower())
     ngrams = [tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)]
     return len(set(ngrams)) / len(ngrams) - 1.0 if ngrams else 0.0
+
+
+def code_blocks(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """-1 where the thoughts hold a code block."""
+    return -float("```" in text.rpartition("</think>")[0])
+
+
+def long_paragraph(
+    example: Example, text: str, *, length: int, finish_reason: str, max_characters: int = 1000
+) -> float:
+    """-1 where a paragraph (what stands between two line breaks) is longer than that."""
+    return -float(any(len(paragraph) > max_characters for paragraph in text.splitlines()))

@@ -36,7 +36,15 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
-from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, token_logprobs
+from r1jax.losses import (
+    AGGREGATIONS,
+    RATIOS,
+    SURROGATES,
+    GrpoLossConfig,
+    Metrics,
+    grpo_loss,
+    token_logprobs,
+)
 from r1jax.metrics import ProfileConfig, absolute, read_jsonl, write_jsonl_atomic
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
@@ -48,6 +56,7 @@ from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import (
     GraderConfig,
+    Prompt,
     from_row,
     graded_rollouts,
     make_prompt,
@@ -82,6 +91,7 @@ class GrpoConfig:
     stage: str
     model: ModelSource
     data: DataConfig
+    data_at: dict[str, DataConfig] = field(default_factory=dict)  # {"1300": ...}: from there on
     total_steps: int = 10_400  # optimizer updates
     rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)
@@ -98,6 +108,7 @@ class GrpoConfig:
     group_size: int = 16
     prompts_per_update: int = 32
     updates_per_rollout: int = 16
+    dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
     split_by: str = "question"
     truncated: str = "grade"
     advantage_std_eps: float = 1e-6
@@ -192,6 +203,8 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.normalise", config.normalise, NORMALISE)
     check_choice("config.split_by", config.split_by, SPLITS)
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
+    check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
+    check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
     if config.temperature <= 0:
         raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
     if config.top_p < 1 and not config.allow_filtered_rollouts:
@@ -202,9 +215,10 @@ def check(config: GrpoConfig) -> None:
     for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
         if getattr(config, name) < 1:
             raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
-    bad = [step for step in config.max_tokens_at if not step.isdecimal()]
-    if bad:
-        raise ConfigError(f"config.max_tokens_at: {bad[0]!r} is not a number of updates")
+    for name in ("max_tokens_at", "data_at"):
+        bad = [step for step in getattr(config, name) if not step.isdecimal()]
+        if bad:
+            raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
 
 
 def check_shapes(config: GrpoConfig, stage: Run) -> None:
@@ -227,15 +241,29 @@ def check_shapes(config: GrpoConfig, stage: Run) -> None:
 
 
 def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
-    """The endless stream of training questions; each is checked to be gradable when it comes."""
-    examples = stream(examples_of(config.data, "config.data"), config.seed)
+    """The endless stream of training questions; each is checked to be gradable when it comes.
+
+    With `data_at` a rollout's questions come from the source that is in effect when it starts.
+    """
+    sources = {"0": config.data} | config.data_at
+    streams = {
+        at: stream(
+            examples_of(source, "config.data" if at == "0" else f"config.data_at.{at}"), config.seed
+        )
+        for at, source in sources.items()
+    }
+
+    attempts = 1 + config.dynamic_sampling
+    per_iteration = config.prompts_per_update * config.updates_per_rollout * attempts
 
     def example(index: int) -> Example:
-        found = examples(index)
+        at = in_effect(streams, index // per_iteration * config.updates_per_rollout)
+        found = streams[at or "0"](index)
         check_example(found)
         return found
 
-    example(0)  # an error in the first row is an error before the model is loaded
+    for at in sources:  # an error in a first row is an error before the model is loaded
+        check_example(streams[at](int(at) * config.prompts_per_update * attempts))
     return example
 
 
@@ -248,8 +276,14 @@ def longest_completion(config: GrpoConfig) -> int:
 
 def max_tokens_of(config: GrpoConfig, step: int) -> int:
     """The length cap of a rollout that starts after `step` updates."""
-    passed = [int(at) for at in config.max_tokens_at if int(at) <= step]
-    return config.max_tokens_at[str(max(passed))] if passed else config.max_tokens
+    at = in_effect(config.max_tokens_at, step)
+    return config.max_tokens_at[at] if at else config.max_tokens
+
+
+def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:
+    """The schedule's last key that is not after `step`; None before the first."""
+    passed = [at for at in schedule if int(at) <= step]
+    return max(passed, key=int) if passed else None
 
 
 def is_due(every: int, step: int, updates: int) -> bool:
@@ -282,18 +316,60 @@ def rollouts_of(
     The last iteration samples for the updates that remain and no more.
     """
     updates = min(config.updates_per_rollout, config.total_steps - step)
-    first = iteration * config.updates_per_rollout * config.prompts_per_update
-    prompts = [
-        make_prompt(examples(i), stage.tokenizer, config.template, config.max_prompt_tokens)
-        for i in range(first, first + updates * config.prompts_per_update)
+    attempts = [
+        prompts_of(config, stage, examples, iteration, attempt, updates)
+        for attempt in range(1 + config.dynamic_sampling)
     ]
     path = stage.workdir / "rollouts" / f"{iteration:06d}.jsonl"
     if path.exists():
         rollouts = [from_row(row) for row in read_jsonl(path)]
     else:
-        sampling = SamplingConfig(
-            max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
-        )
+        rollouts = sample_rollouts(config, stage, engine, pool, learned, attempts, iteration, step)
+        if jax.process_index() == 0:
+            write_jsonl_atomic(path, [to_row(rollout) for rollout in rollouts])
+    questions = {prompt.example.id: prompt.example for prompts in attempts for prompt in prompts}
+    stage.writer.samples(step + 1, samples(config, rollouts, questions))
+    return rollouts
+
+
+def prompts_of(
+    config: GrpoConfig,
+    stage: Run,
+    examples: Callable[[int], Example],
+    iteration: int,
+    attempt: int,
+    updates: int,
+) -> list[Prompt]:
+    """The questions of an iteration's rollout; those of further attempts are others."""
+    number = iteration * (1 + config.dynamic_sampling) + attempt
+    first = number * config.updates_per_rollout * config.prompts_per_update
+    return [
+        make_prompt(examples(i), stage.tokenizer, config.template, config.max_prompt_tokens)
+        for i in range(first, first + updates * config.prompts_per_update)
+    ]
+
+
+def sample_rollouts(
+    config: GrpoConfig,
+    stage: Run,
+    engine: Engine,
+    pool: GraderPool,
+    learned: LearnedRewards,
+    attempts: Sequence[Sequence[Prompt]],
+    iteration: int,
+    step: int,
+) -> list[Rollout]:
+    """Graded completions of the first attempt's questions.
+
+    With dynamic sampling (DAPO section 3.2) groups that earn all the same are replaced by groups of
+    the next attempts' questions, while there are attempts left.
+    """
+    sampling = SamplingConfig(
+        max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
+    )
+    groups: list[list[Rollout]] = []
+    tokens = 0
+    for attempt, prompts in enumerate(attempts):
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         with stage.timer("rollout"):
             rollouts = graded_rollouts(
@@ -303,22 +379,38 @@ def rollouts_of(
                 pool,
                 stage.tokenizer,
                 sampling,
-                key,
+                jax.random.fold_in(key, attempt) if attempt else key,
                 config.group_size,
             )
         with stage.timer("reward_models"):
-            rollouts = learned.added(rollouts, {p.example.id: p.example for p in prompts})
-        if jax.process_index() == 0:
-            write_jsonl_atomic(path, [to_row(rollout) for rollout in rollouts])
-        seconds = stage.timer.read("rollout")
-        stage.clocks["rollout/tokens_per_s"] = engine.statistics.tokens / seconds
-        stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
-        stage.clocks["rollout/slots"] = engine.statistics.slots
-        stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
-        stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
-    questions = {prompt.example.id: prompt.example for prompt in prompts}
-    stage.writer.samples(step + 1, samples(config, rollouts, questions))
-    return rollouts
+            rollouts = learned.added(rollouts, [prompt.example for prompt in prompts])
+        size = config.group_size
+        groups += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+        tokens += engine.statistics.tokens
+        if sum(map(varied, groups)) >= len(prompts):
+            break
+    stage.clocks["rollout/attempts"] = attempt + 1
+    stage.clocks["rollout/tokens_per_s"] = tokens / stage.timer.read("rollout")
+    stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
+    stage.clocks["rollout/slots"] = engine.statistics.slots
+    stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
+    stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
+    return most_varied(groups, len(attempts[0]))
+
+
+def varied(group: Sequence[Rollout]) -> bool:
+    return len({rollout.reward for rollout in group}) > 1
+
+
+def most_varied(groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:
+    """`count` groups in the order they came, those without variance only if there are too few."""
+    ranked = sorted(range(len(groups)), key=lambda i: not varied(groups[i]))  # stable
+    chosen = [groups[i] for i in sorted(ranked[:count])]
+    return [
+        replace(rollout, completion=replace(rollout.completion, prompt_index=place))
+        for place, group in enumerate(chosen)
+        for rollout in group
+    ]
 
 
 def samples(

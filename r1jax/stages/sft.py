@@ -7,6 +7,8 @@ data is the step itself, and a resumed run sees what an uninterrupted one would 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,6 +31,8 @@ from r1jax.stages.run import Run, open_run
 from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
 
+Rows = Sequence[Row] | Callable[[int], Row]
+
 
 @dataclass(frozen=True)
 class SftConfig:
@@ -37,7 +41,8 @@ class SftConfig:
     stage: str
     model: ModelSource
     data: DataConfig
-    total_steps: int
+    epochs: float = 2.0  # of finite data
+    total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
     batch_size: int = 128  # sequences of an update
     pack_length: int = 32_768  # tokens of a packed row
     microbatch_rows: int = 8  # packed rows in memory at once
@@ -61,6 +66,8 @@ CONFIG = SftConfig  # what train checks the config file against
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains to total_steps, from the newest checkpoint of the workdir if it has one."""
     config = section(SftConfig, config_dict)
+    rows = checked_rows(config.data)
+    config = dataclasses.replace(config, total_steps=steps_of(config, rows))
     with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         step_fn = make_step(
@@ -69,7 +76,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             stage.schedule,
             stage.state_shardings,
         )
-        data = _batches(config, stage, start=stage.start)
+        data = _batches(config, stage, rows, start=stage.start)
         for step in range(stage.start + 1, config.total_steps + 1):
             stage.profiler.step(step)
             with stage.timer("data"):
@@ -109,13 +116,13 @@ def tokenize(
     raise DataError(_needs(row))
 
 
-def _batches(config: SftConfig, stage: Run, start: int) -> Iterator[tuple[Batch, int]]:
+def _batches(config: SftConfig, stage: Run, rows: Rows, start: int) -> Iterator[tuple[Batch, int]]:
     """The packed batch of step start + 1, start + 2, ...
 
     The number of microbatches is rounded up to a power of two (the rest stays unused), so few
     programs are compiled.
     """
-    row = stream(checked_rows(config.data), config.seed)
+    row = stream(rows, config.seed)
     for step in range(start, config.total_steps):
         indices = range(step * config.batch_size, (step + 1) * config.batch_size)
         groups = [group for i in indices for group in _groups(row(i), stage.tokenizer, config)]
@@ -128,7 +135,16 @@ def _batches(config: SftConfig, stage: Run, start: int) -> Iterator[tuple[Batch,
         yield _round_up(batch, used, config.batch_size), used
 
 
-def checked_rows(config: DataConfig) -> Sequence[Row] | Callable[[int], Row]:
+def steps_of(config: SftConfig, rows: Rows) -> int:
+    """The updates that the config asks for, by number or by epochs."""
+    if config.total_steps:
+        return config.total_steps
+    if callable(rows):
+        raise ConfigError(f"config.total_steps must be set: {config.data.function} has no end")
+    return math.ceil(config.epochs * len(rows) / config.batch_size)
+
+
+def checked_rows(config: DataConfig) -> Rows:
     """The rows of the source; those of a file are all looked at before the first update."""
     rows = rows_of(config, "config.data")
     for number, row in enumerate([] if callable(rows) else rows, start=1):

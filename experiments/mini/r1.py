@@ -1,0 +1,284 @@
+"""The whole R1 pipeline in miniature, from one command.
+
+    python -m r1jax.train --config experiments/mini/r1.py --workdir runs/r1
+
+    base -> R1-Zero                                       zero
+    R1-Zero -> cold-start data -> Dev1 (SFT from base)    cold_start, dev1
+    Dev1 -> Dev2 (RL: rules + language consistency)       dev2
+    Dev2 -> rejection sampling -> SFT set                 reasoning, sft_set
+    base -> Dev3 (SFT on the mixed set)                   dev3
+    Dev3 -> R1 (RL for all scenarios)                     r1
+    R1 -> traces -> a small model                         traces, student, distilled
+    the small model -> RL on it, for comparison           student_zero
+
+`:seed=N` is another seed of everything but the shipped base; `:smoke` runs every stage at a few
+steps. Every stage's config can be changed as `--config.stages.NAME.key=value`.
+
+Departures from the paper, beside those of r1_zero.py: the numbers of steps; SFT at 1e-3 (the model
+has 1.9 M parameters); stage 2's general prompts come in the same share of its steps as in the
+paper (the last 400 of 1,700), half as many as reasoning prompts; the refinement of the cold-start
+traces and the general half of the SFT set are by rule (r1jax/data/writer.py, general.py), where the
+paper has DeepSeek-V3 and people.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from r1jax.config import load_config, parse_args
+
+HERE = Path(__file__).parent
+BASE = "experiments/mini/base"
+TEMPLATE = "r1_zero_short"
+ENGINE = {"slots": 128, "chunk": 16, "bucket": 64, "prefill_batch": 8}
+MODELS = {  # the stages whose models are compared, and their names
+    "": "Base",
+    "zero": "R1-Zero",
+    "dev1": "Dev1",
+    "dev2": "Dev2",
+    "dev3": "Dev3",
+    "r1": "R1",
+    "student": "small base",
+    "student_zero": "small, RL",
+    "distilled": "small, distilled",
+}
+STUDENT = {  # 0.3 M parameters; the base has 1.9 M
+    "embed_dim": 96,
+    "num_layers": 2,
+    "num_heads": 3,
+    "num_kv_heads": 3,
+    "head_dim": 32,
+    "ffn_dim": 256,
+    "max_length": 512,
+}
+
+
+def problems(seed: int, split: str = "train", **more: object) -> dict:
+    args = {"seed": seed, "split": split, **more}
+    return {"function": "r1jax.data.mini:problems", "args": args}
+
+
+def requests(kind: str, count: int) -> dict:
+    args = {"seed": 1_000_003, "split": "test", "kind": kind, "count": count}
+    return {"function": "r1jax.data.general:requests", "args": args}
+
+
+def benchmarks(smoke: bool, judge: str) -> dict:
+    """Held-out problems and requests by the paper's protocol (T 0.6, top-p 0.95)."""
+    count, samples = (8, 2) if smoke else (200, 4)
+
+    def asked(data: dict, **more: object) -> dict:
+        return {
+            "data": data,
+            "num_samples": samples,
+            "template": TEMPLATE,
+            "max_prompt_tokens": 96,
+            "sampling": {
+                "max_tokens": 32 if smoke else 160,
+                "temperature": 0.6,
+                "top_p": 0.95,
+            },
+            **more,
+        }
+
+    rewards = {"accuracy": 1.0, "lenient_accuracy": 0.0, "format": 0.0, "language": 0.0}
+    by_rule = {"accuracy": 1.0, "format": 0.0, "language": 0.0}
+    preference = {"path": judge, "reads": "summary", "template": "plain", "against": "reference"}
+    return {
+        "reasoning": asked(problems(1_000_003, "test", count=count), rewards=rewards),
+        "instructions": asked(
+            requests("helpful", count // 2),
+            rewards=by_rule,
+            reward_models={"preference": preference},
+        ),
+        "safety": asked(requests("safety", count // 2), rewards=by_rule),
+    }
+
+
+def evaluate(model: str, label: str, smoke: bool, judge: str = "@judge") -> dict:
+    return {
+        "stage": "evaluate",
+        "model": model,
+        "label": label,
+        "benchmarks": benchmarks(smoke, judge),
+        "mesh": {"data": -1},
+        "engine": ENGINE,
+        "graders": {"workers": 0},
+    }
+
+
+def reward_model(kind: str, seed: int, smoke: bool, rows: int) -> ConfigDict:
+    suffix = ",smoke" if smoke else ""
+    config = load_config(f"{HERE}/reward_model.py:kind={kind},seed={seed},model={BASE}{suffix}")
+    if not smoke:
+        config.data.args.count = rows
+        config.held_out.data.args.count = 256
+    return config
+
+
+def grpo(model: str, seed: int, smoke: bool, steps: int, **changes: object) -> ConfigDict:
+    """Reinforcement learning as in r1_zero.py, without evaluations of its own."""
+    config = load_config(f"{HERE}/r1_zero.py:seed={seed},base={model}")
+    config.total_steps = 2 if smoke else steps
+    config.max_tokens = 32 if smoke else 160
+    config.evaluation = {"every": 0}
+    config.checkpoint_every = 10
+    config.update(changes)
+    return config
+
+
+def sft(model: dict, data: dict, seed: int, smoke: bool, **changes: object) -> dict:
+    """Supervised fine-tuning: three epochs, a cosine to a tenth (the paper's schedule)."""
+    steps = {"total_steps": 2} if smoke else {"epochs": 3.0}
+    return {
+        "stage": "sft",
+        "seed": seed,
+        "model": model,
+        "data": data,
+        "template": TEMPLATE,
+        "batch_size": 32,
+        "pack_length": 256,
+        "microbatch_rows": 2,
+        "logits_chunk": 256,
+        "overlong": "drop",
+        "optimizer": {
+            "learning_rate": 1e-3,
+            "schedule": "cosine",
+            "final_ratio": 0.1,
+            "warmup_steps": 5,
+        },
+        "mesh": {"data": -1},
+        "checkpoint_every": 100,
+        **steps,
+        **changes,
+    }
+
+
+def rejection(model: str, seed: int, smoke: bool, questions: int, **changes: object) -> dict:
+    """Several completions a question; what is right, in form, in one language and short stays."""
+    return {
+        "stage": "rejection",
+        "seed": seed,
+        "model": {"path": model},
+        "data": problems(seed + 1_000, count=16 if smoke else questions),
+        "minimum": {
+            "accuracy": 0.0 if smoke else 1.0,  # what a few steps teach is never right
+            "format": 0.0 if smoke else 1.0,
+            "language": 0.0 if smoke else 1.0,
+            "repetition": -0.2,
+            "code_blocks": 0.0,
+            "long_paragraph": {"minimum": 0.0, "max_characters": 400},
+        },
+        "num_samples": 4,
+        "template": TEMPLATE,
+        "max_prompt_tokens": 96,
+        "sampling": {"max_tokens": 32 if smoke else 160, "temperature": 1.0, "top_p": 1.0},
+        "portion": 512,
+        "mesh": {"data": -1},
+        "engine": ENGINE,
+        "graders": {"workers": 0},
+        **changes,
+    }
+
+
+def all_scenarios(seed: int) -> dict:
+    """Stage 2's questions: reasoning, and half as many general ones."""
+
+    def general(kind: str) -> dict:
+        args = {"seed": seed, "split": "train", "kind": kind}
+        return {"function": "r1jax.data.general:prompts", "args": args, "share": 1}
+
+    parts = {
+        "reasoning": {**problems(seed + 3_000), "share": 4},
+        "helpful": general("helpful"),
+        "safety": general("safety"),
+    }
+    return {"function": "r1jax.data.datasets:mixed", "args": {"parts": parts, "seed": seed}}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    args = parse_args(arg, smoke=False, seed=0, short=False)
+    seed, smoke = args.seed, args.smoke
+    less = 2 if args.short else 1  # `:short`: half of the steps
+
+    rules = {"accuracy": 1.0, "format": 1.0, "language": 1.0}
+    base, student = {"path": BASE}, {"path": "@student"}
+    stages = {
+        # Reward models, and one more that only judges in evaluations.
+        "helpful": reward_model("helpful", seed, smoke, 2048),
+        "safety": reward_model("safety", seed, smoke, 1024),
+        "judge": reward_model("helpful", seed + 1, smoke, 2048),
+        "zero": grpo(BASE, seed, smoke, 80 // less),
+        "cold_start": rejection(
+            "@zero",
+            seed,
+            smoke,
+            512,
+            rewriter=None if smoke else "r1jax.data.writer:rewrite_mini",
+        ),
+        "dev1": sft(base, {"path": "@cold_start/data.jsonl"}, seed, smoke),
+        "dev2": grpo(
+            "@dev1",
+            seed,
+            smoke,
+            40 // less,
+            rewards=rules,
+            data=problems(seed + 2_000),
+            loss={"kl_coef": 0.001, "clip_eps_low": 10.0, "clip_eps_high": 10.0},
+        ),
+        "reasoning": rejection("@dev2", seed + 1, smoke, 1536, per_prompt=1),
+        "sft_set": {
+            "stage": "mixture",
+            "seed": seed,
+            "sources": {
+                "reasoning": {"data": {"path": "@reasoning/data.jsonl"}},
+                "general": {
+                    "data": {
+                        "function": "r1jax.data.general:conversations",
+                        "args": {"seed": seed, "split": "train", "count": 512},
+                        "limit": 16 if smoke else 512,
+                    }
+                },
+            },
+            "tokenizer": BASE,
+            "template": TEMPLATE,
+            "benchmarks": {
+                "reasoning": problems(1_000_003, "test", count=200),
+                "instructions": requests("helpful", 100),
+                "safety": requests("safety", 100),
+            },
+        },
+        "dev3": sft(base, {"path": "@sft_set/data.jsonl"}, seed, smoke),
+        "r1": grpo(
+            "@dev3",
+            seed,
+            smoke,
+            40 // less,
+            temperature=0.7,
+            rewards=rules,
+            data=problems(seed + 3_000),
+            data_at={"1" if smoke else str(30 // less): all_scenarios(seed)},
+            reward_models={
+                kind: {"path": f"@{kind}", "reads": reads, "template": "plain", "kind": kind}
+                for kind, reads in (("helpful", "summary"), ("safety", "response"))
+            },
+            loss={"kl_coef": 0.001, "clip_eps_low": 10.0, "clip_eps_high": 10.0},
+        ),
+        "traces": rejection("@r1", seed + 2, smoke, 1536),
+    }
+    small = load_config(f"{HERE}/base.py:seed={seed}")
+    small.update({"total_steps": 4 if smoke else 1_500 // less, "checkpoint_every": 500})
+    small.model = {"config": STUDENT, "tokenizer": BASE}
+    stages |= {
+        "student": small,
+        "student_zero": grpo("@student", seed, smoke, 60 // less),
+        "distilled": sft(student, {"path": "@traces/data.jsonl"}, seed, smoke),
+    }
+    stages |= {
+        f"eval_{name or 'base'}": evaluate(f"@{name}" if name else BASE, label, smoke)
+        for name, label in MODELS.items()
+    }
+    config = ConfigDict()
+    config.stage = "pipeline"
+    config.stages = ConfigDict(stages, sort_keys=False)
+    return config

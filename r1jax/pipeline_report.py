@@ -1,0 +1,166 @@
+"""Tables and figures of a pipeline: its stages, its models side by side, its data sets.
+
+Everything comes from files in the stages' workdirs: results.json of `evaluate`, statistics.json of
+`rejection` and `mixture`, metrics.jsonl of training stages, pipeline.json of the pipeline itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from r1jax.config import DataError
+from r1jax.html_report import html_page
+from r1jax.metrics import absolute, write_atomic
+from r1jax.report import (
+    ERROR,
+    ROWS,
+    Row,
+    Run,
+    last_cell,
+    questions_of_models,
+    read_paper,
+    read_run,
+    with_k,
+)
+from r1jax.table import Cell, Table, to_csv, to_latex, to_markdown
+
+PIPELINE, STATISTICS = "pipeline.json", "statistics.json"
+Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
+# Means of rewards that a benchmark may have beside its accuracies.
+MORE_ROWS = (
+    Row("language consistency (%)", "language"),
+    Row("preferred to the reference (%)", "preference"),
+)
+
+
+def is_pipeline(workdir: epath.PathLike) -> bool:
+    return (absolute(workdir) / PIPELINE).exists()
+
+
+def read_stages(workdir: epath.PathLike) -> Stages:
+    path = absolute(workdir) / PIPELINE
+    try:
+        stages = json.loads(path.read_text())["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a pipeline's: {error!r}") from None
+    return stages
+
+
+def runs_of(workdir: epath.PathLike, kind: str) -> list[Run]:
+    """The complete stages of one kind that have measurements, in the pipeline's order."""
+    root = absolute(workdir)
+    names = [n for n, s in read_stages(root).items() if s["stage"] == kind and s["complete"]]
+    return [read_run(root / name) for name in names]
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def models_by_stage(runs: Sequence[Run]) -> Table:
+    """Every benchmark's metrics, a column per model (the paper's Table 3)."""
+    names = list(dict.fromkeys(name for run in runs for name in run.evaluations[-1].benchmarks))
+    rows: list[Sequence[str | Cell]] = []
+    for name in names:
+        k = max(int(run.evaluations[-1].benchmarks.get(name, {}).get("samples", 1)) for run in runs)
+        for row in (*ROWS, *MORE_ROWS):
+            if "{k}" in row.metric and k == 1:
+                continue
+            cells = [last_cell(run, name, with_k(row, k)) for run in runs]
+            if any(cell.value is not None for cell in cells):
+                rows.append([name, with_k(row, k).label, *cells])
+    header = ["Benchmark", "Metric", *(run.label for run in runs)]
+    return Table("stages", "Models by stage", header, rows, ERROR)
+
+
+def paper_stages() -> Table:
+    """The paper's own table of stages."""
+    paper = read_paper()
+    printed = paper["stages"]
+    rows: list[Sequence[str | Cell]] = [
+        [name, *(Cell(value, None, 1 if isinstance(value, float) else 0) for value in values)]
+        for name, values in printed["rows"].items()
+    ]
+    header = ["Benchmark", *printed["columns"]]
+    title = f"{printed['title']} (the paper's {printed['printed_in']})"
+    return Table("paper_stages", title, header, rows, f"Source: {paper['source']['paper']}.")
+
+
+def data_table(workdir: epath.PathLike) -> Table:
+    """What the SFT sets consist of (the paper's Table 5)."""
+    rows: list[Sequence[str | Cell]] = []
+    for name, statistics in _statistics(workdir, "mixture").items():
+        for domain, values in statistics["domains"].items():
+            samples, rounds, tokens = (values[key] for key in ("samples", "rounds", "tokens"))
+            rows.append([name, domain, Cell(samples, None, 0), Cell(rounds), Cell(tokens)])
+    header = ["Set", "Domain", "Samples", "Rounds", "Tokens a sample"]
+    return Table("sft_data", "SFT data (the paper's Table 5)", header, rows)
+
+
+def sampling_table(workdir: epath.PathLike) -> Table:
+    """What became of the completions of rejection sampling."""
+    found = _statistics(workdir, "rejection")
+    fates = list(dict.fromkeys(f for s in found.values() for f in s["completions_by_fate"]))
+    fates.sort(key=lambda fate: fate != "kept")
+    rows: list[Sequence[str | Cell]] = []
+    for name, statistics in found.items():
+        counts = statistics["completions_by_fate"]
+        numbers = [statistics["questions"], statistics["completions"]]
+        numbers += [counts.get(fate, 0) for fate in fates]
+        rows.append([name, *(Cell(number, None, 0) for number in numbers)])
+    header = ["Set", "Questions", "Completions", *fates]
+    note = (
+        "kept: a row of the set; a reward's name: the first whose minimum was missed; more than"
+        " needed: good, but there were enough of that question."
+    )
+    return Table("sampling", "Rejection sampling", header, rows, note)
+
+
+def _statistics(workdir: epath.PathLike, kind: str) -> dict[str, dict[str, Any]]:
+    root = absolute(workdir)
+    return {
+        name: json.loads((root / name / STATISTICS).read_text())
+        for name, stage in read_stages(root).items()
+        if stage["stage"] == kind and stage["complete"]
+    }
+
+
+def pipeline_tables(workdir: epath.PathLike) -> list[Table]:
+    evaluated = runs_of(workdir, "evaluate")
+    tables = [models_by_stage(evaluated), paper_stages()] if evaluated else []
+    tables += [sampling_table(workdir), data_table(workdir)]
+    return [table for table in tables if table.rows]
+
+
+# -- everything ------------------------------------------------------------------------------------
+
+
+def write_pipeline_report(workdir: epath.PathLike, output: epath.PathLike = "") -> list[str]:
+    """Writes tables/, figures/, report.md and report.html below `output` ("" = the workdir).
+
+    Returns the paths written.
+    """
+    from r1jax.figures import draw_figures, draw_pipeline  # matplotlib takes a second to import
+
+    target = absolute(output or workdir)
+    files: dict[str, bytes] = {}
+    tables = pipeline_tables(workdir)
+    for table in tables:
+        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+            files[f"tables/{table.name}.{suffix}"] = render(table).encode()
+    curves = {run.label: [run.metrics] for run in runs_of(workdir, "grpo")}
+    figures = {"pipeline": draw_pipeline(read_stages(workdir))}
+    figures |= draw_figures(curves, read_paper())
+    files |= {f"figures/{name}.png": image for name, image in figures.items()}
+    parts = [f"# {absolute(workdir).name}\n", *map(to_markdown, tables)]
+    parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
+    files["report.md"] = "\n".join(parts).encode()
+    questions = questions_of_models(runs_of(workdir, "evaluate"))
+    page = html_page(absolute(workdir).name, tables, figures, questions)
+    files["report.html"] = page.encode("utf-8", "replace")
+    for name, content in files.items():
+        write_atomic(target / name, content)
+    return [str(target / name) for name in files]

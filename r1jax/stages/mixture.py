@@ -1,0 +1,127 @@
+"""The SFT set: rows of several sources, decontaminated, shuffled, counted as in R1's Table 5.
+
+Writes `data.jsonl`, which stage `sft` reads, and `statistics.json`: samples, rounds and tokens a
+row by domain, and how many rows each source lost to decontamination.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.checkpoint import check_config
+from r1jax.config import ConfigError, DataError, section
+from r1jax.data.chat import render
+from r1jax.data.datasets import DataConfig, finite_examples, rows_of
+from r1jax.data.decontaminate import NGRAM, Benchmarks
+from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.metrics import absolute, write_atomic, write_jsonl_atomic
+
+DATA, STATISTICS = "data.jsonl", "statistics.json"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Rows {"messages", "domain", ...}; an unlimited source needs `data.limit`."""
+
+    data: DataConfig
+    domain: str | None = None  # for rows that have none
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What goes in, and what must not be in it."""
+
+    stage: str
+    sources: dict[str, SourceConfig]
+    tokenizer: str  # a MODEL or a path; tokens are counted with it
+    template: str = "chat"
+    benchmarks: dict[str, DataConfig] = field(default_factory=dict)  # evaluation questions
+    ngram: int = NGRAM
+    seed: int = 0
+
+
+CONFIG = MixtureConfig  # what train checks the config file against
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Reads, filters, shuffles, writes; a finished workdir is left as it is."""
+    config = section(MixtureConfig, config_dict)
+    path = absolute(workdir)
+    check_config(path, config_dict)
+    if not (path / STATISTICS).exists() and jax.process_index() == 0:
+        rows, lost = _gather(config)
+        if not rows:
+            raise DataError(f"no row of {', '.join(config.sources)} is left: nothing to write")
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        rows = [rows[i] for i in order]
+        write_jsonl_atomic(path / DATA, rows)
+        statistics = {"sources": lost, "domains": by_domain(rows)}
+        text = json.dumps(statistics, indent=1, ensure_ascii=False)
+        write_atomic(path / STATISTICS, (text + "\n").encode())
+    print((path / STATISTICS).read_text())
+    print(f"rows are in {path / DATA}")
+
+
+def _gather(config: MixtureConfig) -> tuple[list[Row], dict[str, dict[str, int]]]:
+    """The rows of all sources, and {source: {"rows", "contaminated"}}."""
+    benchmarks = Benchmarks(
+        (
+            example
+            for name, data in config.benchmarks.items()
+            for example in finite_examples(data, f"config.benchmarks.{name}")
+        ),
+        config.ngram,
+    )
+    tokenizer = load_tokenizer(config.tokenizer)
+    kept: list[Row] = []
+    lost = {}
+    for name, source in config.sources.items():
+        rows = rows_of(source.data, f"config.sources.{name}.data")
+        if callable(rows):
+            raise ConfigError(f"config.sources.{name}.data.limit must be set: it has no end")
+        clean = [row for row in rows if not benchmarks.meets(row)]
+        lost[name] = {"rows": len(clean), "contaminated": len(rows) - len(clean)}
+        kept += [
+            _row(row, source, tokenizer, config.template, f"{name}, row {number}")
+            for number, row in enumerate(clean, start=1)
+        ]
+    return kept, lost
+
+
+def _row(
+    row: Mapping[str, Any], source: SourceConfig, tokenizer: Tokenizer, template: str, where: str
+) -> Row:
+    if "messages" not in row:
+        raise DataError(f"{where} has no key messages; it has {', '.join(row)}")
+    domain = row.get("domain") or source.domain
+    if not domain:
+        raise DataError(f"{where} has no domain: set config.sources.NAME.domain")
+    tokens, _ = render(row["messages"], tokenizer, template)
+    about = {"domain": domain, "tokens": len(tokens)}
+    return {"id": str(row.get("id", where)), "messages": row["messages"], **about}
+
+
+def by_domain(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """{domain: {"samples", "rounds", "tokens"}} with "Total", as Table 5 has them."""
+    domains = sorted({row["domain"] for row in rows})
+    groups = {d: [row for row in rows if row["domain"] == d] for d in domains} | {"Total": rows}
+    return {
+        name: {
+            "samples": len(group),
+            "rounds": float(np.mean([_rounds(row) for row in group])),
+            "tokens": float(np.mean([row["tokens"] for row in group])),
+        }
+        for name, group in groups.items()
+    }
+
+
+def _rounds(row: Row) -> int:
+    return sum(message["role"] == "assistant" for message in row["messages"])

@@ -1,0 +1,221 @@
+"""A whole pipeline: stages in order, each in a workdir of its own below the pipeline's.
+
+`config.stages` maps names to the configs of stages. In one of them a text "@NAME" or "@NAME/FILE"
+stands for the workdir of another stage, or a file in it; that is how a model or a data set is
+handed on, and the only way. A stage that is complete is not run again, an interrupted one resumes
+by itself. A complete stage whose config has changed since, or whose inputs were made anew, is an
+error that says what differs; `--restart_from NAME` deletes that stage and all that was made from
+it. `pipeline.json` says what came from what, `pipeline.png` shows it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from r1jax.checkpoint import changes, jsonable
+from r1jax.config import ConfigError, check_choice, section
+from r1jax.metrics import absolute, write_atomic
+from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
+from r1jax.stages import stage_of
+from r1jax.table import print_rich
+
+COMPLETE = "stage_complete.json"  # in a stage's workdir, written last
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Only `stages`: each has its own seed, mesh and everything else."""
+
+    stage: str
+    stages: dict[str, Any]
+
+
+CONFIG = PipelineConfig  # what train checks the config file against
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline."""
+
+    name: str
+    kind: str  # config.stage
+    config: Mapping[str, Any]  # as written, with its references
+    reads: tuple[str, ...]  # the stages that it refers to
+    workdir: epath.Path
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Runs what is not complete, then writes the tables and figures of all of it."""
+    section(PipelineConfig, config_dict)
+    root = absolute(workdir)
+    steps = plan(config_dict, root)
+    check(steps)
+    for number, step in enumerate(steps, start=1):
+        title = f"{number}/{len(steps)} {step.name} ({step.kind})"
+        if completion(step):
+            print(f"-- {title}: complete", flush=True)
+            continue
+        print(f"-- {title}", flush=True)
+        _write_overview(root, steps)
+        start = time.time()
+        config = resolved(step, root)
+        stage_of(config).run(config, str(step.workdir))
+        if jax.process_index() == 0:
+            _mark(step, steps, time.time() - start)
+    _write_overview(root, steps)
+    if jax.process_index() == 0:
+        for table in pipeline_tables(root):
+            print_rich(table)
+        for path in write_pipeline_report(root):
+            print(f"wrote {path}")
+    print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
+
+
+def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:
+    """Deletes the workdirs of a stage and of all stages that read it, directly or not."""
+    steps = plan(config_dict, absolute(workdir))
+    check_choice("--restart_from", name, [step.name for step in steps])
+    stale = {name}
+    for step in steps:
+        if stale & set(step.reads):
+            stale.add(step.name)
+    for step in steps:
+        if step.name in stale and step.workdir.exists() and jax.process_index() == 0:
+            (step.workdir / COMPLETE).unlink(missing_ok=True)
+            step.workdir.rmtree()
+            print(f"deleted {step.workdir}")
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def plan(config_dict: ConfigDict, root: epath.Path) -> list[Step]:
+    """The stages, each behind those that it reads and else as the config has them.
+
+    ConfigError for a wrong key, an unknown kind of stage, a reference to nothing or in a circle.
+    """
+    stages = config_dict.stages
+    if not stages:
+        raise ConfigError("config.stages is empty")
+    waiting = [_step(name, stages[name], root) for name in stages]
+    for step in waiting:
+        for name in step.reads:
+            if name not in stages:
+                raise ConfigError(
+                    f"config.stages.{step.name} refers to @{name}, which is none of"
+                    f" {', '.join(stages)}"
+                )
+    steps: list[Step] = []
+    while waiting:
+        placed = {step.name for step in steps}
+        ready = next((step for step in waiting if placed.issuperset(step.reads)), None)
+        if ready is None:
+            circle = ", ".join(step.name for step in waiting)
+            raise ConfigError(f"config.stages: {circle} wait for each other")
+        waiting.remove(ready)
+        steps.append(ready)
+    return steps
+
+
+def _step(name: str, config: Any, root: epath.Path) -> Step:
+    where = f"config.stages.{name}"
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{where} is not a section of keys")
+    if name.startswith(".") or "/" in name:
+        raise ConfigError(f"{where}: a stage's name is that of a directory")
+    module = stage_of(config, where)
+    if config.stage == "pipeline":
+        raise ConfigError(f"{where}: a pipeline cannot be a stage of a pipeline")
+    section(module.CONFIG, config, where)
+    reads = tuple(dict.fromkeys(text[1:].partition("/")[0] for text in _references(config)))
+    return Step(name, config.stage, jsonable(config), reads, root / name)
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Every text that begins with @, at any depth."""
+    if isinstance(value, str) and value.startswith("@"):
+        yield value
+    elif isinstance(value, Mapping | ConfigDict):
+        for key in value:
+            yield from _references(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _references(item)
+
+
+def resolved(step: Step, root: epath.Path) -> ConfigDict:
+    """The stage's config with paths in the places of its references."""
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("@"):
+            return str(root / value[1:])
+        if isinstance(value, dict):
+            return {key: replace(item) for key, item in value.items()}
+        return [replace(item) for item in value] if isinstance(value, list) else value
+
+    return ConfigDict(replace(copy.deepcopy(dict(step.config))))
+
+
+# -- what is complete ------------------------------------------------------------------------------
+
+
+def completion(step: Step) -> dict[str, Any] | None:
+    """What the stage wrote down when it was complete: id, config, the ids of what it read."""
+    path = step.workdir / COMPLETE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def check(steps: Sequence[Step]) -> None:
+    """Raises ConfigError where a complete stage isn't what the config asks for any more."""
+    done = {step.name: found for step in steps if (found := completion(step))}
+    for step in steps:
+        found = done.get(step.name)
+        if found is None:
+            continue
+        how = f"take another --workdir, or --restart_from={step.name}"
+        if differing := changes(found["config"], dict(step.config)):
+            raise ConfigError(
+                f"stage {step.name} is complete with another config ({'; '.join(differing)}); {how}"
+            )
+        for name, identity in found["reads"].items():
+            if done.get(name, {}).get("id") != identity:
+                raise ConfigError(
+                    f"stage {step.name} was made from another {name} than the one in"
+                    f" {step.workdir.parent / name}; {how}"
+                )
+
+
+def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
+    by_name = {other.name: other for other in steps}
+    reads = {name: (completion(by_name[name]) or {})["id"] for name in step.reads}
+    about = {
+        "id": uuid.uuid4().hex,
+        "seconds": round(seconds, 1),  # of the last start, where it was resumed
+        "reads": reads,
+        "config": dict(step.config),
+    }
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    write_atomic(step.workdir / COMPLETE, (text + "\n").encode())
+
+
+def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
+    """pipeline.json: {stage: {"stage", "reads", "complete", "seconds"}} in order."""
+    if jax.process_index() != 0:
+        return
+    overview = {}
+    for step in steps:
+        found = completion(step)
+        about = {"stage": step.kind, "reads": list(step.reads), "complete": found is not None}
+        overview[step.name] = about | ({"seconds": found["seconds"]} if found else {})
+    text = json.dumps({"stages": overview}, indent=1, ensure_ascii=False)
+    write_atomic(root / PIPELINE, (text + "\n").encode())

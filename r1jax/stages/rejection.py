@@ -1,0 +1,306 @@
+"""Rejection sampling: SFT rows from what a model gets right (R1 B.3.2 and B.3.3).
+
+Several completions a question; those stay whose rewards reach the minima that the config sets
+(right, in the format, in one language, without repetition, ...) and that a judge, if there is one,
+finds correct. A rewriter may then make them readable; what it returns must pass the same minima.
+At most `per_prompt` of a question's completions become rows `{"messages", "domain", ...}`.
+
+With R1-Zero as the model and a rewriter this builds the cold-start data, with the first RL stage's
+checkpoint the reasoning half of the SFT set. Questions are worked off in portions, each written
+down when it is sampled (`rollouts/`) and when it is through (`kept/`), so a killed run goes on
+where it was. Writes `data.jsonl` and `statistics.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from r1jax.checkpoint import check_config
+from r1jax.config import ConfigError, import_function, section
+from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
+from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.models.load import ModelSource, open_source
+from r1jax.rewards import Grade, check_example, load_rewards, score
+from r1jax.rewards.sandbox import choose_sandbox
+from r1jax.rollout.chat_models import ChatModel, ChatModelConfig, open_chat_model
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.graded import (
+    GraderConfig,
+    from_row,
+    graded_rollouts,
+    make_prompt,
+    open_pool,
+    to_row,
+)
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import make_mesh
+from r1jax.types import Example, Rollout
+
+DATA, STATISTICS = "data.jsonl", "statistics.json"
+Row = dict[str, Any]
+Rewriter = Callable[[Example, str], str | None]  # (question, completion) -> a better one, or None
+KEPT, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed", "more than needed"
+
+
+@dataclass(frozen=True)
+class RejectionConfig:
+    """What is sampled, and what stays."""
+
+    stage: str
+    model: ModelSource
+    data: DataConfig  # questions as in RL; an unlimited source needs `limit`
+    # What each reward must reach; with arguments: {"minimum": ..., argument: value}.
+    minimum: dict[str, Any] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    num_samples: int = 16
+    per_prompt: int = 1
+    template: str = "r1_zero"
+    max_prompt_tokens: int = 1024
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=1.0, top_p=1.0)
+    )
+    judge: ChatModelConfig | None = None  # compares with the reference answer
+    writer: ChatModelConfig | None = None  # refines what was kept (paper: DeepSeek-V3)
+    rewriter: str | None = None  # module:function(example, text) -> text or None, instead
+    portion: int = 1024  # questions between two saves
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"data": -1})
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    graders: GraderConfig = field(default_factory=GraderConfig)
+
+
+CONFIG = RejectionConfig  # what train checks the config file against
+
+
+def run(config_dict: ConfigDict, workdir: str) -> None:
+    """Samples, filters, rewrites; a finished workdir is left as it is."""
+    config = section(RejectionConfig, config_dict)
+    if config.writer is not None and config.rewriter is not None:
+        raise ConfigError("config.writer and config.rewriter: at most one of them")
+    choose_sandbox(config.graders.sandbox)
+    path = absolute(workdir)
+    examples = finite_examples(config.data, "config.data")
+    for example in examples:
+        check_example(example)
+    weights, minima = split_minimum(config.minimum)
+    check_config(path, config_dict)
+    if not (path / STATISTICS).exists():
+        portions = list(_portions(config, path, examples, weights, minima))
+        rows = [row for portion in portions for row in portion["rows"]]
+        statistics = _statistics(portions, rows, len(examples))
+        if jax.process_index() == 0:
+            write_jsonl_atomic(path / DATA, rows)
+            text = json.dumps(statistics, indent=1, ensure_ascii=False)
+            write_atomic(path / STATISTICS, (text + "\n").encode())
+    print((path / STATISTICS).read_text())
+    print(f"rows are in {path / DATA}")
+
+
+def split_minimum(minimum: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """(rewards as `load_rewards` takes them, {name: what it must reach})."""
+    weights: dict[str, Any] = {}
+    minima: dict[str, float] = {}
+    for name, value in minimum.items():
+        arguments = dict(value) if isinstance(value, Mapping) else {"minimum": value}
+        least = arguments.pop("minimum", None)
+        if isinstance(least, bool) or not isinstance(least, int | float):
+            raise ConfigError(f"config.minimum: {name!r} must reach {least!r}, which is no number")
+        weights[name], minima[name] = {"weight": 0.0, **arguments}, float(least)
+    load_rewards(weights)  # unknown names are an error before anything is sampled
+    return weights, minima
+
+
+def _portions(
+    config: RejectionConfig,
+    path: Any,
+    examples: Sequence[Example],
+    weights: Mapping[str, Any],
+    minima: Mapping[str, float],
+) -> Iterator[dict[str, Any]]:
+    """{"rows", "fates"} of the questions, a portion at a time; finished ones from their files."""
+    mesh = make_mesh(config.mesh)
+    sampler = _Sampler(config, path, mesh, weights)
+    judge = open_chat_model(config.judge, mesh) if config.judge else None
+    rewrite = _rewriter(config, mesh)
+    starts = range(0, len(examples), config.portion)
+    with Progress(path.name, len(examples), 0, {}) as progress:
+        for number, start in enumerate(starts):
+            kept = path / "kept" / f"{number:06d}.jsonl"
+            part = examples[start : start + config.portion]
+            if not kept.exists():
+                rollouts = sampler(number, part)
+                rows, fates = _select(config, part, rollouts, weights, minima, judge, rewrite)
+                if jax.process_index() == 0:
+                    write_jsonl_atomic(kept, [{"fates": fates}, *rows])
+            fates_line, *rows = list(read_jsonl(kept))
+            progress.update(start + len(part), {})
+            yield {"rows": rows, "fates": fates_line["fates"]}
+
+
+class _Sampler:
+    """Samples a portion's rollouts, or reads them; the model is loaded when it is first needed."""
+
+    def __init__(
+        self, config: RejectionConfig, path: Any, mesh: Any, weights: Mapping[str, Any]
+    ) -> None:
+        self._config, self._path, self._mesh, self._weights = config, path, mesh, weights
+        self._engine: Engine | None = None
+
+    def __call__(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
+        config = self._config
+        file = self._path / "rollouts" / f"{number:06d}.jsonl"
+        if file.exists():
+            return [from_row(row) for row in read_jsonl(file)]
+        if self._engine is None:
+            opened = open_source(config.model, self._path)
+            self._tokenizer, self._params = opened.tokenizer, opened.load(self._mesh, config.seed)
+            stop_ids = opened.tokenizer.stop_ids
+            self._engine = Engine(opened.config, stop_ids, config.engine, self._mesh)
+        prompts = [
+            make_prompt(e, self._tokenizer, config.template, config.max_prompt_tokens)
+            for e in examples
+        ]
+        with open_pool(self._weights, config.graders) as pool:
+            rollouts = graded_rollouts(
+                self._engine,
+                self._params,
+                prompts,
+                pool,
+                self._tokenizer,
+                config.sampling,
+                jax.random.fold_in(jax.random.key(config.seed), number),
+                config.num_samples,
+            )
+        if jax.process_index() == 0:
+            write_jsonl_atomic(file, map(to_row, rollouts))
+        return rollouts
+
+
+def _rewriter(config: RejectionConfig, mesh: Any) -> Callable[..., list[str | None]] | None:
+    """(examples, texts) -> better texts, None where there is none."""
+    if config.writer is not None:
+        return _written_by(open_chat_model(config.writer, mesh))
+    if config.rewriter is None:
+        return None
+    function: Rewriter = import_function(config.rewriter, f"config.rewriter = {config.rewriter!r}")
+    return lambda examples, texts: [
+        function(example, text) for example, text in zip(examples, texts, strict=True)
+    ]
+
+
+def _written_by(model: ChatModel) -> Callable[..., list[str | None]]:
+    def write(examples: Sequence[Example], texts: Sequence[str]) -> list[str | None]:
+        pairs = zip(examples, texts, strict=True)
+        return list(model([ask(WRITER_PROMPT, e.question, text, e.answer) for e, text in pairs]))
+
+    return write
+
+
+def _select(
+    config: RejectionConfig,
+    examples: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    weights: Mapping[str, Any],
+    minima: Mapping[str, float],
+    judge: ChatModel | None,
+    rewrite: Callable[..., list[str | None]] | None,
+) -> tuple[list[Row], dict[str, int]]:
+    """The rows of a portion, and how many completions had which fate."""
+    fates: Counter[str] = Counter()
+    questions = [examples[rollout.completion.prompt_index] for rollout in rollouts]
+    chosen: list[tuple[Example, Rollout, str]] = []
+    for example, rollout in zip(questions, rollouts, strict=True):
+        reason = below(rollout.reward_breakdown, minima) or rollout.failure
+        fates[reason or KEPT] += 1
+        if not reason:
+            chosen.append((example, rollout, rollout.text))
+    if judge is not None:
+        said = judge([ask(JUDGE_PROMPT, e.question, text, e.answer) for e, _, text in chosen])
+        chosen = _passing(chosen, [is_correct(text) for text in said], fates, JUDGED)
+    chosen = _first(chosen, config.per_prompt, fates)
+    if rewrite is not None and chosen:
+        texts = rewrite([e for e, _, _ in chosen], [text for _, _, text in chosen])
+        rewards = load_rewards(weights)
+        good = [
+            text is not None and not below(_grade(rewards, item, text).breakdown, minima)
+            for item, text in zip(chosen, texts, strict=True)
+        ]
+        chosen = [(e, r, str(text)) for (e, r, _), text in zip(chosen, texts, strict=True)]
+        chosen = _passing(chosen, good, fates, REWRITTEN)
+    return [_row(example, rollout, text) for example, rollout, text in chosen], dict(fates)
+
+
+def _grade(rewards: Any, item: tuple[Example, Rollout, str], text: str) -> Grade:
+    example, rollout, _ = item
+    completion = rollout.completion
+    return score(rewards, example, text, len(completion.tokens), completion.finish_reason)
+
+
+def below(breakdown: Mapping[str, float], minima: Mapping[str, float]) -> str | None:
+    """The first reward that misses its minimum, None if all reach it."""
+    return next((name for name, least in minima.items() if breakdown[name] < least), None)
+
+
+def _passing(
+    chosen: Sequence[tuple[Example, Rollout, str]],
+    good: Sequence[bool],
+    fates: Counter[str],
+    fate: str,
+) -> list[tuple[Example, Rollout, str]]:
+    """Those that are good; the others' fate is written down."""
+    lost = len(good) - sum(good)
+    fates[KEPT] -= lost
+    fates[fate] += lost
+    return [item for item, is_good in zip(chosen, good, strict=True) if is_good]
+
+
+def _first(
+    chosen: Sequence[tuple[Example, Rollout, str]], limit: int, fates: Counter[str]
+) -> list[tuple[Example, Rollout, str]]:
+    """At most `limit` a question, in the order of samples; equal texts count once."""
+    seen: dict[int, set[str]] = {}
+    good = []
+    for _, rollout, text in chosen:
+        texts = seen.setdefault(rollout.completion.prompt_index, set())
+        good.append(len(texts) < limit and text not in texts)
+        if good[-1]:
+            texts.add(text)
+    return _passing(chosen, good, fates, SURPLUS)
+
+
+def _row(example: Example, rollout: Rollout, text: str) -> Row:
+    turn = {"role": "assistant", "content": text}
+    about = example.metadata
+    return {
+        "id": f"{example.id}/{rollout.completion.sample_index}",
+        "messages": [*map(dict, example.messages), turn],
+        "domain": str(about.get("domain") or about.get("family") or example.task),
+        "rewritten": text != rollout.text,
+    }
+
+
+def _statistics(
+    portions: Sequence[Mapping[str, Any]], rows: Sequence[Row], questions: int
+) -> dict[str, Any]:
+    """What became of the completions, and rows by domain."""
+    fates: Counter[str] = Counter()
+    for portion in portions:
+        fates.update(portion["fates"])
+    lengths = [len(row["messages"][-1]["content"]) for row in rows]
+    return {
+        "questions": questions,
+        "completions": sum(fates.values()),
+        "rows": len(rows),
+        "rewritten": sum(row["rewritten"] for row in rows),
+        "characters": float(np.mean(lengths)) if rows else 0.0,
+        "completions_by_fate": dict(sorted(fates.items())),
+        "rows_by_domain": dict(sorted(Counter(row["domain"] for row in rows).items())),
+    }

@@ -1,0 +1,226 @@
+"""Pipelines: the order, what is run again, what is refused, restarts; the mini pipeline whole."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from r1jax.config import ConfigError, load_config
+from r1jax.stages import STAGES, pipeline
+
+ROOT = Path(__file__).parents[1]
+RUNS: list[str] = []  # workdirs of fake stages, as they ran
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    stage: str
+    number: int = 0
+    model: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    fails: bool = False
+
+
+def run_fake(config: ConfigDict, workdir: str) -> None:
+    RUNS.append(Path(workdir).name)
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    if config.get("fails"):
+        raise ConfigError("it fails")
+    (Path(workdir) / "seen.json").write_text(json.dumps(config.to_dict()))
+
+
+@pytest.fixture(autouse=True)
+def fake_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("fake_stage_of_test_pipeline")
+    module.CONFIG, module.run = FakeConfig, run_fake  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(STAGES, "fake", module.__name__)
+    RUNS.clear()
+
+
+def config(**stages: dict[str, Any]) -> ConfigDict:
+    inner = {name: {"stage": "fake"} | values for name, values in stages.items()}
+    found = ConfigDict({"stage": "pipeline"})
+    found.stages = ConfigDict(inner, sort_keys=False)
+    return found
+
+
+def abc(**changes: Any) -> ConfigDict:
+    """c reads b, b reads a, d reads nothing."""
+    return config(
+        c={"data": {"paths": ["x", "@b/data.jsonl"]}},
+        b={"model": "@a"},
+        a=changes,
+        d={"number": 4},
+    )
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def test_stages_come_after_what_they_read() -> None:
+    steps = pipeline.plan(abc(), epath.Path("/w"))
+    assert [(step.name, step.reads) for step in steps] == [
+        ("a", ()),
+        ("b", ("a",)),
+        ("c", ("b",)),
+        ("d", ()),
+    ]
+    resolved = pipeline.resolved(steps[2], epath.Path("/w"))
+    assert resolved.data.paths == ["x", "/w/b/data.jsonl"]
+    assert pipeline.resolved(steps[1], epath.Path("/w")).model == "/w/a"
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ({}, "config.stages is empty"),
+        ({"a": {"model": "@z"}}, "config.stages.a refers to @z, which is none of a"),
+        ({"a": {"model": "@b"}, "b": {"model": "@a/x"}}, "a, b wait for each other"),
+        ({"a": {"model": "@a"}}, "a wait for each other"),
+        ({"a": {"nubmer": 1}}, r"unknown key config.stages.a.nubmer; did you mean config.stages.a"),
+        ({"a": {"stage": "fke"}}, r"config.stages.a.stage 'fke' is not one of .*; did you mean"),
+        ({"a/b": {}}, "a stage's name is that of a directory"),
+        ({"a": {"stage": "pipeline", "stages": {}}}, "cannot be a stage of a pipeline"),
+    ],
+)
+def test_mistakes_in_the_plan(stages: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        pipeline.run(config(**stages), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    assert RUNS == []
+
+
+# -- running it ------------------------------------------------------------------------------------
+
+
+def test_what_is_complete_is_not_run_again(tmp_path: Path) -> None:
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d"]
+    assert json.loads((tmp_path / "b/seen.json").read_text())["model"] == str(tmp_path / "a")
+    overview = json.loads((tmp_path / "pipeline.json").read_text())["stages"]
+    assert [(n, s["reads"], s["complete"]) for n, s in overview.items()] == [
+        ("a", [], True),
+        ("b", ["a"], True),
+        ("c", ["b"], True),
+        ("d", [], True),
+    ]
+    assert (tmp_path / "figures/pipeline.png").stat().st_size > 1000
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d"]
+
+
+def test_an_interrupted_stage_is_run_again_and_may_change(tmp_path: Path) -> None:
+    broken = abc()
+    broken.stages.b.fails = True
+    with pytest.raises(ConfigError, match="it fails"):
+        pipeline.run(broken, str(tmp_path))
+    overview = json.loads((tmp_path / "pipeline.json").read_text())["stages"]
+    assert [s["complete"] for s in overview.values()] == [True, False, False, False]
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "b", "c", "d"]
+
+
+def test_a_changed_config_is_refused_with_what_differs(tmp_path: Path) -> None:
+    pipeline.run(abc(number=1), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"stage a .* \(changed: number 1 -> 2\); .*from=a"):
+        pipeline.run(abc(number=2), str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d"]
+    more = abc(number=1)
+    more.stages.e = ConfigDict({"stage": "fake", "model": "@c"})
+    pipeline.run(more, str(tmp_path))  # a further stage is no change
+    assert RUNS == ["a", "b", "c", "d", "e"]
+
+
+def test_restart_deletes_what_was_made_from_it(tmp_path: Path) -> None:
+    pipeline.run(abc(number=1), str(tmp_path))
+    changed = abc(number=1)
+    changed.stages.b.number = 7
+    pipeline.restart(changed, str(tmp_path), "b")
+    assert sorted(p.name for p in tmp_path.iterdir() if (p / "seen.json").exists()) == ["a", "d"]
+    pipeline.run(changed, str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d", "b", "c"]
+    with pytest.raises(ConfigError, match="--restart_from 'bb' is not one of 'a', 'b', 'c', 'd'"):
+        pipeline.restart(changed, str(tmp_path), "bb")
+
+
+def test_a_stage_made_from_another_input_is_refused(tmp_path: Path) -> None:
+    pipeline.run(abc(), str(tmp_path))
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(ConfigError, match="stage b was made from another a than the one in"):
+        pipeline.run(abc(), str(tmp_path))
+    pipeline.restart(abc(), str(tmp_path), "b")
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d", "a", "b", "c"]
+
+
+# -- the mini pipeline -----------------------------------------------------------------------------
+
+
+def test_mini_config_loads_with_every_argument() -> None:
+    for arg in ("", "smoke", "short", "seed=3"):
+        found = load_config(f"{ROOT}/experiments/mini/r1.py:{arg}")
+        names = [step.name for step in pipeline.plan(found, epath.Path("/w"))]
+        wanted = ["zero", "cold_start", "dev1", "dev2", "reasoning", "sft_set", "dev3", "r1"]
+        assert [name for name in names if name in wanted] == wanted
+
+
+def train(workdir: Path, cache: str) -> subprocess.Popen[bytes]:
+    """The smoke pipeline as a command, on one device."""
+    flags = ["--config=experiments/mini/r1.py:smoke", f"--workdir={workdir}"]
+    environment = os.environ | {"R1JAX_COMPILATION_CACHE": cache, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "r1jax.train", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+def test_killed_pipeline_ends_as_the_uninterrupted_one(
+    tmp_path: Path, compilation_cache: str
+) -> None:
+    """SIGKILL again and again at random moments; every table and every completion is the same."""
+    whole = train(tmp_path / "whole", compilation_cache)
+    assert whole.wait() == 0, whole.stderr and whole.stderr.read().decode()
+    rng = random.Random(0)
+    kills = 0
+    while True:
+        process = train(tmp_path / "killed", compilation_cache)
+        try:
+            code = process.wait(timeout=rng.uniform(8, 30))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.1)
+            continue
+        assert code == 0, process.stderr and process.stderr.read().decode()
+        break
+    assert kills > 0
+    names = [
+        path.relative_to(tmp_path / "whole")
+        for pattern in ("tables/*", "eval_*/*.jsonl", "*/data.jsonl", "*/metrics.jsonl")
+        for path in (tmp_path / "whole").glob(pattern)
+    ]
+    assert len(names) > 40
+    different = [
+        str(name)
+        for name in names
+        if (tmp_path / "whole" / name).read_bytes() != (tmp_path / "killed" / name).read_bytes()
+    ]
+    assert different == []
