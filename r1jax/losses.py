@@ -233,6 +233,23 @@ def token_scalars(model: Transformer, params: Any, batch: Batch) -> jax.Array:
     return hidden_BLD @ params["scalar_head"] + params["scalar_bias"]
 
 
+def token_values(model: Transformer, params: Any, batch: Batch) -> jax.Array:
+    """The scalar head's value of the state before each token, float32 [B, L]; 0 at a row's first.
+
+    Aligned to targets, as log-probabilities are.
+    """
+    return jnp.roll(token_scalars(model, params, batch), 1, axis=1).at[:, 0].set(0.0)
+
+
+def value_loss(values_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Half the squared error of the values, mean over the update's tokens."""
+    weights_BL = batch.loss_mask / batch.num_targets
+    error_BL = jnp.where(weights_BL > 0, values_BL - batch.returns, 0.0)
+    loss = 0.5 * jnp.sum(weights_BL * error_BL**2)
+    metrics = {"loss": loss, "value_mean": jnp.sum(weights_BL * values_BL)}
+    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
+
+
 def sequence_scalars(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(the scalar at each sequence's target, whether the sequence is here), both [C + 1].
 
@@ -305,7 +322,9 @@ def grpo_loss(
         old_BL = jax.lax.stop_gradient(logprobs_BL)
     log_ratio_BL = jnp.clip((logprobs_BL - old_BL) * mask_BL, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_BL = RATIOS[config.ratio](log_ratio_BL, batch)
-    advantages_BL = batch.advantages[batch.completion_ids]
+    advantages_BL = batch.token_advantages  # PPO's
+    if advantages_BL is None:
+        advantages_BL = batch.advantages[batch.completion_ids]
     surrogate_BL = SURROGATES[config.surrogate](
         ratio_BL, advantages_BL, config.clip_eps_low, config.clip_eps_high
     )

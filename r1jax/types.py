@@ -75,6 +75,8 @@ class Batch:
     old_logprobs: Any = None  # float32, parameters at the start of this rollout's updates
     ref_logprobs: Any = None  # float32, frozen reference policy
     advantages: Any = None  # float32 [C + 1] (never split into microbatches); entry 0 is unused
+    token_advantages: Any = None  # float32, in the place of `advantages` (PPO)
+    returns: Any = None  # float32, what the value of the state before the token should be (PPO)
     labels: Any = None  # float32 [C + 1], what a pointwise reward model should say; entry 0 unused
     lengths: Any = None  # float32 [C + 1], completion lengths in tokens; entry 0 is 1
     num_targets: Any = None  # float32 scalar, tokens that count in all microbatches together

@@ -22,7 +22,7 @@ ROOMS = [
     ["losses", "train_state", "checkpoint", "rollout"],
     ["models.load", "figures", "html_report"],
     ["rewards.learned_reward", "rollout.chat_models"],
-    ["evaluation", "report", "pipeline_report"],
+    ["evaluation", "report", "pipeline_report", "critic"],
     ["stages.run"],
     ["stages"],
     ["cli"],

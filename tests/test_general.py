@@ -113,7 +113,8 @@ def test_requests_are_graded_by_rule() -> None:
         check_example(example)
         text = f" <think> So. </think> <answer> {example.answer} </answer>"
         assert score(weights, example, text, 9, "stop").reward == 2.0
-        assert score(weights, example, text.replace("</answer>", "7 8 9"), 9, "stop").reward == 0.0
+        thought_only = f" <think> {example.answer} </think> <answer> Hello. </answer>"
+        assert score(weights, example, thought_only, 9, "stop").reward == 0.0
 
 
 def test_conversations_have_the_format() -> None:

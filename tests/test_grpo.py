@@ -303,13 +303,13 @@ def test_dynamic_sampling(tokenizer_dir: str, tmp_path: Path) -> None:
         tokenizer_dir, total_steps=2, dynamic_sampling=2, rewards={"format": 1.0}, group_size=2
     )
     grpo.run(config, str(tmp_path / "three"))
-    timings = [row for row in read_lines(tmp_path / "three/timings.jsonl")]
+    timings = read_lines(tmp_path / "three/timings.jsonl")
     assert timings[0]["grpo/rollout/attempts"] == 3
     rows = rollouts_of(tmp_path / "three", 0)
     assert [row["prompt_index"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
     varied = grpo_config(tokenizer_dir, total_steps=2, dynamic_sampling=2)
     grpo.run(varied, str(tmp_path / "one"))
-    timings = [row for row in read_lines(tmp_path / "one/timings.jsonl")]
+    timings = read_lines(tmp_path / "one/timings.jsonl")
     assert timings[0]["grpo/rollout/attempts"] == 1
 
 
@@ -427,7 +427,7 @@ def test_each_reward_normalised() -> None:
 
 
 def test_one_completion_stays_where_none_has_an_advantage() -> None:
-    minibatch = grpo.moving(Minibatch(four_by_four(), np.zeros(16, np.float32)))
+    minibatch = grpo.moving(Minibatch(four_by_four(), np.zeros(16, np.float32), np.zeros(16)))
     assert [place_of(r) for r in minibatch.rollouts] == [(0, 0)]
     assert len(minibatch.left_out) == 15
 

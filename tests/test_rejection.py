@@ -46,7 +46,7 @@ def config(tokenizer: str, **changes: Any) -> ConfigDict:
 
 
 def shout(example: Example, text: str) -> str | None:
-    return None if example.id.endswith("zh") else f"A{text}"
+    return None if len(text) % 2 else f"A{text}"
 
 
 @pytest.mark.usefixtures("compilation_cache")
@@ -125,7 +125,7 @@ def test_a_rewriter_and_a_judge(
     assert fates["rewriting failed"] > 0
     rows = read_lines(tmp_path / "data.jsonl")
     assert rows and all(row["messages"][-1]["content"].startswith("A") for row in rows)
-    assert all("/" in row["id"] and "-en/" in row["id"] and row["rewritten"] for row in rows)
+    assert all(len(row["messages"][-1]["content"]) % 2 and row["rewritten"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,9 @@ def test_verdicts(said: str, correct: bool) -> None:
         ("en", " <think> Step by step: 1+2=3; 3+4=7. </think> <answer> 7 </answer>",
          " <think> I go step by step: 1+2=3; 3+4=7. </think> <answer> 7 </answer>"),
         ("zh", " <think> Step by step: 1+2=3. Wait, check: 2+1=3. </think> <answer> 3</answer>",
-         " <think> 我一步一步算：1+2=3. 等等，检查： 2+1=3. </think> <answer> 3 </answer>"),
+         " <think> 我一步一步算：1+2=3. 等等，检查：2+1=3. </think> <answer> 3 </answer>"),
+        ("en", " <think> 一步一步：1+2=3。等等，检查：2+1=3。</think> <answer> 3 </answer>",
+         " <think> I go step by step: 1+2=3。Wait, check: 2+1=3。 </think> <answer> 3 </answer>"),
         ("en", " <think> I think it is 7. </think> <answer> 7 </answer>", None),
         ("en", " <think> Step by step: </think> <answer> 7 </answer>", None),
         ("en", "Step by step: 1+2=3 <answer> 3 </answer>", None),

@@ -219,7 +219,7 @@ def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixtur
         f"tables/{t}.{s}" for t in ("results", "breakdown", "paper") for s in ("md", "csv", "tex")
     }
     images = {f"figures/{name}.png" for name in ("accuracy", "length", "rewards")}
-    assert names == tables | images | {"samples.md", "report.md"}
+    assert names == tables | images | {"samples.md", "report.md", "report.html"}
     assert all(Path(path).stat().st_size > 0 for path in paths)
     for name in images:
         assert (seeds[0] / name).read_bytes().startswith(b"\x89PNG")

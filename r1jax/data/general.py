@@ -235,7 +235,9 @@ def requests(seed: int, split: Split, kind: Kind, count: int) -> list[Row]:
 
     `answer` (and `reference`, for reward models that compare) is the good response.
     """
-    families, found, index = (HELPFUL if kind == "helpful" else SAFETY), {}, 0
+    families = HELPFUL if kind == "helpful" else SAFETY
+    found: dict[str, Row] = {}
+    index = 0
     while len(found) < count:
         language, spec = LANGUAGES[index % 2], spec_at(seed, index, split, families)
         row, good = _row(spec, language, kind), good_response(spec, language)

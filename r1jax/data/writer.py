@@ -79,7 +79,7 @@ _PHRASES = (
     ("The same, correct.", "一样，正确。"),
     ("No, the first was wrong.", "不对，刚才错了。"),
 )
-_OPENING = re.compile(r"^(?:Step by step|Let me see): ?|^(?:一步一步|让我想想)：")
+_OPENING = re.compile(r"^(?:(?:Step by step|Let me see):|(?:一步一步|让我想想)：) ?")
 _FIRST_PERSON = {"en": "I go step by step: ", "zh": "我一步一步算："}
 _TRACE = re.compile(r"^\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*$", re.DOTALL)
 
@@ -96,8 +96,10 @@ def rewrite_mini(example: Example, text: str) -> str | None:
     language = str(example.metadata["language"])
     thoughts = " ".join(found[1].split())
     for english, chinese in _PHRASES:
-        old, new = (chinese, english) if language == "en" else (english, chinese)
-        thoughts = thoughts.replace(old, new)
+        if language == "en":
+            thoughts = thoughts.replace(chinese, f"{english} ")
+        else:
+            thoughts = re.sub(f"{re.escape(english)} ?", chinese, thoughts)
     steps = _OPENING.sub("", thoughts)
     if steps == thoughts or not steps.strip():
         return None

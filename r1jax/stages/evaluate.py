@@ -55,6 +55,11 @@ class EvaluateConfig:
 CONFIG = EvaluateConfig  # what train checks the config file against
 
 
+def describe(config: EvaluateConfig) -> str:
+    """What the config asks for, in numbers."""
+    return ", ".join(f"{name} x {b.num_samples}" for name, b in config.benchmarks.items())
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Evaluates `config.model` and prints its results."""
     evaluate(section(EvaluateConfig, config_dict), workdir)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.config import ConfigError, check_choice, section
+from r1jax.critic import Critic, CriticConfig
 from r1jax.data.datasets import DataConfig, examples_of, stream
 from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.evaluation import (
@@ -115,6 +116,7 @@ class GrpoConfig:
     advantage_scale: bool = True  # divide by the group's standard deviation
     normalise: str = "sum"  # the sum of the rewards (the paper), or "each" of them and the batch
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
+    critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
     ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -134,6 +136,18 @@ class GrpoConfig:
 
 
 CONFIG = GrpoConfig  # what train checks the config file against
+
+
+def describe(config: GrpoConfig) -> str:
+    """What the config asks for, in numbers."""
+    rollouts = -(-config.total_steps // config.updates_per_rollout)
+    questions = config.updates_per_rollout * config.prompts_per_update
+    return (
+        f"{config.total_steps} updates: {rollouts} rollouts of {questions} questions x"
+        f" {config.group_size}"
+    )
+
+
 SHOWN = {
     "grpo/reward/mean": "reward",
     "grpo/reward/accuracy": "accuracy",
@@ -158,14 +172,15 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
     check(config)
     choose_sandbox(config.graders.sandbox)
     examples = checked_stream(config)
-    use_ref = config.loss.kl_coef > 0
+    use_ref = config.loss.kl_coef > 0 or (config.critic is not None and config.critic.kl_coef > 0)
     with (
         open_run(config, config_dict, workdir, SHOWN, use_ref, config.share_prompts) as stage,
         open_pool(config.rewards, config.graders) as pool,
     ):
         check_shapes(config, stage)
         engine = Engine(stage.model.config, stage.tokenizer.stop_ids, config.engine, stage.mesh)
-        programs = Programs(config, stage)
+        critic = open_critic(config, stage)
+        programs = Programs(config, stage, critic)
         learned = LearnedRewards(config.reward_models, stage.mesh)
         benchmarks(config, stage, engine, 0)
         curves(config, stage, engine, 0)
@@ -182,6 +197,9 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                 with stage.timer("update"):
                     stage.state, metrics = programs.step(stage.state, batch, used)
                     metrics = jax.device_get(metrics)
+                if critic is not None:
+                    with stage.timer("critic"):
+                        metrics |= critic.update(batch, used)
                 tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
                 stage.clocks["update/tokens_per_s"] = tokens_per_s
                 stage.log(step, "grpo", summary | metrics | packed)
@@ -189,6 +207,8 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                 curves(config, stage, engine, step)
             replace_reference(config, stage, step)
             if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
+                if critic is not None:
+                    critic.save(step)
                 stage.save(step)
                 forget_rollouts(config, stage, iteration)
         benchmarks(config, stage, engine, config.total_steps)
@@ -474,6 +494,7 @@ class Minibatch:
 
     rollouts: Sequence[Rollout]  # sorted by (prompt, sample)
     advantages: np.ndarray  # float32 [C]
+    rewards: np.ndarray  # float64 [C]
     left_out: Sequence[Rollout] = ()  # counted in the denominators, not computed
 
 
@@ -503,13 +524,14 @@ def make_minibatches(
 ) -> Iterator[Minibatch]:
     """The iteration's updates: whole questions each, or a random split of all outputs."""
     advantages = advantages_of(config, rollouts).reshape(-1)
+    rewards = rewards_of(config, rollouts).reshape(-1)
     size = config.prompts_per_update * config.group_size
     order = np.arange(len(rollouts))
     if config.split_by == "output":
         np.random.default_rng([config.seed, iteration]).shuffle(order)
     for start in range(0, len(rollouts), size):
         chosen = np.sort(order[start : start + size])
-        yield Minibatch([rollouts[i] for i in chosen], advantages[chosen])
+        yield Minibatch([rollouts[i] for i in chosen], advantages[chosen], rewards[chosen])
 
 
 def moving(minibatch: Minibatch) -> Minibatch:
@@ -522,6 +544,7 @@ def moving(minibatch: Minibatch) -> Minibatch:
     return Minibatch(
         [r for r, kept in zip(minibatch.rollouts, keep, strict=True) if kept],
         minibatch.advantages[keep],
+        minibatch.rewards[keep],
         [r for r, kept in zip(minibatch.rollouts, keep, strict=True) if not kept],
     )
 
@@ -554,11 +577,25 @@ def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
 # -- the jitted programs ----------------------------------------------------------------------
 
 
+def open_critic(config: GrpoConfig, stage: Run) -> Critic | None:
+    if config.critic is None:
+        return None
+    return Critic(
+        config.critic,
+        config.model,
+        stage.workdir,
+        stage.mesh,
+        config.seed,
+        config.total_steps,
+        stage.start,
+    )
+
+
 class Programs:
     """The update step and the pass that computes log-probabilities of packed completions."""
 
-    def __init__(self, config: GrpoConfig, stage: Run) -> None:
-        self.config = config
+    def __init__(self, config: GrpoConfig, stage: Run, critic: Critic | None = None) -> None:
+        self.config, self.critic = config, critic
         longest = config.max_prompt_tokens + longest_completion(config)
         self.pack_length = config.pack_length or longest
         completions = config.prompts_per_update * config.group_size
@@ -574,7 +611,8 @@ class Programs:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
         config = self.config
         with stage.timer("pack"):
-            if stage.ref_params is None:  # a KL would pull at every completion
+            # A KL pulls at every completion, and a critic has an advantage for each of its tokens.
+            if stage.ref_params is None and self.critic is None:
                 minibatch = moving(minibatch)
             batch, used = pack(
                 to_groups(config, minibatch.rollouts),
@@ -603,6 +641,9 @@ class Programs:
             with stage.timer("ref_logprobs"):
                 ref = self._logprobs(stage.ref_params, batch, count)
                 batch = replace(batch, ref_logprobs=jax.block_until_ready(ref))
+        if self.critic is not None:
+            with stage.timer("critic"):
+                batch = self.critic.judge(batch, count, minibatch.rewards)
         return batch, count, packed
 
     def _all_logprobs(self, params: Any, batch: Batch, microbatches: Any) -> jax.Array:

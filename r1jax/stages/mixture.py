@@ -51,6 +51,11 @@ class MixtureConfig:
 CONFIG = MixtureConfig  # what train checks the config file against
 
 
+def describe(config: MixtureConfig) -> str:
+    """What the config asks for, in numbers."""
+    return f"{len(config.sources)} sources, {len(config.benchmarks)} benchmarks kept out"
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Reads, filters, shuffles, writes; a finished workdir is left as it is."""
     config = section(MixtureConfig, config_dict)

@@ -43,6 +43,18 @@ class PipelineConfig:
 CONFIG = PipelineConfig  # what train checks the config file against
 
 
+def describe(config: PipelineConfig) -> str:
+    """A line per stage, in the order in which they run."""
+    stages = ConfigDict(config.stages, sort_keys=False)
+    steps = plan(ConfigDict({"stages": stages}), absolute("."))
+    lines = []
+    for step in steps:
+        module = stage_of(step.config)
+        size = module.describe(section(module.CONFIG, step.config))
+        lines.append(f"{step.name} ({step.kind}): {size}")
+    return "\n".join([f"{len(steps)} stages", *lines])
+
+
 @dataclass(frozen=True)
 class Step:
     """One stage of the pipeline."""

@@ -42,6 +42,11 @@ class PreferencesConfig:
 CONFIG = PreferencesConfig  # what train checks the config file against
 
 
+def describe(config: PreferencesConfig) -> str:
+    """What the config asks for, in numbers."""
+    return f"{config.queries} verdicts a pair"
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Samples (once), judges, filters and writes; a finished workdir is left as it is."""
     config = section(PreferencesConfig, config_dict)

@@ -80,6 +80,11 @@ class RejectionConfig:
 CONFIG = RejectionConfig  # what train checks the config file against
 
 
+def describe(config: RejectionConfig) -> str:
+    """What the config asks for, in numbers."""
+    return f"{config.num_samples} completions a question, at most {config.per_prompt} of them kept"
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Samples, filters, rewrites; a finished workdir is left as it is."""
     config = section(RejectionConfig, config_dict)

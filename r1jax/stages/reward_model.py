@@ -74,6 +74,12 @@ class RewardModelConfig:
 CONFIG = RewardModelConfig  # what train checks the config file against
 
 
+def describe(config: RewardModelConfig) -> str:
+    """What the config asks for, in numbers."""
+    many = f"{config.total_steps} updates" if config.total_steps else f"{config.epochs:g} epochs"
+    return f"{many}, {config.batch_size} rows an update"
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains, from the newest checkpoint of the workdir if it has one."""
     config = section(RewardModelConfig, config_dict)

@@ -63,6 +63,12 @@ class SftConfig:
 CONFIG = SftConfig  # what train checks the config file against
 
 
+def describe(config: SftConfig) -> str:
+    """What the config asks for, in numbers."""
+    many = f"{config.total_steps} updates" if config.total_steps else f"{config.epochs:g} epochs"
+    return f"{many}, {config.batch_size} rows an update"
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Trains to total_steps, from the newest checkpoint of the workdir if it has one."""
     config = section(SftConfig, config_dict)
