@@ -42,23 +42,27 @@ def token_logprobs(
         model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
     )
     head_DV = head_weights(params).astype(output.hidden.dtype)
+    targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
+    logprobs, entropies = _head_logprobs(
+        _split(output.hidden, chunk), head_DV, _split(targets_BL, chunk), temperature, model.mesh
+    )
     length = batch.tokens.shape[1]
+    return _to_targets(logprobs, length), _to_targets(entropies, length)
+
+
+def _split(x_BL: jax.Array, chunk: int) -> jax.Array:
+    """[B, L, ...] -> [chunks, B, chunk, ...], padded with zeros."""
+    rows, length, *rest = x_BL.shape
     chunk = min(chunk, length)
     padded = -(-length // chunk) * chunk
-    targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
+    x_BL = jnp.pad(x_BL, [(0, 0), (0, padded - length)] + [(0, 0)] * len(rest))
+    return x_BL.reshape(rows, padded // chunk, chunk, *rest).swapaxes(0, 1)
 
-    def split(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [chunks, B, chunk, ...]
-        x = jnp.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], padded // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    def join(x: jax.Array) -> jax.Array:  # [chunks, B, chunk] -> [B, L], moved to the target
-        x = x.swapaxes(0, 1).reshape(-1, padded)[:, : length - 1]
-        return jnp.pad(x, [(0, 0), (1, 0)])
-
-    logprobs, entropies = _head_logprobs(
-        split(output.hidden), head_DV, split(targets_BL), temperature, model.mesh
-    )
-    return join(logprobs), join(entropies)
+def _to_targets(x_NBC: jax.Array, length: int) -> jax.Array:
+    """[chunks, B, chunk] of the tokens that predict -> [B, L] of the predicted ones."""
+    x_BL = x_NBC.swapaxes(0, 1).reshape(x_NBC.shape[1], -1)[:, : length - 1]
+    return jnp.pad(x_BL, [(0, 0), (1, 0)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -169,6 +173,38 @@ def nll_loss(logprobs_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     """Mean negative log-likelihood per target token of the update, in nats."""
     loss = -jnp.sum(token_mean(batch, 0) * logprobs_BL)
     return loss, {"loss": loss}
+
+
+def teacher_kl(
+    model: Transformer,
+    params: Any,
+    teacher: Transformer,
+    teacher_params: Any,
+    batch: Batch,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> jax.Array:
+    """KL(teacher || student) of every token's distribution [B, L], aligned to targets.
+
+    Both are softmax(logits / temperature); no gradient reaches the teacher, and logits exist for
+    `chunk` positions at a time.
+    """
+    place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
+    hidden = forward(model, params, *place).hidden
+    teachers = jax.lax.stop_gradient(forward(teacher, teacher_params, *place).hidden)
+    head_DV = head_weights(params).astype(hidden.dtype)
+    teachers_head_DV = jax.lax.stop_gradient(head_weights(teacher_params)).astype(teachers.dtype)
+
+    @jax.checkpoint
+    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        logits_BCV = _logits(x[0], head_DV, temperature, model.mesh)
+        teachers_BCV = _logits(x[1], teachers_head_DV, temperature, model.mesh)
+        wanted_BCV = jax.nn.log_softmax(teachers_BCV)
+        gap_BCV = wanted_BCV - jax.nn.log_softmax(logits_BCV)
+        return None, jnp.sum(jnp.exp(wanted_BCV) * gap_BCV, axis=-1)
+
+    _, kl = jax.lax.scan(one, None, (_split(hidden, chunk), _split(teachers, chunk)))
+    return _to_targets(kl, batch.tokens.shape[1])
 
 
 def clipped_surrogate(

@@ -157,8 +157,8 @@ def microbatch(batch: Batch, index: Any) -> Batch:
     return jax.tree.map(one, batch)
 
 
-LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -167,16 +167,20 @@ def make_step(
     schedule: optax.Schedule,
     shardings: TrainState,
 ) -> StepFn:
-    """jitted (state, batch, microbatches) -> (state, metrics); the state is donated.
+    """jitted (state, batch, microbatches, *frozen) -> (state, metrics); the state is donated.
+
+    `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.
 
     The gradients of the batch's first `microbatches` microbatches are summed in a loop whose length
     is a value, not a shape: batches of any size share one program.
     """
 
-    def step(state: TrainState, batch: Batch, microbatches: Any) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, microbatches: Any, *frozen: Any
+    ) -> tuple[TrainState, Metrics]:
         def grads_of(index: Any) -> tuple[Any, Metrics]:
             grad_fn = jax.grad(loss_fn, has_aux=True)
-            return grad_fn(state.params, microbatch(batch, index))
+            return grad_fn(state.params, microbatch(batch, index), *frozen)
 
         def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             grads, metrics = grads_of(index)

@@ -17,6 +17,7 @@ from r1jax.losses import (
     grpo_loss,
     kl_k3,
     nll_loss,
+    teacher_kl,
     token_logprobs,
 )
 from r1jax.models.config import ModelConfig
@@ -393,6 +394,46 @@ def test_token_logprobs_is_the_dense_log_softmax() -> None:
             )
     assert float(jnp.std(result[1][0])) > 0.5  # far from uniform, or the temperature hides
     assert (result[1][0][:, 0] == 0).all()
+
+
+def test_teacher_kl_is_the_dense_kl() -> None:
+    """The value, its gradient (student less teacher probabilities), nothing for the teacher."""
+    batch = random_batch(2, 13, 37)
+    rng = np.random.default_rng(0)
+    student, teacher = (
+        {
+            "embedding": jnp.asarray(rng.normal(size=(37, 8)), jnp.float32),
+            "head": jnp.asarray(rng.normal(size=(8, 37)), jnp.float32),
+        }
+        for _ in range(2)
+    )
+
+    def dense(params: Any, teacher_params: Any, temperature: float) -> jax.Array:
+        def logprobs(p: Any) -> jax.Array:
+            logits = p["embedding"][batch.tokens] @ p["head"]
+            return jax.nn.log_softmax(logits / temperature)[:, :-1]
+
+        wanted = jax.lax.stop_gradient(logprobs(teacher_params))
+        kl = jnp.sum(jnp.exp(wanted) * (wanted - logprobs(params)), axis=-1)
+        return jnp.pad(kl, [(0, 0), (1, 0)])
+
+    weights = jax.random.normal(jax.random.key(2), (2, 13))
+    for chunk, temperature in ((1, 1.0), (5, 0.6), (128, 2.0)):
+
+        def ours(p: Any, q: Any, chunk: int = chunk, temperature: float = temperature) -> jax.Array:
+            return teacher_kl(Bigram(), p, Bigram(), q, batch, temperature, chunk)
+
+        expected = dense(student, teacher, temperature)
+        np.testing.assert_allclose(ours(student, teacher), expected, atol=1e-5, rtol=1e-4)
+        found = jax.grad(lambda p, f=ours: jnp.sum(weights * f(p, teacher)))(student)
+        wanted = jax.grad(lambda p, t=temperature: jnp.sum(weights * dense(p, teacher, t)))(student)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4), found, wanted
+        )
+    none = jax.grad(lambda q: jnp.sum(ours(student, q)))(teacher)
+    assert not any(np.any(x) for x in jax.tree.leaves(none))
+    np.testing.assert_allclose(ours(student, student), 0.0, atol=1e-6)
+    assert float(expected[:, 1:].min()) > 0.01
 
 
 def avals_of(jaxpr: Any) -> Iterator[Any]:

@@ -143,3 +143,21 @@ def test_epochs(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     assert sorted(steps) == [1, 2, 3]
     with pytest.raises(ConfigError, match="config.total_steps must be set: .*corpus has no end"):
         sft.run(sft_config(tokenizer_dir, total_steps=0), str(tmp_path / "endless"))
+
+
+def test_distillation_on_logits(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
+    """A student of other weights comes closer to its teacher; one of other tokens is refused."""
+    rows = [{"text": text} for text in TEXTS]
+    train(tokenizer_dir, tmp_path, rows, total_steps=20, checkpoint_every=20)
+    (tmp_path / "run").rename(tmp_path / "teacher")
+    teacher = {"model": {"path": str(tmp_path / "teacher")}, "weight": 0.75}
+    steps = train(tokenizer_dir, tmp_path, rows, total_steps=20, teacher=teacher, seed=1)
+    first, last = steps[1], steps[20]
+    for line in (first, last):
+        mixed = 0.75 * line["sft/teacher_kl"] + 0.25 * line["sft/nll"]
+        assert line["sft/loss"] == pytest.approx(mixed, rel=1e-5)
+    assert last["sft/teacher_kl"] < 0.5 * first["sft/teacher_kl"]
+    other = {"model": {"config": MODEL | {"vocab_size": 600}, "tokenizer": tokenizer_dir}}
+    (tmp_path / "run").rename(tmp_path / "student")
+    with pytest.raises(ConfigError, match="has a vocabulary of 600 tokens, the student one of 512"):
+        train(tokenizer_dir, tmp_path, rows, total_steps=1, teacher=other)

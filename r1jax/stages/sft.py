@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,9 +23,10 @@ from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
 from r1jax.data.packing import Group, pack, padding_share, sequence_group
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import Metrics, nll_loss, token_logprobs
+from r1jax.losses import Metrics, nll_loss, teacher_kl, token_logprobs, token_mean
 from r1jax.metrics import ProfileConfig
-from r1jax.models.load import ModelSource
+from r1jax.models.attention import choose_kernel
+from r1jax.models.load import ModelSource, open_source
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
@@ -32,6 +34,15 @@ from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
 
 Rows = Sequence[Row] | Callable[[int], Row]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Distillation on a teacher's logits (`distill`), beside or instead of the text (`sft`)."""
+
+    model: ModelSource  # with the student's tokenizer
+    weight: float = 1.0  # of KL(teacher || student); the negative log-likelihood has the rest
+    temperature: float = 1.0  # of both
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class SftConfig:
     microbatch_rows: int = 8  # packed rows in memory at once
     template: str = "chat"  # for rows with messages
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
+    teacher: TeacherConfig | None = None
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
@@ -76,8 +88,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     config = dataclasses.replace(config, total_steps=steps_of(config, rows))
     with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        teacher, frozen = open_teacher(config, stage)
         step_fn = make_step(
-            make_loss(stage.model, config.logits_chunk),
+            make_loss(stage.model, config.logits_chunk, config.teacher, teacher),
             stage.optimizer,
             stage.schedule,
             stage.state_shardings,
@@ -90,7 +103,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 packed = _pack_metrics(batch, used)
                 batch = to_global(batch, batch_shardings(batch, stage.mesh))
             with stage.timer("update"):
-                stage.state, metrics = step_fn(stage.state, batch, np.int32(used))
+                stage.state, metrics = step_fn(stage.state, batch, np.int32(used), *frozen)
             if step % config.log_every == 0 or step == config.total_steps:
                 with stage.timer("update"):  # the device is waited for here
                     metrics = jax.device_get(metrics)
@@ -99,14 +112,41 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 stage.save(step)
 
 
-def make_loss(model: Transformer, chunk: int) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
-    """loss_fn(params, microbatch) for make_step."""
+def make_loss(
+    model: Transformer,
+    chunk: int,
+    config: TeacherConfig | None = None,
+    teacher: Transformer | None = None,
+) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """loss_fn(params, microbatch[, the teacher's params]) for make_step."""
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def loss_fn(params: Any, batch: Batch, *frozen: Any) -> tuple[jax.Array, Metrics]:
         logprobs_BL, _ = token_logprobs(model, params, batch, chunk=chunk)
-        return nll_loss(logprobs_BL, batch)
+        nll, metrics = nll_loss(logprobs_BL, batch)
+        if config is None or teacher is None:
+            return nll, metrics
+        kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)
+        kl = jnp.sum(token_mean(batch, 0) * kl_BL)
+        loss = config.weight * kl + (1.0 - config.weight) * nll
+        return loss, {"loss": loss, "nll": nll, "teacher_kl": kl}
 
     return loss_fn
+
+
+def open_teacher(config: SftConfig, stage: Run) -> tuple[Transformer | None, tuple[Any, ...]]:
+    """(the teacher, its parameters as step_fn takes them); (None, ()) without one."""
+    if config.teacher is None:
+        return None, ()
+    opened = open_source(config.teacher.model, stage.workdir / "teacher")
+    size, wanted = opened.config.vocab_size, stage.model.config.vocab_size
+    if size != wanted:
+        raise ConfigError(
+            f"config.teacher.model has a vocabulary of {size} tokens, the student one of {wanted}:"
+            " logits are distilled between models with the same tokenizer"
+        )
+    kernel = choose_kernel(opened.config, stage.mesh, False)
+    teacher = Transformer(dataclasses.replace(opened.config, attention=kernel), stage.mesh)
+    return teacher, (opened.load(stage.mesh, config.seed),)
 
 
 def tokenize(
