@@ -327,6 +327,17 @@ def pointwise_loss(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metr
     return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
+def truncated_importance(old_BL: jax.Array, batch: Batch, cap: float) -> jax.Array:
+    """min(pi_old / pi_sampler, cap) of each token, a weight without a gradient.
+
+    For rollouts of an older policy than the one at the start of their updates, and for samplers
+    that compute otherwise than the trainer.
+    """
+    gap_BL = (old_BL - batch.sampler_logprobs) * batch.loss_mask
+    weights_BL = jnp.exp(jnp.clip(gap_BL, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return jax.lax.stop_gradient(jnp.minimum(weights_BL, cap))
+
+
 @dataclass(frozen=True)
 class GrpoLossConfig:
     """The paper's objective; eps is printed for RL stage 1 only (r1_facts 1.2)."""
@@ -337,6 +348,8 @@ class GrpoLossConfig:
     loss_agg: str = "sequence_mean"
     ratio: str = "token"  # "sequence": GSPO
     surrogate: str = "clipped"  # "cispo"
+    # Truncated importance sampling: tokens weigh min(pi_old / pi_sampler, cap); 0 = they don't.
+    importance_cap: float = 0.0
 
 
 def grpo_loss(
@@ -365,6 +378,10 @@ def grpo_loss(
         ratio_BL, advantages_BL, config.clip_eps_low, config.clip_eps_high
     )
     objective_BL = surrogate_BL
+    importance_BL = None
+    if config.importance_cap and batch.sampler_logprobs is not None:
+        importance_BL = truncated_importance(old_BL, batch, config.importance_cap)
+        objective_BL = objective_BL * importance_BL
     per_token = mask_BL / batch.num_targets
     metrics: Metrics = {}
     if batch.ref_logprobs is not None:
@@ -380,6 +397,10 @@ def grpo_loss(
         "ratio/mean": jnp.sum(per_token * ratio_BL),
         "kl/old_k1": -jnp.sum(per_token * log_ratio_BL),
     }
+    if importance_BL is not None:
+        metrics["importance/mean"] = jnp.sum(per_token * importance_BL)
+        cut_BL = importance_BL >= config.importance_cap
+        metrics["importance/truncated"] = jnp.sum(per_token * cut_BL)
     if entropy_BL is not None:
         metrics["policy/entropy"] = jnp.sum(per_token * entropy_BL)
     if batch.sampler_logprobs is not None:

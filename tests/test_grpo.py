@@ -1,5 +1,6 @@
 """GRPO end to end on a tiny model, and the parts of it that a run hides."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import pytest
 from flax import linen as nn
 from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 
-from r1jax.config import section
+from r1jax.checkpoint import final_params
+from r1jax.config import ConfigError, section
 from r1jax.data.packing import pack
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.metrics import write_jsonl_atomic
@@ -276,7 +278,7 @@ def test_data_changes_with_the_rollout() -> None:
     )
     example = grpo.checked_stream(config)
     names = [example(i).id for i in range(26)]
-    assert names == [f"{'aaaaaaaabbbbbbbbbbbbbbbbcc'[i]}{i}" for i in range(26)]
+    assert names == [f"{(8 * 'a' + 12 * 'b' + 6 * 'c')[i]}{i}" for i in range(26)]
 
 
 def test_groups_without_variance_are_replaced() -> None:
@@ -457,3 +459,59 @@ def test_old_rollouts_are_forgotten(tmp_path: Path) -> None:
             (tmp_path / "rollouts" / f"{i:06d}.jsonl").touch()
         grpo.forget_rollouts(config_of(keep_rollouts=keep), stage, 4)
         assert sorted(int(p.stem) for p in (tmp_path / "rollouts").iterdir()) == left
+
+
+# -- one rollout ahead -----------------------------------------------------------------------------
+
+
+def test_rollouts_of_the_policy_before(
+    tokenizer_dir: str, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iteration k + 1 is sampled with the parameters that iteration k began with, then resumed."""
+    seen: list[Any] = []
+    original = grpo.ungraded_rollouts
+    monkeypatch.setattr(
+        grpo,
+        "ungraded_rollouts",
+        lambda engine, params, *rest: (
+            seen.append(np.asarray(params["embedding"]).copy()),
+            original(engine, params, *rest),
+        )[1],
+    )
+    config = grpo_config(
+        tokenizer_dir,
+        rollouts_ahead=1,
+        total_steps=5,
+        loss={"kl_coef": 0.0, "importance_cap": 2.0},
+    )
+    grpo.run(config, str(tmp_path))
+    assert len(seen) == 2  # for iterations 1 and 2, of three
+    start = np.asarray(final_params(tmp_path)["embedding"])
+    assert not np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[1], start)
+    lines = metrics_by_step(tmp_path)
+    first, *later = [lines[step]["grpo/drift/logprob_mean_abs"] for step in (1, 3, 5)]
+    assert first < 1e-4 < min(later)  # the first is of the policy itself
+    assert lines[1]["grpo/importance/mean"] == pytest.approx(1.0, abs=1e-4)
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints/5")
+    (tmp_path / "rollouts/000002.jsonl").rename(tmp_path / "kept.jsonl")
+    grpo.run(config, str(tmp_path))  # from update 4, whose checkpoint came after rollout 2
+    assert len(seen) == 2
+    different = (tmp_path / "metrics.jsonl").read_bytes() != whole
+    assert different  # a lost rollout is sampled by another policy: hence the order of writing
+    shutil.rmtree(tmp_path / "checkpoints/5")
+    (tmp_path / "kept.jsonl").rename(tmp_path / "rollouts/000002.jsonl")
+    grpo.run(config, str(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_rollouts_ahead_want_weights(tokenizer_dir: str, tmp_path: Path) -> None:
+    for changes, said in (
+        ({}, "set config.loss.importance_cap"),
+        ({"loss": {"importance_cap": 2.0}, "dynamic_sampling": 1}, "at most one of them"),
+        ({"rollouts_ahead": 2}, "config.rollouts_ahead 2 must be 0 or 1"),
+    ):
+        config = grpo_config(tokenizer_dir, **({"rollouts_ahead": 1} | changes))
+        with pytest.raises(ConfigError, match=said):
+            grpo.run(config, str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()

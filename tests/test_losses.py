@@ -186,6 +186,20 @@ def test_without_old_logprobs_the_policy_is_its_own_old_one() -> None:
     np.testing.assert_array_equal(grad, same[1])
 
 
+def test_importance_weighs_old_against_the_sampler() -> None:
+    # pi_old / pi_sampler of the tokens: 1 4 0.5 | 1 1 3, cut at 2; the ratio is 1
+    gap = behind_prompt(np.log([[1.0, 4.0, 0.5], [1.0, 1.0, 3.0]]), prompt=9.0)
+    batch = make_batch(old_logprobs=None, sampler_logprobs=OLD - gap)
+    config = GrpoLossConfig(kl_coef=0.0, importance_cap=2.0)
+    loss, grad, metrics = loss_and_grad(jnp.asarray(OLD), batch, config)
+    # A = 2: (1 + 2 + 0.5) 2 = 7; A = -1: -(1 + 1 + 2) = -4
+    assert loss == pytest.approx(-(7 - 4) / 6, abs=1e-6)
+    by_hand = behind_prompt([[-2.0, -4.0, -1.0], [1.0, 1.0, 2.0]]) / 6
+    np.testing.assert_allclose(grad, by_hand, atol=1e-6)
+    assert float(metrics["importance/mean"]) == pytest.approx(7.5 / 6, abs=1e-6)
+    assert float(metrics["importance/truncated"]) == pytest.approx(2 / 6)
+
+
 def test_drift_is_between_the_sampler_and_the_old_policy() -> None:
     off = behind_prompt([[0.1, -0.2, 0.0], [0.0, 0.0, 0.6]], prompt=7.0)
     batch = make_batch(sampler_logprobs=OLD + off)

@@ -75,6 +75,23 @@ def make_prompt(
     return Prompt(example, np.asarray(tokens, np.int32), prefix)
 
 
+@dataclass(frozen=True)
+class Ungraded:
+    """Sampled completions whose rewards are being computed."""
+
+    prompts: Sequence[Prompt]
+    finished: Mapping[tuple[int, int], tuple[Completion, str]]  # (prompt, sample) -> with its text
+    pool: GraderPool
+
+    def graded(self) -> list[Rollout]:
+        """Waits for the graders -> rollouts sorted by (prompt, sample)."""
+        grades = dict(self.pool.results())
+        return [
+            _rollout(self.prompts[place[0]], completion, text, grades[place])
+            for place, (completion, text) in sorted(self.finished.items())
+        ]
+
+
 def graded_rollouts(
     engine: Engine,
     params: Any,
@@ -90,6 +107,23 @@ def graded_rollouts(
 
     `on_completion` is told how many completions are finished.
     """
+    return ungraded_rollouts(
+        engine, params, prompts, pool, tokenizer, sampling, key, group_size, on_completion
+    ).graded()
+
+
+def ungraded_rollouts(
+    engine: Engine,
+    params: Any,
+    prompts: Sequence[Prompt],
+    pool: GraderPool,
+    tokenizer: Tokenizer,
+    sampling: SamplingConfig,
+    key: jax.Array,
+    group_size: int,
+    on_completion: Callable[[int], None] | None = None,
+) -> Ungraded:
+    """Like `graded_rollouts`, but returns when all are sampled; the graders may still work."""
     finished: dict[tuple[int, int], tuple[Completion, str]] = {}
     stream = engine.generate(
         params,
@@ -108,11 +142,7 @@ def graded_rollouts(
         pool.submit(place, prompt.example, text, length, completion.finish_reason)
         if on_completion is not None:
             on_completion(len(finished))
-    grades = dict(pool.results())
-    return [
-        _rollout(prompts[place[0]], completion, text, grades[place])
-        for place, (completion, text) in sorted(finished.items())
-    ]
+    return Ungraded(prompts, finished, pool)
 
 
 def _rollout(prompt: Prompt, completion: Completion, text: str, grade: Grade) -> Rollout:

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
@@ -58,11 +59,13 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import (
     GraderConfig,
     Prompt,
+    Ungraded,
     from_row,
     graded_rollouts,
     make_prompt,
     open_pool,
     to_row,
+    ungraded_rollouts,
 )
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import check_divisible, replicated, to_global
@@ -109,6 +112,7 @@ class GrpoConfig:
     group_size: int = 16
     prompts_per_update: int = 32
     updates_per_rollout: int = 16
+    rollouts_ahead: int = 0  # 1: a rollout is sampled before the updates on the one before it
     dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
     split_by: str = "question"
     truncated: str = "grade"
@@ -191,6 +195,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
             minibatches = make_minibatches(config, rollouts, iteration)
             batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
             summary = summarise(config, rollouts)
+            ahead = begin_ahead(config, stage, engine, pool, examples, iteration + 1, step)
             for batch, used, packed in batches:
                 step += 1
                 stage.profiler.step(step)
@@ -205,6 +210,8 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                 stage.log(step, "grpo", summary | metrics | packed)
                 summary = {}  # on the iteration's first line only
                 curves(config, stage, engine, step)
+            if ahead is not None:  # before the checkpoint, which cannot sample it any more
+                write_rollouts(stage, iteration + 1, graded_ahead(stage, learned, ahead))
             replace_reference(config, stage, step)
             if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
                 if critic is not None:
@@ -232,6 +239,15 @@ def check(config: GrpoConfig) -> None:
             f"config.top_p {config.top_p} draws from another distribution than the loss assumes;"
             " set it to 1, or config.allow_filtered_rollouts to True"
         )
+    if config.rollouts_ahead not in (0, 1):
+        raise ConfigError(f"config.rollouts_ahead {config.rollouts_ahead} must be 0 or 1")
+    if config.rollouts_ahead and not config.loss.importance_cap:
+        raise ConfigError(
+            "config.rollouts_ahead trains on an older policy's rollouts: set"
+            " config.loss.importance_cap, for instance to 2.0"
+        )
+    if config.rollouts_ahead and config.dynamic_sampling:
+        raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
     for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
         if getattr(config, name) < 1:
             raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
@@ -340,16 +356,24 @@ def rollouts_of(
         prompts_of(config, stage, examples, iteration, attempt, updates)
         for attempt in range(1 + config.dynamic_sampling)
     ]
-    path = stage.workdir / "rollouts" / f"{iteration:06d}.jsonl"
+    path = rollouts_file(stage, iteration)
     if path.exists():
         rollouts = [from_row(row) for row in read_jsonl(path)]
     else:
         rollouts = sample_rollouts(config, stage, engine, pool, learned, attempts, iteration, step)
-        if jax.process_index() == 0:
-            write_jsonl_atomic(path, [to_row(rollout) for rollout in rollouts])
+        write_rollouts(stage, iteration, rollouts)
     questions = {prompt.example.id: prompt.example for prompts in attempts for prompt in prompts}
     stage.writer.samples(step + 1, samples(config, rollouts, questions))
     return rollouts
+
+
+def rollouts_file(stage: Run, iteration: int) -> epath.Path:
+    return stage.workdir / "rollouts" / f"{iteration:06d}.jsonl"
+
+
+def write_rollouts(stage: Run, iteration: int, rollouts: Sequence[Rollout]) -> None:
+    if jax.process_index() == 0:
+        write_jsonl_atomic(rollouts_file(stage, iteration), [to_row(r) for r in rollouts])
 
 
 def prompts_of(
@@ -384,9 +408,6 @@ def sample_rollouts(
     With dynamic sampling (DAPO section 3.2) groups that earn all the same are replaced by groups of
     the next attempts' questions, while there are attempts left.
     """
-    sampling = SamplingConfig(
-        max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
-    )
     groups: list[list[Rollout]] = []
     tokens = 0
     for attempt, prompts in enumerate(attempts):
@@ -398,7 +419,7 @@ def sample_rollouts(
                 prompts,
                 pool,
                 stage.tokenizer,
-                sampling,
+                sampling_of(config, step),
                 jax.random.fold_in(key, attempt) if attempt else key,
                 config.group_size,
             )
@@ -410,12 +431,66 @@ def sample_rollouts(
         if sum(map(varied, groups)) >= len(prompts):
             break
     stage.clocks["rollout/attempts"] = attempt + 1
+    note_statistics(stage, engine, tokens)
+    return most_varied(groups, len(attempts[0]))
+
+
+def sampling_of(config: GrpoConfig, step: int) -> SamplingConfig:
+    """How a rollout is sampled that is trained on from update `step` on."""
+    return SamplingConfig(
+        max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
+    )
+
+
+def note_statistics(stage: Run, engine: Engine, tokens: int) -> None:
+    """The engine's numbers, for the next line of timings."""
     stage.clocks["rollout/tokens_per_s"] = tokens / stage.timer.read("rollout")
     stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
     stage.clocks["rollout/slots"] = engine.statistics.slots
     stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
     stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
-    return most_varied(groups, len(attempts[0]))
+
+
+def begin_ahead(
+    config: GrpoConfig,
+    stage: Run,
+    engine: Engine,
+    pool: GraderPool,
+    examples: Callable[[int], Example],
+    iteration: int,
+    step: int,
+) -> Ungraded | None:
+    """Samples the next iteration's completions with the policy as it is before this one's updates.
+
+    So graders work on them during the updates. None without `rollouts_ahead`, where it is the last
+    iteration, and where a run that was killed has them already.
+    """
+    start = step + config.updates_per_rollout  # of the next iteration
+    done = rollouts_file(stage, iteration).exists()
+    if not config.rollouts_ahead or start >= config.total_steps or done:
+        return None
+    updates = min(config.updates_per_rollout, config.total_steps - start)
+    prompts = prompts_of(config, stage, examples, iteration, 0, updates)
+    with stage.timer("rollout"):
+        ahead = ungraded_rollouts(
+            engine,
+            stage.state.params,
+            prompts,
+            pool,
+            stage.tokenizer,
+            sampling_of(config, start),
+            jax.random.fold_in(jax.random.key(config.seed), iteration),
+            config.group_size,
+        )
+    note_statistics(stage, engine, engine.statistics.tokens)
+    return ahead
+
+
+def graded_ahead(stage: Run, learned: LearnedRewards, ahead: Ungraded) -> list[Rollout]:
+    with stage.timer("graders"):  # what they still need after the updates
+        rollouts = ahead.graded()
+    with stage.timer("reward_models"):
+        return learned.added(rollouts, [prompt.example for prompt in ahead.prompts])
 
 
 def varied(group: Sequence[Rollout]) -> bool:
