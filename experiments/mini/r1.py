@@ -8,7 +8,7 @@
     Dev2 -> rejection sampling -> SFT set                 reasoning, sft_set
     base -> Dev3 (SFT on the mixed set)                   dev3
     Dev3 -> R1 (RL for all scenarios)                     r1
-    R1 -> traces -> a small model                         traces, student, distilled
+    R1 -> traces -> a small model                         traces, student, distilled[_logits]
     the small model -> RL on it, for comparison           student_zero
 
 `:seed=N` is another seed of everything but the shipped base; `:smoke` runs every stage at a few
@@ -41,6 +41,7 @@ MODELS = {  # the stages whose models are compared, and their names
     "student": "small base",
     "student_zero": "small, RL",
     "distilled": "small, distilled",
+    "distilled_logits": "small, on logits",
 }
 STUDENT = {  # 0.3 M parameters; the base has 1.9 M
     "embed_dim": 96,
@@ -273,6 +274,13 @@ def get_config(arg: str = "") -> ConfigDict:
         "student": small,
         "student_zero": grpo("@student", seed, smoke, 60 // less),
         "distilled": sft(student, {"path": "@traces/data.jsonl"}, seed, smoke),
+        "distilled_logits": sft(
+            student,
+            {"path": "@traces/data.jsonl"},
+            seed,
+            smoke,
+            teacher={"model": {"path": "@r1"}, "weight": 1.0},
+        ),
     }
     stages |= {
         f"eval_{name or 'base'}": evaluate(f"@{name}" if name else BASE, label, smoke)
