@@ -20,11 +20,20 @@ from r1jax.data.tokenizer import load_tokenizer
 from r1jax.losses import pairwise_loss, pointwise_loss
 from r1jax.models.load import ModelSource, open_model, open_source
 from r1jax.models.transformer import Transformer
-from r1jax.rewards.learned_reward import Labelled, RewardModel, Scorer, packed, to_group
+from r1jax.rewards import learned_reward
+from r1jax.rewards.learned_reward import (
+    Labelled,
+    LearnedReward,
+    LearnedRewards,
+    RewardModel,
+    Scorer,
+    packed,
+    to_group,
+)
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo, reward_model, sft
 from r1jax.stages.reward_model import with_scalar_head
-from r1jax.types import Batch
+from r1jax.types import Batch, Completion, Example, Rollout
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -347,3 +356,65 @@ def test_labels_and_shapes() -> None:
     batch, used = packed([Labelled(group, (1.0,)), Labelled(group, (0.0,))], 4, 1)
     assert batch.labels.tolist() == [0, 1, 0]
     assert (used, batch.tokens.shape) == (2, (2, 1, 4))
+
+
+# -- beside other rewards --------------------------------------------------------------------------
+
+
+def by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reward models that score a response by its length."""
+
+    class Fake:
+        def __init__(self, *args: Any) -> None:
+            pass
+
+        def scores(self, conversations: Any) -> np.ndarray:
+            return np.array([len(text) for _, text in conversations], np.float32)
+
+    monkeypatch.setattr(learned_reward, "RewardModel", Fake)
+
+
+def answered(place: int, text: str, reward: float = 1.0) -> Rollout:
+    completion = Completion(place, 0, np.zeros(1, np.int32), np.zeros(1, np.float32), "stop")
+    return Rollout("same id", np.zeros(1, np.int32), completion, text, reward, {"rule": reward})
+
+
+def asked(**metadata: Any) -> Example:
+    return Example("same id", ({"role": "user", "content": "?"},), "", "general", metadata)
+
+
+def test_scores_belong_to_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the prompt's place, not by an id: two files may both have a row "0"."""
+    by_length(monkeypatch)
+    terms = {"helpful": LearnedReward("model", weight=0.5, kind="helpful")}
+    rollouts = [answered(0, "abc"), answered(1, "abcde")]
+    found = LearnedRewards(terms, None).added(  # type: ignore[arg-type]
+        rollouts, [asked(kind="safety"), asked(kind="helpful")]
+    )
+    assert [r.reward for r in found] == [1.0, 3.5]
+    assert [r.reward_breakdown["helpful"] for r in found] == [0.0, 5.0]
+
+
+def test_against_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_length(monkeypatch)
+    rewards = LearnedRewards({"wins": LearnedReward("model", against="reference")}, None)  # type: ignore[arg-type]
+    found = rewards.added(
+        [answered(0, "abc"), answered(1, "abc")], [asked(reference="ab"), asked(reference="abc")]
+    )
+    assert found[0].reward_breakdown["wins"] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert found[1].reward_breakdown["wins"] == 0.5
+    with pytest.raises(DataError, match="has no 'reference', which reward model 'wins' compares"):
+        rewards.added([answered(0, "abc")], [asked()])
+
+
+def test_a_summary_is_what_stands_in_the_tags(tokenizer_dir: str) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    texts = ["<think> 3 </think> <answer> 7 </answer>", "3 </think> 7", "7"]
+    (pieces,) = {
+        tuple(
+            tuple(piece.tokens.tolist())
+            for piece in to_group(question("?"), [text], tokenizer, "plain", "summary").pieces
+        )
+        for text in texts
+    }
+    assert len(pieces) == 1
