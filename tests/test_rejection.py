@@ -128,6 +128,15 @@ def test_a_rewriter_and_a_judge(
     assert all(len(row["messages"][-1]["content"]) % 2 and row["rewritten"] for row in rows)
 
 
+@pytest.mark.usefixtures("compilation_cache")
+def test_nothing_left_is_an_error_that_says_why(tokenizer_dir: str, tmp_path: Path) -> None:
+    never = config(tokenizer_dir, minimum={"helpers:ascii_share": 0.0, "format": 1.0})
+    for _ in range(2):  # the second start samples nothing and says the same
+        with pytest.raises(DataError, match="none of the completions is a row; .* 24 format"):
+            rejection.run(never, str(tmp_path))
+    assert not (tmp_path / "data.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

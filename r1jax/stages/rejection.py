@@ -24,12 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.checkpoint import check_config
-from r1jax.config import ConfigError, import_function, section
+from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.models.load import ModelSource, open_source
-from r1jax.rewards import Grade, check_example, load_rewards, score
+from r1jax.rewards import Grade, check_example, load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.chat_models import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -101,6 +101,11 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         portions = list(_portions(config, path, examples, weights, minima))
         rows = [row for portion in portions for row in portion["rows"]]
         statistics = _statistics(portions, rows, len(examples))
+        if not rows:
+            fates = ", ".join(
+                f"{n} {name}" for name, n in statistics["completions_by_fate"].items()
+            )
+            raise DataError(f"none of the completions is a row; what they failed at: {fates}")
         if jax.process_index() == 0:
             write_jsonl_atomic(path / DATA, rows)
             text = json.dumps(statistics, indent=1, ensure_ascii=False)
@@ -233,20 +238,28 @@ def _select(
     chosen = _first(chosen, config.per_prompt, fates)
     if rewrite is not None and chosen:
         texts = rewrite([e for e, _, _ in chosen], [text for _, _, text in chosen])
-        rewards = load_rewards(weights)
+        chosen = [(e, r, text or "") for (e, r, _), text in zip(chosen, texts, strict=True)]
+        grades = _regraded(config, chosen, weights)
         good = [
-            text is not None and not below(_grade(rewards, item, text).breakdown, minima)
-            for item, text in zip(chosen, texts, strict=True)
+            bool(c[2]) and not below(g.breakdown, minima)
+            for c, g in zip(chosen, grades, strict=True)
         ]
-        chosen = [(e, r, str(text)) for (e, r, _), text in zip(chosen, texts, strict=True)]
         chosen = _passing(chosen, good, fates, REWRITTEN)
     return [_row(example, rollout, text) for example, rollout, text in chosen], dict(fates)
 
 
-def _grade(rewards: Any, item: tuple[Example, Rollout, str], text: str) -> Grade:
-    example, rollout, _ = item
-    completion = rollout.completion
-    return score(rewards, example, text, len(completion.tokens), completion.finish_reason)
+def _regraded(
+    config: RejectionConfig,
+    chosen: Sequence[tuple[Example, Rollout, str]],
+    weights: Mapping[str, Any],
+) -> list[Grade]:
+    """What the same graders say of the rewritten texts."""
+    with open_pool(weights, config.graders) as pool:
+        for place, (example, rollout, text) in enumerate(chosen):
+            completion = rollout.completion
+            pool.submit(place, example, text, len(completion.tokens), completion.finish_reason)
+        grades = dict(pool.results())
+    return [grades[place] for place in range(len(chosen))]
 
 
 def below(breakdown: Mapping[str, float], minima: Mapping[str, float]) -> str | None:
