@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 from etils import epath
@@ -62,20 +63,37 @@ def runs_of(workdir: epath.PathLike, kind: str) -> list[Run]:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def models_by_stage(runs: Sequence[Run]) -> Table:
-    """Every benchmark's metrics, a column per model (the paper's Table 3)."""
-    names = list(dict.fromkeys(name for run in runs for name in run.evaluations[-1].benchmarks))
+def models_by_stage(pipelines: Sequence[Sequence[Run]]) -> Table:
+    """Every benchmark's metrics, a column per model (the paper's Table 3).
+
+    Several pipelines, seeds of one config, give mean and standard deviation.
+    """
+    everything = [run for runs in pipelines for run in runs]
+    names = dict.fromkeys(n for run in everything for n in run.evaluations[-1].benchmarks)
+    labels = dict.fromkeys(run.label for run in everything)
     rows: list[Sequence[str | Cell]] = []
     for name in names:
-        k = max(int(run.evaluations[-1].benchmarks.get(name, {}).get("samples", 1)) for run in runs)
+        found = [run.evaluations[-1].benchmarks.get(name, {}) for run in everything]
+        k = max(int(values.get("samples", 1)) for values in found)
         for row in (*ROWS, *MORE_ROWS):
             if "{k}" in row.metric and k == 1:
                 continue
-            cells = [last_cell(run, name, with_k(row, k)) for run in runs]
+            cells = [_mean(everything, label, name, with_k(row, k)) for label in labels]
             if any(cell.value is not None for cell in cells):
                 rows.append([name, with_k(row, k).label, *cells])
-    header = ["Benchmark", "Metric", *(run.label for run in runs)]
-    return Table("stages", "Models by stage", header, rows, ERROR)
+    several = f"Mean ± standard deviation over {len(pipelines)} pipelines."
+    header = ["Benchmark", "Metric", *labels]
+    note = several if len(pipelines) > 1 else ERROR
+    return Table("stages", "Models by stage", header, rows, note)
+
+
+def _mean(runs: Sequence[Run], label: str, benchmark: str, row: Row) -> Cell:
+    """Of the runs of that label; a single one has its standard error over problems."""
+    cells = [last_cell(run, benchmark, row) for run in runs if run.label == label]
+    values = [cell.value for cell in cells if cell.value is not None]
+    if len(values) < 2:
+        return next((cell for cell in cells if cell.value is not None), Cell(None))
+    return Cell(fmean(values), stdev(values), row.digits)
 
 
 def paper_stages() -> Table:
@@ -156,39 +174,57 @@ def cost_table(workdir: epath.PathLike) -> Table:
     return Table("cost", "What the models cost", header, rows, note)
 
 
-def pipeline_tables(workdir: epath.PathLike) -> list[Table]:
-    evaluated = runs_of(workdir, "evaluate")
-    tables = [models_by_stage(evaluated), paper_stages()] if evaluated else []
-    tables += [sampling_table(workdir), data_table(workdir), cost_table(workdir)]
+def pipeline_tables(workdirs: Sequence[epath.PathLike]) -> list[Table]:
+    """The tables of one pipeline, or of several that differ in their seed."""
+    evaluated = [runs_of(workdir, "evaluate") for workdir in workdirs]
+    tables = [models_by_stage(evaluated), paper_stages()] if any(evaluated) else []
+    for make in (sampling_table, data_table, cost_table):
+        tables.append(_stacked([make(workdir) for workdir in workdirs], workdirs))
     return [table for table in tables if table.rows]
+
+
+def _stacked(tables: Sequence[Table], workdirs: Sequence[epath.PathLike]) -> Table:
+    """One below the other, with the pipeline's name in front where there are several."""
+    if len(tables) == 1:
+        return tables[0]
+    header = list(dict.fromkeys(name for table in tables for name in table.header))
+    rows: list[Sequence[str | Cell]] = []
+    for table, workdir in zip(tables, workdirs, strict=True):
+        for row in table.rows:
+            cells = dict(zip(table.header, row, strict=True))
+            rows.append([absolute(workdir).name, *(cells.get(n, Cell(None)) for n in header)])
+    return replace(tables[0], header=["Pipeline", *header], rows=rows)
 
 
 # -- everything ------------------------------------------------------------------------------------
 
 
-def write_pipeline_report(workdir: epath.PathLike, output: epath.PathLike = "") -> list[str]:
-    """Writes tables/, figures/, report.md and report.html below `output` ("" = the workdir).
+def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
+    """Writes tables/, figures/, report.md and report.html below `output`.
 
-    Returns the paths written.
+    The picture and the completions are those of the first pipeline. Returns the paths written.
     """
     from r1jax.figures import draw_figures, draw_pipeline  # matplotlib takes a second to import
 
-    target = absolute(output or workdir)
+    target = absolute(output)
     files: dict[str, bytes] = {}
-    tables = pipeline_tables(workdir)
+    tables = pipeline_tables(workdirs)
     for table in tables:
         for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
             files[f"tables/{table.name}.{suffix}"] = render(table).encode()
-    curves = {run.label: [run.metrics] for run in runs_of(workdir, "grpo")}
-    figures = {"pipeline": draw_pipeline(read_stages(workdir))}
+    curves: dict[str, list[Any]] = {}
+    for workdir in workdirs:
+        for run in runs_of(workdir, "grpo"):
+            curves.setdefault(run.label, []).append(run.metrics)
+    figures = {"pipeline": draw_pipeline(read_stages(workdirs[0]))}
     figures |= draw_figures(curves, read_paper())
     files |= {f"figures/{name}.png": image for name, image in figures.items()}
-    parts = [f"# {absolute(workdir).name}\n", *map(to_markdown, tables)]
+    title = ", ".join(absolute(workdir).name for workdir in workdirs)
+    parts = [f"# {title}\n", *map(to_markdown, tables)]
     parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
     files["report.md"] = "\n".join(parts).encode()
-    questions = questions_of_models(runs_of(workdir, "evaluate"))
-    page = html_page(absolute(workdir).name, tables, figures, questions)
-    files["report.html"] = page.encode("utf-8", "replace")
+    questions = questions_of_models(runs_of(workdirs[0], "evaluate"))
+    files["report.html"] = html_page(title, tables, figures, questions).encode("utf-8", "replace")
     for name, content in files.items():
         write_atomic(target / name, content)
     return [str(target / name) for name in files]

@@ -3,8 +3,9 @@
     python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
 
 Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation),
-of `evaluate`, or of one pipeline. Writes OUTPUT/tables/*.md, *.csv and *.tex, OUTPUT/figures/*.png,
-report.md and report.html, which show all of them, and samples.md (completions before and after).
+of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/*.md, *.csv and
+*.tex, OUTPUT/figures/*.png, report.md and report.html, which show all of them, and samples.md
+(completions before and after).
 """
 
 from absl import flags
@@ -26,10 +27,10 @@ def main() -> None:
     if not workdirs:
         raise ConfigError("--workdirs names no directory")
     pipelines = [workdir for workdir in workdirs if is_pipeline(workdir)]
-    if pipelines and len(workdirs) > 1:
-        raise ConfigError(f"--workdirs: {pipelines[0]} is a pipeline's, which stands alone")
+    if pipelines and len(pipelines) < len(workdirs):
+        raise ConfigError(f"--workdirs: {pipelines[0]} is a pipeline's, but not all of them are")
     if pipelines:
-        tables_of_pipeline(pipelines[0], output)
+        tables_of_pipelines(pipelines, output)
         return
     runs = [report.read_run(workdir) for workdir in workdirs]
     for table in report.make_tables(runs):
@@ -44,10 +45,10 @@ def main() -> None:
         print(f"wrote {path}")
 
 
-def tables_of_pipeline(workdir: str, output: str) -> None:
-    for table in pipeline_tables(workdir):
+def tables_of_pipelines(workdirs: list[str], output: str) -> None:
+    for table in pipeline_tables(workdirs):
         print_rich(table)
-    for path in write_pipeline_report(workdir, output):
+    for path in write_pipeline_report(workdirs, output):
         print(f"wrote {path}")
 
 

@@ -210,7 +210,7 @@ def test_killed_pipeline_ends_as_the_uninterrupted_one(
         for pattern in ("tables/*", "eval_*/*.jsonl", "*/data.jsonl", "*/metrics.jsonl")
         for path in (tmp_path / "whole").glob(pattern)
     ]
-    assert len(names) > 40
+    assert len(names) > 35
     different = [
         str(name)
         for name in names

@@ -1,6 +1,7 @@
 """Tables of a pipeline from files written by hand."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def rows(table: Any) -> list[list[str]]:
 
 
 def test_models_side_by_side(pipeline: Path) -> None:
-    table, paper, *_ = pipeline_report.pipeline_tables(pipeline)
+    table, paper, *_ = pipeline_report.pipeline_tables([pipeline])
     assert table.header == [
         "Benchmark",
         "Metric",
@@ -80,10 +81,28 @@ def test_data_and_costs(pipeline: Path) -> None:
 
 
 def test_a_report_of_what_is_there(pipeline: Path, tmp_path: Path) -> None:
-    paths = pipeline_report.write_pipeline_report(pipeline, tmp_path / "out")
+    paths = pipeline_report.write_pipeline_report([pipeline], tmp_path / "out")
     names = {str(Path(path).relative_to(tmp_path / "out")) for path in paths}
     assert {"report.md", "report.html", "figures/pipeline.png", "tables/stages.csv"} <= names
     assert all((tmp_path / "out" / name).stat().st_size > 0 for name in names)
+
+
+def test_seeds_of_a_pipeline(pipeline: Path, tmp_path: Path) -> None:
+    """Means over the pipelines, a label that only one has keeps its error, rows are stacked."""
+    other = tmp_path / "other"
+    shutil.copytree(pipeline, other, ignore=shutil.ignore_patterns("other"))
+    path = other / "eval_b/results.json"
+    results = json.loads(path.read_text())
+    results["benchmarks"]["r"]["pass@1"] = 0.6
+    write(path, results)
+    path = other / "eval_a/results.json"
+    write(path, json.loads(path.read_text()) | {"label": "Zero"})
+    table, _, sampling, *_ = pipeline_report.pipeline_tables([pipeline, other])
+    assert table.header[2:] == ["R1-Zero", "R1", "Zero"]
+    assert rows(table)[0][2:] == ["25.0 ± 5.0", "55.0 ± 7.1", "25.0 ± 5.0"]
+    assert table.note == "Mean ± standard deviation over 2 pipelines."
+    names = [pipeline.name, "other"]
+    assert rows(sampling) == [[name, "cold", "2", "8", "3", "5"] for name in names]
 
 
 def test_a_damaged_overview(tmp_path: Path) -> None:

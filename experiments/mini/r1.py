@@ -282,9 +282,10 @@ def get_config(arg: str = "") -> ConfigDict:
             teacher={"model": {"path": "@r1"}, "weight": 1.0},
         ),
     }
+    compared = ("", "zero", "r1", "distilled") if smoke else MODELS
     stages |= {
-        f"eval_{name or 'base'}": evaluate(f"@{name}" if name else BASE, label, smoke)
-        for name, label in MODELS.items()
+        f"eval_{name or 'base'}": evaluate(f"@{name}" if name else BASE, MODELS[name], smoke)
+        for name in compared
     }
     config = ConfigDict()
     config.stage = "pipeline"

@@ -86,9 +86,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             _mark(step, steps, time.time() - start)
     _write_overview(root, steps)
     if jax.process_index() == 0:
-        for table in pipeline_tables(root):
+        for table in pipeline_tables([root]):
             print_rich(table)
-        for path in write_pipeline_report(root):
+        for path in write_pipeline_report([root], root):
             print(f"wrote {path}")
     print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
 
