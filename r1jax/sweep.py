@@ -2,8 +2,9 @@
 
     python -m r1jax.sweep --config FILE.py[:arg] --workdir DIR [--parallel N] [--dry_run]
 
-WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). The same command
-again skips the runs that are complete and resumes the others.
+A key is one of the config's ("loss.kl_coef"), or with a colon one of the file's arguments
+(":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). The same
+command again skips the runs that are complete and resumes the others.
 """
 
 import json
@@ -51,18 +52,28 @@ class Run:
 
 def make_runs(spec: str, workdir: Path) -> list[Run]:
     """The runs of FILE.py[:arg]; ConfigError, before any is started, for a key that isn't there."""
-    module, arg = load_module(spec)
+    module, _ = load_module(spec)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"config file {spec.partition(':')[0]} has no sweep()")
     sweep = module.sweep()
     runs = []
     for name, overrides in zip(run_names(sweep), sweep, strict=True):
-        config = module.get_config(arg)
-        override(config, overrides)
+        run_spec, keys = with_arguments(spec, overrides)
+        config = module.get_config(run_spec.partition(":")[2])
+        override(config, keys)
         values = json.loads(json.dumps(config.to_dict()))
-        command = _command(spec, workdir / name, overrides)
+        command = _command(run_spec, workdir / name, keys)
         runs.append(Run(name, workdir / name, command, values))
     return runs
+
+
+def with_arguments(spec: str, overrides: Overrides) -> tuple[str, Overrides]:
+    """FILE.py[:arg] with the overrides that are arguments (":seed"), and the other overrides."""
+    file, _, arg = spec.partition(":")
+    given = [f"{key[1:]}={value}" for key, value in overrides.items() if key.startswith(":")]
+    others = {key: value for key, value in overrides.items() if not key.startswith(":")}
+    arguments = ",".join(filter(None, [arg, *given]))  # of one given twice the last counts
+    return (f"{file}:{arguments}" if arguments else file), others
 
 
 def _command(spec: str, workdir: Path, overrides: Overrides) -> list[str]:
@@ -77,11 +88,11 @@ def run_names(sweep: Sequence[Overrides]) -> list[str]:
         raise ConfigError("sweep() returned no runs")
     keys = list(dict.fromkeys(key for overrides in sweep for key in overrides))
     differing = [key for key in keys if len({repr(run.get(key)) for run in sweep}) > 1] or keys
-    last_parts = Counter(key.rpartition(".")[2] for key in differing)
+    last_parts = Counter(key.rpartition(".")[2].lstrip(":") for key in differing)
     labels = {}
     for key in differing:
-        last = key.rpartition(".")[2]
-        labels[key] = last if last_parts[last] == 1 else key
+        last = key.rpartition(".")[2].lstrip(":")
+        labels[key] = last if last_parts[last] == 1 else key.replace(":", "arg-")
     names = [_name(run, labels) for run in sweep]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, load_config, section
+from r1jax.config import ConfigError, load_config, load_module, section
 from r1jax.stages import stage_of
+from r1jax.sweep import make_runs
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/**/*.py"))
@@ -25,6 +27,18 @@ def test_config(file: str, argument: str, monkeypatch: pytest.MonkeyPatch) -> No
     stage = stage_of(config)
     numbers = stage.describe(section(stage.CONFIG, config))
     assert any(character.isdigit() for character in numbers)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_sweep(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every run of a file's sweep() validates."""
+    monkeypatch.chdir(ROOT)
+    module, _ = load_module(file)
+    if not hasattr(module, "sweep"):
+        pytest.skip("no sweep()")
+    for run in make_runs(file, tmp_path):
+        config = ConfigDict(run.config)
+        section(stage_of(config).CONFIG, config)
 
 
 def test_there_are_some() -> None:

@@ -117,3 +117,22 @@ def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     time.sleep(1.2)
     assert not marker.exists()
+
+
+def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:
+    file = tmp_path / "c.py"
+    sweep = '{":arm": "b", ":seed": 2, "seed": 1}, {":arm": "c", ":seed": 3, "seed": 1}'
+    file.write_text(CONFIG.partition("def sweep")[0] + f"def sweep():\n    return [{sweep}]\n")
+    runs = make_runs(f"{file}:seed=9,smoke", tmp_path / "out")
+    assert [run.name for run in runs] == ["arm=b,seed=2", "arm=c,seed=3"]
+    assert runs[0].config == {
+        "seed": 1,
+        "grpo": {"kl_coef": 0.1},
+        "arg": "seed=9,smoke,arm=b,seed=2",
+    }
+    assert runs[1].command[3:] == [
+        f"--config={file}:seed=9,smoke,arm=c,seed=3",
+        f"--workdir={tmp_path}/out/arm=c,seed=3",
+        "--config.seed=1",
+    ]
+    assert make_runs(str(file), tmp_path)[0].command[3] == f"--config={file}:arm=b,seed=2"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from r1jax.config import load_config, parse_args
+from r1jax.config import Overrides, load_config, parse_args, product
 
 HERE = Path(__file__).parent
 BASE = "experiments/mini/base"
@@ -118,11 +118,12 @@ def reward_model(kind: str, seed: int, smoke: bool, rows: int) -> ConfigDict:
 
 
 def grpo(model: str, seed: int, smoke: bool, steps: int, **changes: object) -> ConfigDict:
-    """Reinforcement learning as in r1_zero.py, without evaluations of its own."""
+    """Reinforcement learning as in r1_zero.py, with its held-out curve but no benchmarks."""
     config = load_config(f"{HERE}/r1_zero.py:seed={seed},base={model}")
     config.total_steps = 2 if smoke else steps
     config.max_tokens = 32 if smoke else 160
-    config.evaluation = {"every": 0}
+    config.evaluation.benchmarks = {}
+    config.evaluation.every = 0 if smoke else 10
     config.checkpoint_every = 10
     config.update(changes)
     return config
@@ -291,3 +292,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stage = "pipeline"
     config.stages = ConfigDict(stages, sort_keys=False)
     return config
+
+
+def sweep() -> list[Overrides]:
+    """Three seeds; `tables --workdirs` of all three gives means."""
+    return product(**{":seed": [0, 1, 2]})
