@@ -23,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.checkpoint import changes, jsonable
-from r1jax.config import ConfigError, check_choice, section
+from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
 from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
 from r1jax.stages import stage_of
@@ -81,7 +81,12 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         _write_overview(root, steps)
         start = time.time()
         config = resolved(step, root)
-        stage_of(config).run(config, str(step.workdir))
+        try:
+            stage_of(config).run(config, str(step.workdir))
+        except UserError as error:
+            raise type(error)(
+                f"stage {step.name}: {error} (--restart_from={step.name} begins it anew)"
+            ) from None
         if jax.process_index() == 0:
             _mark(step, steps, time.time() - start)
     _write_overview(root, steps)
