@@ -5,7 +5,7 @@ stands for the workdir of another stage, or a file in it; that is how a model or
 handed on, and the only way. A stage that is complete is not run again, an interrupted one resumes
 by itself. A complete stage whose config has changed since, or whose inputs were made anew, is an
 error that says what differs; `--restart_from NAME` deletes that stage and all that was made from
-it. `pipeline.json` says what came from what, `pipeline.png` shows it.
+it. `pipeline.json` says what came from what, `figures/pipeline.png` shows it.
 """
 
 from __future__ import annotations
