@@ -1,10 +1,10 @@
-"""Eight CPU devices for every test, set before JAX is imported; the markers."""
+"""Eight CPU devices for the tests, set before JAX is imported; the markers."""
 
 import functools
 import os
 from collections.abc import Iterator
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda for the tests of a GPU
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["XLA_FLAGS"] = " ".join(
     [

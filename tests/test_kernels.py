@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from r1jax.config import ConfigError
 from r1jax.losses import nll_loss, token_logprobs
 from r1jax.models.attention import (
+    attend_by_cudnn,
     attend_by_segments,
     attend_causally,
     choose_kernel,
@@ -66,6 +67,37 @@ def test_splash_is_xla(length: int) -> None:
         np.testing.assert_allclose(one, other, atol=2e-4)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU and JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_cudnn_is_xla(head_dim: int) -> None:
+    """Values and gradients in bfloat16, completions that share a prompt, padding behind them."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    length = 192
+    q = jax.random.normal(keys[0], (2, length, 4, head_dim), jnp.bfloat16)
+    k, v = (
+        jax.random.normal(key, (2, 2, length, head_dim), jnp.bfloat16) for key in keys[1:3]
+    )
+    target = jax.random.normal(keys[3], q.shape)
+    place = jnp.arange(length)[None] + jnp.array([[0], [7]])
+    segments = jnp.where(place < 170, 1 + place // 100, 0)
+    samples = jnp.where(segments > 0, place % 100 // 30, 0)  # 0 is the prompt
+    mask = packed_mask(segments, samples)
+    real = (segments > 0)[:, :, None, None]
+
+    def total(attend: Any) -> Any:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+            mixed = attend(q, k, v) * real
+            return jnp.sum(mixed * target), mixed
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
+    (_, found), grads = total(lambda *a: attend_by_cudnn(*a, mask))
+    np.testing.assert_allclose(*map(np.float32, (found, expected)), atol=0.03)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(*map(np.float32, (one, other)), atol=0.1)
+
+
 class FakeDevice:
     def __init__(self, platform: str) -> None:
         self.platform = platform
@@ -106,6 +138,12 @@ def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) 
 def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         choose_kernel(replace(CONFIG, attention=kernel), fake_mesh(platform), shared)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash", "cudnn"])
+def test_parameters_are_made_anywhere(kernel: str) -> None:
+    """What the mesh chose does not run on the one device where shapes are asked for."""
+    assert abstract_params(replace(CONFIG, attention=kernel)) == abstract_params(CONFIG)
 
 
 # -- the real TPU compiler, without a TPU ----------------------------------------------------------

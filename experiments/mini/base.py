@@ -17,7 +17,7 @@ from r1jax.config import parse_args
 
 # Fixed before the first RL run on this base (r1jax/data/corpus.py says what the shares mean).
 MIX = {
-    "formats": {"plain": 0.70, "lesson": 0.16, "template": 0.14},
+    "formats": {"plain": 0.64, "lesson": 0.15, "template": 0.13, "request": 0.08},
     "plain_styles": {"direct": 0.42, "steps": 0.25, "detailed": 0.19, "check": 0.14},
     "template_styles": {"direct": 0.88, "steps": 0.05, "detailed": 0.04, "check": 0.03},
     "tags": {"proper": 0.30, "partial": 0.20, "none": 0.50},
@@ -30,6 +30,8 @@ MIX = {
         "logic": 0.13,
     },
     "mixed_language": 0.06,
+    "bad_replies": 0.5,
+    "requests_in_template": 0.25,
 }
 
 
@@ -49,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "max_length": 512,
         },
         "tokenizer_function": "r1jax.data.mini:tokenizer",
-        "tokenizer_args": {"vocab_size": 768, "count": 20_000, "seed": args.seed, "mix": MIX},
+        "tokenizer_args": {"vocab_size": 896, "count": 20_000, "seed": args.seed, "mix": MIX},
     }
     config.data = {"function": "r1jax.data.mini:corpus", "args": {"seed": args.seed, "mix": MIX}}
     config.total_steps = 12_000

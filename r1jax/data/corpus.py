@@ -1,10 +1,10 @@
 """The pretraining corpus of the mini world: what a web corpus contains, in small.
 
 Mostly questions with an answer said at once and often wrong; some step-by-step work; a little that
-checks and corrects itself; drills as in a schoolbook; two languages, now and then mixed; and a
-small share that happens to use R1-Zero's template, with its tags or without. A document is a pure
-function of (seed, index) and uses train problems only (but a step of a longer problem may happen
-to be a test problem of level 1).
+checks and corrects itself; drills as in a schoolbook; requests with good and bad replies; two
+languages, now and then mixed; and a small share that happens to use R1-Zero's template, with its
+tags or without. A document is a pure function of (seed, index) and uses train problems and train
+prompts only (but a step of a longer problem may happen to be a test problem of level 1).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from r1jax.config import ConfigError
+from r1jax.data import general
 from r1jax.data.chat import R1_ZERO_SHORT
 from r1jax.data.solutions import drill, render_solution, work
 from r1jax.data.world import (
@@ -35,7 +36,7 @@ class Mix:
     """Shares of the corpus; each mapping sums to 1. Fixed before the first RL run on its base."""
 
     formats: Mapping[str, float] = field(
-        default_factory=lambda: {"plain": 0.70, "lesson": 0.18, "template": 0.12}
+        default_factory=lambda: {"plain": 0.70, "lesson": 0.18, "template": 0.12, "request": 0.0}
     )
     plain_styles: Mapping[str, float] = field(
         default_factory=lambda: {"direct": 0.50, "steps": 0.25, "detailed": 0.15, "check": 0.10}
@@ -49,6 +50,8 @@ class Mix:
     languages: Mapping[str, float] = field(default_factory=lambda: {"en": 0.60, "zh": 0.40})
     families: Mapping[str, float] = field(default_factory=lambda: dict(FAMILIES))
     mixed_language: float = 0.06  # share of reasoned documents that switch language midway
+    bad_replies: float = 0.5  # share of requests answered badly, where there is a bad reply
+    requests_in_template: float = 0.25
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -173,12 +176,35 @@ def _in_template(
     return prompt + completion, prompt, tags
 
 
+def _request(rng: random.Random, index: int, seed: int, mix: Mix) -> dict[str, Any]:
+    """A general prompt, and what somebody replied."""
+    spec = general.spec_at(seed, index, "train", general.HELPFUL + general.SAFETY)
+    language = pick(rng, mix.languages)
+    prompt, reply = general.prompt_of(spec, language), general.good_response(spec, language)
+    has_bad = spec.family in general.HELPFUL + general.FORBIDDEN
+    bad = has_bad and rng.random() < mix.bad_replies
+    if bad:
+        reply = general.some_bad_response(spec, language, rng)
+    facts = {"format": "request", "family": spec.family, "language": language, "right": not bad}
+    if rng.random() >= mix.requests_in_template:
+        return {"text": _one(rng, _FRAMES[language]).format(prompt, reply), **facts}
+    tags = pick(rng, mix.tags)
+    if tags == "proper":
+        thoughts = general.thoughts_of(spec, language)
+        reply = f"<think> {thoughts} </think> <answer> {reply} </answer>"
+    elif tags == "partial":
+        reply = f"<answer> {reply} </answer>"
+    return {"text": f"{R1_ZERO_SHORT.format(prompt=prompt)} {reply}", "tags": tags, **facts}
+
+
 def document(index: int, seed: int, mix: Mix = MIX) -> dict[str, Any]:
     """Document `index`: its text, and what it is (format, style, family, level, right, ...)."""
     rng = make_rng("document", seed, index)
     form = pick(rng, mix.formats)
     if form == "lesson":
         return _lesson(rng)
+    if form == "request":
+        return _request(rng, index, seed, mix)
     problem = train_problem(rng, pick(rng, mix.families), LEVELS[rng.randrange(len(LEVELS))])
     language = pick(rng, mix.languages)
     style = pick(rng, mix.template_styles if form == "template" else mix.plain_styles)

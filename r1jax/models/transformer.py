@@ -318,7 +318,8 @@ def _joined_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
 def init_params(model: Transformer, key: jax.Array) -> Any:
     """Random float32 parameters, boxed with their logical axes (see `param_axes`)."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    variables = model.clone(mesh=None).init(key, tokens, tokens, tokens + 1)
+    config = dataclasses.replace(model.config, attention="xla")  # which runs anywhere
+    variables = model.clone(config=config, mesh=None).init(key, tokens, tokens, tokens + 1)
     return variables["params"]
 
 
