@@ -3,11 +3,13 @@
     python -m r1jax.sweep --config FILE.py[:arg] --workdir DIR [--parallel N] [--dry_run]
 
 A key is one of the config's ("loss.kl_coef"), or with a colon one of the file's arguments
-(":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). The same
-command again skips the runs that are complete and resumes the others.
+(":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). With
+`--parallel N` each run has its N-th of the CPU's cores. The same command again skips the runs that
+are complete and resumes the others.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -112,31 +114,48 @@ def _name(overrides: Overrides, labels: dict[str, str]) -> str:
 def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
     """{name: exit code}, at most `parallel` at a time; one that fails doesn't stop the others."""
     waiting = list(reversed(runs))
-    running: dict[str, tuple[Run, subprocess.Popen[bytes]]] = {}
+    shares = core_shares(parallel)
+    running: dict[str, tuple[Run, set[int], subprocess.Popen[bytes]]] = {}
     codes: dict[str, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
-                run = waiting.pop()
-                running[run.name] = (run, _start(run))
-            for run, process in list(running.values()):
+                run, cores = waiting.pop(), shares.pop()
+                running[run.name] = (run, cores, _start(run, cores))
+            for run, cores, process in list(running.values()):
                 if process.poll() is not None:
                     del running[run.name]
+                    shares.append(cores)
                     codes[run.name] = _finish(run, process.returncode)
             time.sleep(0.05)
     finally:
-        for _, process in running.values():
+        for _, _, process in running.values():
             process.terminate()
     return codes
 
 
-def _start(run: Run) -> subprocess.Popen[bytes]:
+def core_shares(parallel: int) -> list[set[int]]:
+    """Which cores each of the parallel runs may use: threads of two runs on one slow both down.
+
+    Empty sets, which leave a run where it is, where the system cannot tell or has fewer cores.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = sorted(affinity(0)) if affinity else []
+    if parallel == 1 or len(cores) < parallel:
+        return [set() for _ in range(parallel)]
+    return [set(cores[i::parallel]) for i in range(parallel)]
+
+
+def _start(run: Run, cores: set[int]) -> subprocess.Popen[bytes]:
     run.workdir.mkdir(parents=True, exist_ok=True)
     print(f"started  {run.name}", flush=True)
     with (run.workdir / LOG).open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
+    if cores:
+        os.sched_setaffinity(process.pid, cores)  # before it has imported anything
+    return process
 
 
 def _finish(run: Run, code: int) -> int:

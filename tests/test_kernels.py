@@ -74,9 +74,7 @@ def test_cudnn_is_xla(head_dim: int) -> None:
     keys = jax.random.split(jax.random.key(0), 4)
     length = 192
     q = jax.random.normal(keys[0], (2, length, 4, head_dim), jnp.bfloat16)
-    k, v = (
-        jax.random.normal(key, (2, 2, length, head_dim), jnp.bfloat16) for key in keys[1:3]
-    )
+    k, v = (jax.random.normal(key, (2, 2, length, head_dim), jnp.bfloat16) for key in keys[1:3])
     target = jax.random.normal(keys[3], q.shape)
     place = jnp.arange(length)[None] + jnp.array([[0], [7]])
     segments = jnp.where(place < 170, 1 + place // 100, 0)

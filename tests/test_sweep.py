@@ -1,5 +1,6 @@
 """Runs by name, at most N at a time; complete ones are skipped, failed ones stop nobody."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -136,3 +137,22 @@ def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:
         "--config.seed=1",
     ]
     assert make_runs(str(file), tmp_path)[0].command[3] == f"--config={file}:arm=b,seed=2"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_parallel_runs_share_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its share of the cores that the sweep may use; one run alone has them all."""
+    cores = sorted(os.sched_getaffinity(0))
+    code = (
+        "import os, time; time.sleep(0.5);"
+        "open('{}', 'w').write(' '.join(map(str, sorted(os.sched_getaffinity(0)))))"
+    )
+    monkeypatch.chdir(tmp_path)
+    for parallel in (1, 2):
+        run_all([make_run(tmp_path, n, code.format(n + ".txt")) for n in "ab"], parallel)
+        found = [[int(c) for c in (tmp_path / f"{n}.txt").read_text().split()] for n in "ab"]
+        if parallel == 1 or len(cores) < 2:
+            assert found == [cores, cores]
+        else:
+            assert not set(found[0]) & set(found[1])
+            assert sorted(found[0] + found[1]) == cores

@@ -10,6 +10,8 @@
     Dev3 -> R1 (RL for all scenarios)                     r1
     R1 -> traces -> a small model                         traces, student, distilled[_logits]
     the small model -> RL on it, for comparison           student_zero
+    Dev1 -> RL without the language reward (Figure 7)     dev2_no_language
+    Dev3 -> RL for the helpful model alone (Figure 6)     hacked
 
 `:seed=N` is another seed of everything but the shipped base; `:smoke` runs every stage at a few
 steps. Every stage's config can be changed as `--config.stages.NAME.key=value`.
@@ -38,6 +40,8 @@ MODELS = {  # the stages whose models are compared, and their names
     "dev2": "Dev2",
     "dev3": "Dev3",
     "r1": "R1",
+    "dev2_no_language": "Dev2, no language reward",
+    "hacked": "Dev3, helpful reward only",
     "student": "small base",
     "student_zero": "small, RL",
     "distilled": "small, distilled",
@@ -64,8 +68,11 @@ def requests(kind: str, count: int) -> dict:
     return {"function": "r1jax.data.general:requests", "args": args}
 
 
-def benchmarks(smoke: bool, judge: str) -> dict:
-    """Held-out problems and requests by the paper's protocol (T 0.6, top-p 0.95)."""
+def benchmarks(smoke: bool, judge: str | None) -> dict:
+    """Held-out problems and requests by the paper's protocol (T 0.6, top-p 0.95).
+
+    `judge`: a reward model that says how often an answer is preferred to the reference.
+    """
     count, samples = (8, 2) if smoke else (200, 4)
 
     def asked(data: dict, **more: object) -> dict:
@@ -85,12 +92,13 @@ def benchmarks(smoke: bool, judge: str) -> dict:
     rewards = {"accuracy": 1.0, "lenient_accuracy": 0.0, "format": 0.0, "language": 0.0}
     by_rule = {"accuracy": 1.0, "format": 0.0, "language": 0.0}
     preference = {"path": judge, "reads": "summary", "template": "plain", "against": "reference"}
+    judges = {"reward_models": {"preference": preference}} if judge else {}
     return {
         "reasoning": asked(problems(1_000_003, "test", count=count), rewards=rewards),
         "instructions": asked(
             requests("helpful", count // 2),
             rewards=by_rule,
-            reward_models={"preference": preference},
+            **judges,
         ),
         "safety": asked(requests("safety", count // 2), rewards=by_rule),
     }
@@ -117,13 +125,26 @@ def reward_model(kind: str, seed: int, smoke: bool, rows: int) -> ConfigDict:
     return config
 
 
-def grpo(model: str, seed: int, smoke: bool, steps: int, **changes: object) -> ConfigDict:
-    """Reinforcement learning as in r1_zero.py, with its held-out curve but no benchmarks."""
+def grpo(
+    model: str,
+    seed: int,
+    smoke: bool,
+    steps: int,
+    curve: tuple[str, ...] = (),
+    **changes: object,
+) -> ConfigDict:
+    """Reinforcement learning as in r1_zero.py, without benchmarks before and after.
+
+    The held-out curve is that of r1_zero.py, or of the benchmarks named in `curve`.
+    """
     config = load_config(f"{HERE}/r1_zero.py:seed={seed},base={model}")
     config.total_steps = 2 if smoke else steps
     config.max_tokens = 32 if smoke else 160
     config.evaluation.benchmarks = {}
     config.evaluation.every = 0 if smoke else 10
+    if curve:
+        known = benchmarks(smoke, judge=None)
+        config.evaluation.curve = {name: known[name] for name in curve}
     config.checkpoint_every = 10
     config.update(changes)
     return config
@@ -183,17 +204,17 @@ def rejection(model: str, seed: int, smoke: bool, questions: int, **changes: obj
     }
 
 
+def general(kind: str, seed: int) -> dict:
+    args = {"seed": seed, "split": "train", "kind": kind}
+    return {"function": "r1jax.data.general:prompts", "args": args}
+
+
 def all_scenarios(seed: int) -> dict:
     """Stage 2's questions: reasoning, and half as many general ones."""
-
-    def general(kind: str) -> dict:
-        args = {"seed": seed, "split": "train", "kind": kind}
-        return {"function": "r1jax.data.general:prompts", "args": args, "share": 1}
-
     parts = {
         "reasoning": {**problems(seed + 3_000), "share": 4},
-        "helpful": general("helpful"),
-        "safety": general("safety"),
+        "helpful": {**general("helpful", seed), "share": 1},
+        "safety": {**general("safety", seed), "share": 1},
     }
     return {"function": "r1jax.data.datasets:mixed", "args": {"parts": parts, "seed": seed}}
 
@@ -204,6 +225,11 @@ def get_config(arg: str = "") -> ConfigDict:
     less = 2 if args.short else 1  # `:short`: half of the steps
 
     rules = {"accuracy": 1.0, "format": 1.0, "language": 1.0}
+    wide_clip = {"kl_coef": 0.001, "clip_eps_low": 10.0, "clip_eps_high": 10.0}
+    reward_models = {
+        kind: {"path": f"@{kind}", "reads": reads, "template": "plain", "kind": kind}
+        for kind, reads in (("helpful", "summary"), ("safety", "response"))
+    }
     base, student = {"path": BASE}, {"path": "@student"}
     stages = {
         # Reward models, and one more that only judges in evaluations.
@@ -226,7 +252,15 @@ def get_config(arg: str = "") -> ConfigDict:
             40 // less,
             rewards=rules,
             data=problems(seed + 2_000),
-            loss={"kl_coef": 0.001, "clip_eps_low": 10.0, "clip_eps_high": 10.0},
+            loss=wide_clip,
+        ),
+        "dev2_no_language": grpo(
+            "@dev1",
+            seed,
+            smoke,
+            40 // less,
+            data=problems(seed + 2_000),
+            loss=wide_clip,
         ),
         "reasoning": rejection("@dev2", seed + 1, smoke, 1536, per_prompt=1),
         "sft_set": {
@@ -260,11 +294,19 @@ def get_config(arg: str = "") -> ConfigDict:
             rewards=rules,
             data=problems(seed + 3_000),
             data_at={"1" if smoke else str(30 // less): all_scenarios(seed)},
-            reward_models={
-                kind: {"path": f"@{kind}", "reads": reads, "template": "plain", "kind": kind}
-                for kind, reads in (("helpful", "summary"), ("safety", "response"))
-            },
-            loss={"kl_coef": 0.001, "clip_eps_low": 10.0, "clip_eps_high": 10.0},
+            reward_models=reward_models,
+            loss=wide_clip,
+        ),
+        "hacked": grpo(
+            "@dev3",
+            seed,
+            smoke,
+            80 // less,
+            data=general("helpful", seed),
+            reward_models={"helpful": reward_models["helpful"]},
+            loss=wide_clip,
+            curve=("reasoning", "instructions"),
+            temperature=0.7,
         ),
         "traces": rejection("@r1", seed + 2, smoke, 1536),
     }
@@ -273,7 +315,13 @@ def get_config(arg: str = "") -> ConfigDict:
     small.model = {"config": STUDENT, "tokenizer": BASE}
     stages |= {
         "student": small,
-        "student_zero": grpo("@student", seed, smoke, 60 // less),
+        "student_zero": grpo(
+            "@student",
+            seed,
+            smoke,
+            60 // less,
+            curve=("reasoning",),
+        ),
         "distilled": sft(student, {"path": "@traces/data.jsonl"}, seed, smoke),
         "distilled_logits": sft(
             student,
