@@ -57,6 +57,8 @@ def test_what_stays_and_what_is_counted(tokenizer_dir: str, tmp_path: Path) -> N
     fates = statistics["completions_by_fate"]
     assert sum(fates.values()) == statistics["completions"] == 24
     assert statistics["questions"] == 6
+    sampled = [r for f in (tmp_path / "rollouts").iterdir() for r in read_lines(f)]
+    assert statistics["completion_tokens"] == sum(len(r["tokens"]) for r in sampled) > 24
     assert len(rows) == fates["kept"] == sum(statistics["rows_by_domain"].values()) > 0
     rollouts = [r for p in sorted((tmp_path / "rollouts").iterdir()) for r in read_lines(p)]
     good = {}

@@ -135,7 +135,7 @@ def _portions(
     weights: Mapping[str, Any],
     minima: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """{"rows", "fates"} of the questions, a portion at a time; finished ones from their files."""
+    """{"rows", "fates", "tokens"} of the questions, a portion at a time, from files where finished."""
     mesh = make_mesh(config.mesh)
     sampler = _Sampler(config, path, mesh, weights)
     judge = open_chat_model(config.judge, mesh) if config.judge else None
@@ -149,10 +149,11 @@ def _portions(
                 rollouts = sampler(number, part)
                 rows, fates = _select(config, part, rollouts, weights, minima, judge, rewrite)
                 if jax.process_index() == 0:
-                    write_jsonl_atomic(kept, [{"fates": fates}, *rows])
-            fates_line, *rows = list(read_jsonl(kept))
+                    tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+                    write_jsonl_atomic(kept, [{"fates": fates, "tokens": tokens}, *rows])
+            about, *rows = list(read_jsonl(kept))
             progress.update(start + len(part), {})
-            yield {"rows": rows, "fates": fates_line["fates"]}
+            yield {**about, "rows": rows}
 
 
 class _Sampler:
@@ -316,6 +317,7 @@ def _statistics(
     return {
         "questions": questions,
         "completions": sum(fates.values()),
+        "completion_tokens": sum(portion["tokens"] for portion in portions),
         "rows": len(rows),
         "rewritten": sum(row["rewritten"] for row in rows),
         "characters": float(np.mean(lengths)) if rows else 0.0,
