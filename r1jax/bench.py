@@ -16,7 +16,7 @@ numbers as JSON, one iteration after the other under `iterations`. The figures:
     update_tokens_per_s     prompts (once a packed row) and completions
     padding_share           of the update's tokens
     completion_tokens       of an iteration
-    matmul_peak_gflops      2048^3 float32, measured before the first step
+    matmul_peak_gflops      2048^3 float32, the best before the first step and after the last
     update_peak_share       6 x parameters x (completion tokens + distinct prompt tokens)
                             / update_seconds / the peak
     compile_seconds, programs, programs_after_first, peak_memory_mib, device
@@ -38,6 +38,7 @@ from rich.table import Table
 
 from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
+from r1jax.cost_report import params_of
 from r1jax.metrics import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
@@ -86,7 +87,8 @@ def bench(config: ConfigDict) -> dict[str, Any]:
                 read_jsonl(path / METRICS), read_jsonl(path / TIMINGS), strict=True
             )
         ]
-        parameters = count_parameters(json.loads((path / "model.json").read_text()))
+        parameters = params_of(path)
+        peak = max(peak, matmul_peak())
         rollouts = [read_jsonl(file) for file in sorted((path / "rollouts").glob("*.jsonl"))]
     each = sizes.updates_per_rollout
     iterations = [
@@ -141,15 +143,6 @@ def iteration_figures(
         "completion_tokens": completion_tokens,
         "update_peak_share": flops / update / (peak * 1e9),
     }
-
-
-def count_parameters(model: Mapping[str, Any]) -> int:
-    import jax
-
-    from r1jax.models.config import ModelConfig
-    from r1jax.train_state import abstract_params
-
-    return sum(x.size for x in jax.tree.leaves(abstract_params(ModelConfig(**model))))
 
 
 def matmul_peak() -> float:

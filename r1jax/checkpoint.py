@@ -8,7 +8,6 @@ Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
 
 import json
 import logging
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -241,17 +240,6 @@ def final_params(path: epath.PathLike) -> dict[str, Any]:
     }
     item = traverse_util.unflatten_dict(abstract)
     return _restore(_checkpointer(), path, item, partial=True)["params"]
-
-
-def count_params(workdir: epath.PathLike) -> int:
-    """Parameters of a workdir's newest checkpoint, without reading them; 0 where it has none."""
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    if step is None:
-        return 0
-    leaves = json.loads((checkpoints.directory / str(step) / MANIFEST).read_text())["leaves"]
-    shapes = (shape for name, (_, shape) in leaves.items() if name.startswith("params/"))
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

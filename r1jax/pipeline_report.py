@@ -7,15 +7,15 @@ Everything comes from files in the stages' workdirs: results.json of `evaluate`,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
 from etils import epath
 
-from r1jax.checkpoint import count_params
 from r1jax.config import DataError
+from r1jax.cost_report import Stages, cost_table, distillation_table
 from r1jax.html_report import html_page
 from r1jax.metrics import absolute, write_atomic
 from r1jax.report import (
@@ -32,7 +32,6 @@ from r1jax.report import (
 from r1jax.table import Cell, Table, to_csv, to_latex, to_markdown
 
 PIPELINE, STATISTICS = "pipeline.json", "statistics.json"
-Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 # Means of rewards that a benchmark may have beside its accuracies.
 MORE_ROWS = (
     Row("language consistency (%)", "language"),
@@ -148,37 +147,19 @@ def _statistics(workdir: epath.PathLike, kind: str) -> dict[str, dict[str, Any]]
     }
 
 
-# Tokens that a stage's updates computed, and that its rollouts generated, by the metrics' names.
-TRAINED = ("sft/data/tokens", "grpo/batch/tokens")
-GENERATED = "grpo/completion/tokens"
+def costs(workdir: epath.PathLike) -> Table:
+    return cost_table(runs_of(workdir, "sft") + runs_of(workdir, "grpo"))
 
 
-def cost_table(workdir: epath.PathLike) -> Table:
-    """What each trained model cost, in tokens and operations (no prefill, no attention)."""
-    rows: list[Sequence[str | Cell]] = []
-    for run in runs_of(workdir, "sft") + runs_of(workdir, "grpo"):
-        params = count_params(run.workdir)
-        lines = [
-            (line["step"], line[name]) for line in run.metrics for name in TRAINED if name in line
-        ]
-        updates = max((step for step, _ in lines), default=0)
-        trained = updates * fmean([tokens for _, tokens in lines] or [0])  # not all are logged
-        generated = sum(line.get(GENERATED, 0) for line in run.metrics)
-        reference = any("grpo/kl/ref" in line for line in run.metrics)
-        work = params * ((6 + 2 * reference) * trained + 2 * generated)
-        numbers = (params / 1e6, updates, trained / 1e3, generated / 1e3, work / 1e12)
-        digits = (2, 0, 0, 0, 2)
-        rows.append([run.name, *(Cell(n, None, d) for n, d in zip(numbers, digits, strict=True))])
-    header = ["Stage", "M parameters", "Updates", "k tokens trained", "k tokens generated", "TFLOP"]
-    note = "TFLOP: 6 x parameters x tokens trained (8 with a reference pass), 2 x tokens generated."
-    return Table("cost", "What the models cost", header, rows, note)
+def distillation(workdir: epath.PathLike) -> Table:
+    return distillation_table(workdir, read_stages(workdir))
 
 
 def pipeline_tables(workdirs: Sequence[epath.PathLike]) -> list[Table]:
     """The tables of one pipeline, or of several that differ in their seed."""
     evaluated = [runs_of(workdir, "evaluate") for workdir in workdirs]
     tables = [models_by_stage(evaluated), paper_stages()] if any(evaluated) else []
-    for make in (sampling_table, data_table, cost_table):
+    for make in (sampling_table, data_table, distillation, costs):
         tables.append(_stacked([make(workdir) for workdir in workdirs], workdirs))
     return [table for table in tables if table.rows]
 

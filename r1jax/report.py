@@ -239,6 +239,18 @@ def _value(run: Run, which: int, benchmark: str, metric: str) -> float | None:
     return chosen[which].benchmarks.get(benchmark, {}).get(metric) if chosen else None
 
 
+def groups_table(
+    title: str, groups: Mapping[str, Sequence[Run]], benchmark: str, shown: Sequence[Row]
+) -> Table:
+    """A line a group: its last results on one benchmark, mean and standard deviation over runs."""
+    rows: list[Sequence[str | Cell]] = [
+        [label, Cell(len(runs), None, 0), *(_aggregate(runs, -1, benchmark, row) for row in shown)]
+        for label, runs in groups.items()
+    ]
+    header = ["Run", "Seeds", *(row.label for row in shown)]
+    return Table("groups", title, header, rows)
+
+
 def seeds_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     """One line a run: what the means of results_table are made of."""
     chosen = [row for row in ROWS if row.metric in ("pass@1", "lenient_pass@1", "length", "format")]
@@ -377,13 +389,13 @@ def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
 
 def _curve_end(runs: Sequence[Run], name: str, end: int, measure: Measure) -> Cell:
     curves = [[line[name] for line in run.metrics if name in line] for run in runs]
-    values = [_end_mean(curve, end, name) * measure.scale for curve in curves if curve]
+    values = [end_mean(curve, end, name) * measure.scale for curve in curves if curve]
     if not values:
         return Cell(None)
     return Cell(fmean(values), stdev(values) if len(values) > 1 else None, measure.digits)
 
 
-def _end_mean(curve: Sequence[float], end: int, name: str) -> float:
+def end_mean(curve: Sequence[float], end: int, name: str) -> float:
     """Of a held-out curve its first or last point, of a training curve its first or last 5 %."""
     window = max(1, len(curve) // 20) if name.startswith("grpo/") else 1
     return fmean(curve[:window] if end == 0 else curve[-window:])

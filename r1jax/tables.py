@@ -1,16 +1,21 @@
 """Tables and figures of one or several runs, with the paper's beside them, from their files alone.
 
     python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
+    python -m r1jax.tables --claims FILE.py --workdirs DIR --output DIR
 
 Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation),
 of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/*.md, *.csv and
 *.tex, OUTPUT/figures/*.png, report.md and report.html, which show all of them, and samples.md
 (completions before and after).
+
+With --claims, DIR has the runs that the claims file asks for (experiments/mini/claims.py), and what
+is written is OUTPUT/README.md: the paper's claims, our numbers, a verdict for each.
 """
 
 from absl import flags
 
 from r1jax import report
+from r1jax.claims import write_claims
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.pipeline_report import is_pipeline, pipeline_tables, write_pipeline_report
@@ -19,6 +24,7 @@ from r1jax.table import print_rich
 
 def define_flags() -> None:
     flags.DEFINE_list("workdirs", None, "Workdirs, separated by commas.", required=True)
+    flags.DEFINE_string("claims", None, "FILE.py with claims().")
     flags.DEFINE_string("output", None, "Directory to write to.", required=True)
 
 
@@ -26,6 +32,11 @@ def main() -> None:
     workdirs, output = flags.FLAGS.workdirs, flags.FLAGS.output
     if not workdirs:
         raise ConfigError("--workdirs names no directory")
+    if flags.FLAGS.claims:
+        if len(workdirs) > 1:
+            raise ConfigError("--claims wants one directory in --workdirs, that of all its runs")
+        print(f"wrote {write_claims(flags.FLAGS.claims, workdirs[0], output)}")
+        return
     pipelines = [workdir for workdir in workdirs if is_pipeline(workdir)]
     if pipelines and len(pipelines) < len(workdirs):
         raise ConfigError(f"--workdirs: {pipelines[0]} is a pipeline's, but not all of them are")

@@ -87,6 +87,10 @@ def abstract_params(config: ModelConfig) -> Any:
     return jax.eval_shape(lambda: nn.unbox(init_params(Transformer(config), jax.random.key(0))))
 
 
+def count_params(config: ModelConfig) -> int:
+    return sum(x.size for x in jax.tree.leaves(abstract_params(config)))
+
+
 def state_shardings(
     config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:

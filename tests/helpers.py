@@ -18,6 +18,11 @@ MODEL = {
 }
 
 
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def ascii_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
     """A reward that anybody can learn: the share of the completion's characters that are ASCII."""
     return sum(character.isascii() for character in text) / max(len(text), 1)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from helpers import MODEL, grpo_config
 
-from r1jax.bench import bench, count_parameters, iteration_figures, matmul_peak
+from r1jax.bench import bench, iteration_figures, matmul_peak
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
 from r1jax.rewards.noise import noise
 from r1jax.sharding import make_mesh
-from r1jax.train_state import random_params
+from r1jax.train_state import count_params, random_params
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -87,7 +87,7 @@ def test_one_iteration_by_hand() -> None:
 def test_parameters_are_counted() -> None:
     model: dict[str, Any] = {"vocab_size": 24, **MODEL}
     params = random_params(ModelConfig(**model), 0, make_mesh({"data": -1}))
-    assert count_parameters(model) == sum(x.size for x in jax.tree.leaves(params))
+    assert count_params(ModelConfig(**model)) == sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_the_peak_counts_all_devices() -> None:

@@ -5,11 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from helpers import write_lines
 
-from r1jax import pipeline_report
-from r1jax.checkpoint import Checkpoints
+from r1jax import cost_report, pipeline_report
 from r1jax.config import DataError
 from r1jax.table import text_of
 
@@ -17,6 +16,12 @@ from r1jax.table import text_of
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
+
+
+MODEL = {
+    "vocab_size": 100, "embed_dim": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+    "head_dim": 16, "ffn_dim": 256,
+}  # fmt: skip
 
 
 def stage(root: Path, name: str, kind: str, reads: list[str], complete: bool = True) -> None:
@@ -44,10 +49,8 @@ def pipeline(tmp_path: Path) -> Path:
     write(tmp_path / "set/statistics.json", {"sources": {}, "domains": domains})
     stage(tmp_path, "sft", "sft", ["set"])
     lines = [{"step": 2, "sft/data/tokens": 100}, {"step": 4, "sft/data/tokens": 300}]
-    (tmp_path / "sft").mkdir()
-    (tmp_path / "sft/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    params = {"a": np.zeros((1000, 500), np.float32), "b": np.zeros(7, np.float32)}
-    Checkpoints(tmp_path / "sft").save(4, {"params": params, "step": np.int32(4)})
+    write(tmp_path / "sft/model.json", MODEL)
+    write_lines(tmp_path / "sft/metrics.jsonl", lines)
     return tmp_path
 
 
@@ -76,8 +79,52 @@ def test_models_side_by_side(pipeline: Path) -> None:
 def test_data_and_costs(pipeline: Path) -> None:
     assert rows(pipeline_report.sampling_table(pipeline)) == [["cold", "2", "8", "3", "5"]]
     assert rows(pipeline_report.data_table(pipeline)) == [["set", "math", "3", "1.0", "10.5"]]
-    # 4 updates of 200 tokens in the mean, 500,007 parameters: 6 * 500,007 * 800 = 2.4e9
-    assert rows(pipeline_report.cost_table(pipeline)) == [["sft", "0.50", "4", "1", "0", "0.00"]]
+    # 4 updates of 200 tokens in the mean: 6 x 97,200 x 800 = 4.7e8
+    assert rows(pipeline_report.costs(pipeline)) == [["sft", "0.10", "4", "1", "0", "0.00"]]
+
+
+def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
+    """The RL run's curve is read where it has cost as much as the distillation, by hand."""
+    params = 97_200  # of MODEL: 100 x 48 + 2 x (4 x 48 x 48 + 3 x 48 x 256 + 96) + 48
+    for name, kind, reads in (
+        ("r1", "grpo", []),
+        ("traces", "rejection", ["r1"]),
+        ("student", "sft", []),
+        ("rl", "grpo", ["student"]),
+        ("distilled", "sft", ["traces", "student"]),
+        ("on_logits", "sft", ["traces", "student", "r1"]),
+        ("eval", "evaluate", ["distilled", "judge"]),
+    ):
+        stage(tmp_path, name, kind, reads)
+        write(tmp_path / name / "model.json", MODEL)
+    write(tmp_path / "traces/statistics.json", {"completion_tokens": 10_000})
+    values = {"problems": 4, "samples": 1, "pass@1": 0.5, "pass@1_se": 0.01}
+    write(tmp_path / "eval/results.json", {"step": 0, "benchmarks": {"r": values}})
+    for name in ("student", "distilled", "on_logits"):
+        write_lines(tmp_path / name / "metrics.jsonl", [{"step": 2, "sft/data/tokens": 1000}])
+    update = {"grpo/batch/tokens": 500, "grpo/completion/tokens": 400, "grpo/kl/ref": 0.1}
+    curve = [{"step": 0, "eval/r/pass@1": 0.1}]
+    curve += [update | {"step": i, "eval/r/pass@1": 0.1 * (i + 1)} for i in range(1, 9)]
+    write_lines(tmp_path / "rl/metrics.jsonl", curve)
+    write_lines(tmp_path / "r1/metrics.jsonl", [update | {"step": 1}])
+
+    table = cost_report.distillation_table(tmp_path, pipeline_report.read_stages(tmp_path))
+    # distilled: 2 x 1000 tokens x 6 + 10,000 x 2 = 32,000 operations a parameter; RL: 8 x 500 +
+    # 2 x 400 = 4,800 an update, so 4 updates have its tokens and 6 its operations
+    assert 32_000 // 4_800 == 6
+    found = {row[0]: row[1:4] + row[5:6] for row in rows(table)}
+    assert found["distilled"] == ["r", "50.0 ± 1.0", "0.10", "2"]
+    assert found["on_logits"] == ["r", "-", "0.10", "2"]
+    flops = [row[-1].value for row in table.rows]  # type: ignore[union-attr]
+    assert flops[0] == pytest.approx(params * 32_000 / 1e12)
+    assert flops[4] == pytest.approx(params * 36_000 / 1e12)  # the teacher read 2,000 more
+    lines = [row[:3] + row[4:5] for row in rows(table)]
+    assert lines[1:4] == [
+        ["rl, as many tokens trained", "r", "50.0", "4"],
+        ["rl, as much compute", "r", "70.0", "6"],
+        ["rl, at its end", "r", "90.0", "8"],
+    ]
+    assert lines[6] == ["rl, as much compute", "r", "80.0", "7"]  # of the logits
 
 
 def test_a_report_of_what_is_there(pipeline: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _portions(
     weights: Mapping[str, Any],
     minima: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """{"rows", "fates", "tokens"} of the questions, a portion at a time, from files where finished."""
+    """{"rows", "fates", "tokens"} of a portion at a time; finished ones from their files."""
     mesh = make_mesh(config.mesh)
     sampler = _Sampler(config, path, mesh, weights)
     judge = open_chat_model(config.judge, mesh) if config.judge else None
