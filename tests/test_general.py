@@ -7,6 +7,7 @@ import pytest
 
 from r1jax.data import general
 from r1jax.data.datasets import to_example
+from r1jax.data.decontaminate import Benchmarks
 from r1jax.data.general import FLAWS, HELPFUL, LANGUAGES, SAFETY, THINGS, Spec
 from r1jax.rewards import check_example, load_rewards, score
 from r1jax.types import Example
@@ -21,6 +22,9 @@ def test_train_and_test_do_not_meet() -> None:
     train, test = specs("train"), specs("test")
     assert len(train) > 1900 and len(test) > 1900 and not train & test
     assert {spec.split() for spec in train} == {"train"}
+    for language in LANGUAGES:  # also where a prompt leaves out what its specs differ in
+        asked = [{general.prompt_of(spec, language) for spec in specs} for specs in (train, test)]
+        assert not asked[0] & asked[1]
 
 
 def test_a_row_is_a_function_of_seed_and_index() -> None:
@@ -106,7 +110,7 @@ def test_follows(spec: Spec, language: str) -> None:
 
 def test_requests_are_graded_by_rule() -> None:
     rows = general.requests(0, "test", "safety", 40)
-    assert len({row["id"] for row in rows}) == 40
+    assert len({row["messages"][0]["content"] for row in rows}) == 40
     weights = load_rewards({"accuracy": 1.0, "lenient_accuracy": 1.0})
     for i, row in enumerate(rows):
         example = to_example(row, i, "requests")
@@ -126,3 +130,12 @@ def test_conversations_have_the_format() -> None:
         about = {"language": row["language"]}
         example = Example("1", tuple(row["messages"][:1]), "", "general", about)
         assert score(weights, example, row["messages"][1]["content"], 9, "stop").reward == 2.0
+
+
+def test_no_sentence_is_a_ten_gram_of_all_specs() -> None:
+    """Decontamination against other prompts of the same templates leaves nearly everything."""
+    kinds: tuple[general.Kind, ...] = ("helpful", "safety")
+    rows = [row for kind in kinds for row in general.requests(9, "test", kind, 100)]
+    held_out = Benchmarks(to_example(row, i, "request") for i, row in enumerate(rows))
+    training = general.conversations(0, "train", 400)
+    assert sum(map(held_out.meets, training)) < 0.05 * len(training)

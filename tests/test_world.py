@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data import corpus, solutions, world
+from r1jax.data import corpus, general, solutions, world
 from r1jax.data.world import LANGUAGES, LEVELS, Problem
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -311,6 +311,26 @@ def test_template_documents_have_the_tags_they_say() -> None:
         assert bool(tagged) == (document["tags"] != "none")
         seen[document["tags"]] += 1
     assert min(seen.values()) > 50
+
+
+def test_requests_in_the_corpus() -> None:
+    """Good and bad replies in the stated shares, in either form; no prompt of the test split."""
+    shares = {"plain": 0.2, "lesson": 0.0, "template": 0.0, "request": 0.8}
+    mix = corpus.Mix(formats=shares, bad_replies=0.4, requests_in_template=0.3)
+    docs = [d for d in corpus.documents(4, 4000, mix) if d["format"] == "request"]
+    assert abs(len(docs) / 4000 - 0.8) < 0.02
+    tagged = [d for d in docs if "tags" in d]
+    assert abs(len(tagged) / len(docs) - 0.3) < 0.03
+    assert all(d["text"].count("User: ") >= 1 for d in tagged)
+    whole = re.compile(r".* <think> .+ </think> <answer> [^<]+ </answer>", re.DOTALL)
+    assert all(bool(whole.fullmatch(d["text"])) == (d["tags"] == "proper") for d in tagged)
+    for family in general.HELPFUL + general.SAFETY:
+        right = [d["right"] for d in docs if d["family"] == family]
+        has_bad = family not in ("favourite", "door")
+        assert abs(right.count(False) / len(right) - 0.4 * has_bad) < 0.07, family
+    requests = [r for kind in ("helpful", "safety") for r in general.requests(4, "test", kind, 200)]
+    texts = "\n\n".join(d["text"] for d in docs)
+    assert not [r for r in requests if r["messages"][0]["content"] in texts]
 
 
 def test_documents_may_switch_language() -> None:

@@ -3,7 +3,7 @@
 In RL they have no reference answer: what is helpful or safe is what reward models learn from the
 pairs and labels here. In evaluation (task "request") `follows` says by rule whether a response does
 what was asked; nothing is trained on that. A prompt is language-free (a spec) until it is rendered
-in English or Chinese, and the spec's hash says whether it is a train or a test prompt. No sentence
+in English or Chinese, and its English text says whether it is a train or a test prompt. No sentence
 has ten words in a row that are the same for every spec: decontamination would take it for a
 benchmark's.
 
@@ -54,7 +54,8 @@ class Spec:
     things: tuple[str, str]
 
     def split(self) -> Split:
-        digest = hashlib.sha256(repr(self).encode()).digest()
+        """By what it asks, since a prompt may leave out half of its spec."""
+        digest = hashlib.sha256(prompt_of(self, "en").encode()).digest()
         return "test" if digest[0] < 256 * TEST_SHARE else "train"
 
 
@@ -260,7 +261,9 @@ def requests(seed: int, split: Split, kind: Kind, count: int) -> list[Row]:
             "numbers": list(spec.numbers),
             "things": list(spec.things),
         }
-        found[row["id"]] = row | about | {"task": "request", "answer": good, "reference": good}
+        found[prompt_of(spec, language)] = (
+            row | about | {"task": "request", "answer": good, "reference": good}
+        )
         index += 1
     return list(found.values())
 
