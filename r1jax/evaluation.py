@@ -23,9 +23,9 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import (
     GraderConfig,
     Prompt,
-    graded_rollouts,
     make_prompt,
     open_pool,
+    sample_rollouts,
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
@@ -79,7 +79,7 @@ def run_benchmark(
         for e in examples
     ]
     with open_pool(config.rewards, graders or GraderConfig()) as pool:
-        rollouts = graded_rollouts(
+        rollouts = sample_rollouts(
             engine,
             params,
             prompts,
@@ -89,7 +89,7 @@ def run_benchmark(
             jax.random.key(seed),
             config.num_samples,
             on_completion,
-        )
+        ).graded()
     if config.reward_models:
         learned = LearnedRewards(config.reward_models, engine.mesh or make_mesh())
         rollouts = learned.added(rollouts, examples)

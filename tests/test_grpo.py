@@ -14,6 +14,7 @@ import pytest
 from flax import linen as nn
 from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 
+from r1jax import losses
 from r1jax.checkpoint import final_params
 from r1jax.config import ConfigError, section
 from r1jax.data.packing import pack
@@ -22,8 +23,9 @@ from r1jax.metrics import write_jsonl_atomic
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, init_params
 from r1jax.rollout.graded import from_row, open_pool, to_row
-from r1jax.stages import grpo
-from r1jax.stages.grpo import GrpoConfig, Minibatch
+from r1jax.stages import grpo, grpo_rollouts
+from r1jax.stages.grpo import Minibatch
+from r1jax.stages.grpo_config import GrpoConfig, is_due, longest_completion, max_tokens_of
 from r1jax.stages.run import Run
 from r1jax.train_state import microbatch
 from r1jax.types import Batch, Completion, Example, Rollout
@@ -167,7 +169,7 @@ def test_written_rollouts_are_reused(
     tampered = [replace(from_row(row), reward=float(i % 2)) for i, row in enumerate(rows)]
     write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
 
-    monkeypatch.setattr(grpo, "graded_rollouts", never)
+    monkeypatch.setattr(grpo_rollouts, "sample_rollouts", never)
     grpo.run(config, str(tmp_path))
     steps = metrics_by_step(tmp_path)
     assert sorted(steps) == [1, 2, 3, 4]
@@ -258,8 +260,8 @@ def four_by_four() -> list[Rollout]:
 
 def test_length_caps() -> None:
     config = config_of(max_tokens=8, max_tokens_at={"10": 16, "9": 12})
-    assert [grpo.max_tokens_of(config, s) for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
-    assert grpo.longest_completion(config) == 16
+    assert [max_tokens_of(config, s) for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
+    assert longest_completion(config) == 16
 
 
 def numbered(name: str) -> Any:
@@ -276,7 +278,7 @@ def test_data_changes_with_the_rollout() -> None:
         data=source | {"args": {"name": "a"}},
         data_at={"10": source | {"args": {"name": "c"}}, "3": source | {"args": {"name": "b"}}},
     )
-    example = grpo.checked_stream(config)
+    example = grpo_rollouts.checked_stream(config)
     names = [example(i).id for i in range(26)]
     assert names == [f"{(8 * 'a' + 12 * 'b' + 6 * 'c')[i]}{i}" for i in range(26)]
 
@@ -290,7 +292,7 @@ def test_groups_without_variance_are_replaced() -> None:
     ]
 
     def chosen(count: int) -> list[tuple[str, int, int]]:
-        found = grpo.most_varied(groups, count)
+        found = grpo_rollouts.most_varied(groups, count)
         return [(r.example_id, r.completion.prompt_index, r.completion.sample_index) for r in found]
 
     assert [name for name, *_ in chosen(3)] == ["1", "1", "3", "3", "4", "4"]
@@ -316,9 +318,9 @@ def test_dynamic_sampling(tokenizer_dir: str, tmp_path: Path) -> None:
 
 
 def test_is_due() -> None:
-    due = [step for step in range(2, 21, 2) if grpo.is_due(5, step, 2)]
+    due = [step for step in range(2, 21, 2) if is_due(5, step, 2)]
     assert due == [6, 10, 16, 20]  # 5 and 15 lie inside an iteration, whose end is 6 and 16
-    assert not any(grpo.is_due(0, step, 2) for step in range(20))
+    assert not any(is_due(0, step, 2) for step in range(20))
 
 
 def test_reference_is_a_copy() -> None:
@@ -380,7 +382,7 @@ def place_of(rollout: Rollout) -> tuple[int, int]:
     return rollout.completion.prompt_index, rollout.completion.sample_index
 
 
-@pytest.mark.parametrize("loss_agg", grpo.AGGREGATIONS)
+@pytest.mark.parametrize("loss_agg", losses.AGGREGATIONS)
 @pytest.mark.parametrize("split_by", ["question", "output"])
 def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: str) -> None:
     """Without a KL they add exact zeros: same loss, same gradient, from fewer tokens."""
@@ -453,11 +455,10 @@ def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) ->
 
 def test_old_rollouts_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
-    stage: Any = SimpleNamespace(workdir=tmp_path)
     for keep, left in ((0, [0, 1, 2, 3, 4]), (2, [3, 4])):
         for i in range(5):
             (tmp_path / "rollouts" / f"{i:06d}.jsonl").touch()
-        grpo.forget_rollouts(config_of(keep_rollouts=keep), stage, 4)
+        grpo_rollouts.forget_rollouts(tmp_path, keep, 4)
         assert sorted(int(p.stem) for p in (tmp_path / "rollouts").iterdir()) == left
 
 
@@ -469,10 +470,10 @@ def test_rollouts_of_the_policy_before(
 ) -> None:
     """Iteration k + 1 is sampled with the parameters that iteration k began with, then resumed."""
     seen: list[Any] = []
-    original = grpo.ungraded_rollouts
+    original = grpo_rollouts.sample_rollouts
     monkeypatch.setattr(
-        grpo,
-        "ungraded_rollouts",
+        grpo_rollouts,
+        "sample_rollouts",
         lambda engine, params, *rest: (
             seen.append(np.asarray(params["embedding"]).copy()),
             original(engine, params, *rest),
@@ -485,9 +486,10 @@ def test_rollouts_of_the_policy_before(
         loss={"kl_coef": 0.0, "importance_cap": 2.0},
     )
     grpo.run(config, str(tmp_path))
-    assert len(seen) == 2  # for iterations 1 and 2, of three
-    start = np.asarray(final_params(tmp_path)["embedding"])
-    assert not np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[1], start)
+    assert len(seen) == 3  # an iteration each
+    end = np.asarray(final_params(tmp_path)["embedding"])
+    assert np.array_equal(seen[0], seen[1])  # of the initial policy
+    assert not np.array_equal(seen[1], seen[2]) and not np.array_equal(seen[2], end)
     lines = metrics_by_step(tmp_path)
     first, *later = [lines[step]["grpo/drift/logprob_mean_abs"] for step in (1, 3, 5)]
     assert first < 1e-4 < min(later)  # the first is of the policy itself
@@ -496,7 +498,7 @@ def test_rollouts_of_the_policy_before(
     shutil.rmtree(tmp_path / "checkpoints/5")
     (tmp_path / "rollouts/000002.jsonl").rename(tmp_path / "kept.jsonl")
     grpo.run(config, str(tmp_path))  # from update 4, whose checkpoint came after rollout 2
-    assert len(seen) == 2
+    assert len(seen) == 4
     different = (tmp_path / "metrics.jsonl").read_bytes() != whole
     assert different  # a lost rollout is sampled by another policy: hence the order of writing
     shutil.rmtree(tmp_path / "checkpoints/5")

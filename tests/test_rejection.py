@@ -89,10 +89,10 @@ def test_a_killed_run_goes_on_where_it_was(
         (tmp_path / "cut" / name).unlink()
     (tmp_path / "cut/rollouts/000001.jsonl").unlink()  # killed while the second was sampled
     sampled = []
-    original = rejection.graded_rollouts
+    original = rejection.sample_rollouts
     monkeypatch.setattr(
         rejection,
-        "graded_rollouts",
+        "sample_rollouts",
         lambda *args: (sampled.append(len(args[2])), original(*args))[1],
     )
     rejection.run(config(tokenizer_dir), str(tmp_path / "cut"))

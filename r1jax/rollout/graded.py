@@ -92,27 +92,7 @@ class Ungraded:
         ]
 
 
-def graded_rollouts(
-    engine: Engine,
-    params: Any,
-    prompts: Sequence[Prompt],
-    pool: GraderPool,
-    tokenizer: Tokenizer,
-    sampling: SamplingConfig,
-    key: jax.Array,
-    group_size: int,
-    on_completion: Callable[[int], None] | None = None,
-) -> list[Rollout]:
-    """`group_size` rollouts per prompt, sorted by (prompt, sample), graded while others decode.
-
-    `on_completion` is told how many completions are finished.
-    """
-    return ungraded_rollouts(
-        engine, params, prompts, pool, tokenizer, sampling, key, group_size, on_completion
-    ).graded()
-
-
-def ungraded_rollouts(
+def sample_rollouts(
     engine: Engine,
     params: Any,
     prompts: Sequence[Prompt],
@@ -123,7 +103,11 @@ def ungraded_rollouts(
     group_size: int,
     on_completion: Callable[[int], None] | None = None,
 ) -> Ungraded:
-    """Like `graded_rollouts`, but returns when all are sampled; the graders may still work."""
+    """`group_size` completions per prompt; each goes to the graders while others decode.
+
+    Returns when all are sampled, `graded()` of that when all are graded. `on_completion` is told
+    how many completions are finished.
+    """
     finished: dict[tuple[int, int], tuple[Completion, str]] = {}
     stream = engine.generate(
         params,

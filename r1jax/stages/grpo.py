@@ -9,135 +9,47 @@ Four log-probabilities of the same tokens are kept apart: the sampler's (as emit
 the old ones (the parameters at the start of the iteration's updates, computed as in training), the
 frozen reference policy's, and the current ones. The gap between the first two is logged.
 
-A run that was killed goes on at the iteration after its newest checkpoint. An iteration's rollouts
-are written down before its first update, so a resumed run neither samples nor grades them again.
+A run that was killed goes on at the iteration after its newest checkpoint, with the rollouts that
+it had written down (stages/grpo_rollouts.py). The config is in stages/grpo_config.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
-from r1jax.config import ConfigError, check_choice, section
-from r1jax.critic import Critic, CriticConfig
-from r1jax.data.datasets import DataConfig, examples_of, stream
+from r1jax.config import ConfigError, section
+from r1jax.critic import Critic
 from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.evaluation import (
-    BenchmarkConfig,
     check_benchmark,
     load_examples,
     read_results,
     run_benchmark,
     write_results,
 )
-from r1jax.losses import (
-    AGGREGATIONS,
-    RATIOS,
-    SURROGATES,
-    GrpoLossConfig,
-    Metrics,
-    grpo_loss,
-    token_logprobs,
-)
-from r1jax.metrics import ProfileConfig, absolute, read_jsonl, write_jsonl_atomic
-from r1jax.models.load import ModelSource
+from r1jax.losses import Metrics, grpo_loss, token_logprobs
+from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
-from r1jax.rewards import check_example, load_rewards, reflective_words
-from r1jax.rewards.learned_reward import LearnedReward, LearnedRewards
-from r1jax.rewards.pool import GraderPool
+from r1jax.rewards import load_rewards, reflective_words
+from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rewards.sandbox import choose_sandbox
-from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.graded import (
-    GraderConfig,
-    Prompt,
-    Ungraded,
-    from_row,
-    graded_rollouts,
-    make_prompt,
-    open_pool,
-    to_row,
-    ungraded_rollouts,
-)
-from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.graded import open_pool
 from r1jax.sharding import check_divisible, replicated, to_global
+from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion
+from r1jax.stages.grpo_rollouts import Rollouts, checked_stream, forget_rollouts
 from r1jax.stages.run import Run, open_run
-from r1jax.train_state import OptimizerConfig, batch_shardings, make_step, microbatch
-from r1jax.types import Batch, Example, Rollout
-
-TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
-NORMALISE = ("sum", "each")
-SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured beside training, on held-out problems."""
-
-    every: int = 0  # updates between two points of the curves; 0 = no curves
-    curve: dict[str, BenchmarkConfig] = field(default_factory=dict)
-    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class GrpoConfig:
-    """The paper's numbers where it prints them (r1_facts 1.2), for R1-Zero."""
-
-    stage: str
-    model: ModelSource
-    data: DataConfig
-    data_at: dict[str, DataConfig] = field(default_factory=dict)  # {"1300": ...}: from there on
-    total_steps: int = 10_400  # optimizer updates
-    rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    reward_models: dict[str, LearnedReward] = field(default_factory=dict)
-    template: str = "r1_zero"
-    max_prompt_tokens: int = 1024
-    max_tokens: int = 32_768  # of a completion
-    max_tokens_at: dict[str, int] = field(
-        default_factory=dict
-    )  # {"8200": 65536}: from that update on
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
-    allow_filtered_rollouts: bool = False  # top-p rollouts bias the ratio: refused unless set
-    group_size: int = 16
-    prompts_per_update: int = 32
-    updates_per_rollout: int = 16
-    rollouts_ahead: int = 0  # 1: a rollout is sampled before the updates on the one before it
-    dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
-    split_by: str = "question"
-    truncated: str = "grade"
-    advantage_std_eps: float = 1e-6
-    advantage_scale: bool = True  # divide by the group's standard deviation
-    normalise: str = "sum"  # the sum of the rewards (the paper), or "each" of them and the batch
-    loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
-    critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
-    ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    graders: GraderConfig = field(default_factory=GraderConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
-    microbatch_rows: int = 8  # packed rows in memory at once
-    share_prompts: bool = True  # one copy of a prompt per row for its completions
-    logits_chunk: int = 128  # positions whose logits exist at once
-    seed: int = 0
-    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 16  # updates; taken at the end of the iteration
-    samples_per_step: int = 4  # completions a rollout shows in samples.jsonl
-    keep_rollouts: int = 0  # iterations whose rollout files stay; 0 = all
-    wandb_project: str | None = None
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
-
+from r1jax.train_state import batch_shardings, make_step, microbatch
+from r1jax.types import Batch, Rollout
 
 CONFIG = GrpoConfig  # what train checks the config file against
 
@@ -186,16 +98,17 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         critic = open_critic(config, stage)
         programs = Programs(config, stage, critic)
         learned = LearnedRewards(config.reward_models, stage.mesh)
+        source = Rollouts(config, stage, engine, pool, learned, examples)
         benchmarks(config, stage, engine, 0)
         curves(config, stage, engine, 0)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
-            rollouts = rollouts_of(config, stage, engine, pool, learned, examples, iteration, step)
+            rollouts = source.of(iteration, step)
             minibatches = make_minibatches(config, rollouts, iteration)
             batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
             summary = summarise(config, rollouts)
-            ahead = begin_ahead(config, stage, engine, pool, examples, iteration + 1, step)
+            ahead = source.begin_ahead(iteration + 1, step + len(batches))
             for batch, used, packed in batches:
                 step += 1
                 stage.profiler.step(step)
@@ -211,50 +124,14 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                 summary = {}  # on the iteration's first line only
                 curves(config, stage, engine, step)
             if ahead is not None:  # before the checkpoint, which cannot sample it any more
-                write_rollouts(stage, iteration + 1, graded_ahead(stage, learned, ahead))
+                source.finish_ahead(iteration + 1, ahead)
             replace_reference(config, stage, step)
             if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
                 if critic is not None:
                     critic.save(step)
                 stage.save(step)
-                forget_rollouts(config, stage, iteration)
+                forget_rollouts(stage.workdir, config.keep_rollouts, iteration)
         benchmarks(config, stage, engine, config.total_steps)
-
-
-# -- start-up checks -------------------------------------------------------------------------
-
-
-def check(config: GrpoConfig) -> None:
-    """Everything that can be wrong in the config alone."""
-    check_choice("config.truncated", config.truncated, TRUNCATED)
-    check_choice("config.normalise", config.normalise, NORMALISE)
-    check_choice("config.split_by", config.split_by, SPLITS)
-    check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
-    check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
-    check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
-    if config.temperature <= 0:
-        raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
-    if config.top_p < 1 and not config.allow_filtered_rollouts:
-        raise ConfigError(
-            f"config.top_p {config.top_p} draws from another distribution than the loss assumes;"
-            " set it to 1, or config.allow_filtered_rollouts to True"
-        )
-    if config.rollouts_ahead not in (0, 1):
-        raise ConfigError(f"config.rollouts_ahead {config.rollouts_ahead} must be 0 or 1")
-    if config.rollouts_ahead and not config.loss.importance_cap:
-        raise ConfigError(
-            "config.rollouts_ahead trains on an older policy's rollouts: set"
-            " config.loss.importance_cap, for instance to 2.0"
-        )
-    if config.rollouts_ahead and config.dynamic_sampling:
-        raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
-    for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
-    for name in ("max_tokens_at", "data_at"):
-        bad = [step for step in getattr(config, name) if not step.isdecimal()]
-        if bad:
-            raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
 
 
 def check_shapes(config: GrpoConfig, stage: Run) -> None:
@@ -276,263 +153,11 @@ def check_shapes(config: GrpoConfig, stage: Run) -> None:
         check_benchmark(benchmark, limit, f"config.evaluation {name}")
 
 
-def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
-    """The endless stream of training questions; each is checked to be gradable when it comes.
-
-    With `data_at` a rollout's questions come from the source that is in effect when it starts.
-    """
-    sources = {"0": config.data} | config.data_at
-    streams = {
-        at: stream(
-            examples_of(source, "config.data" if at == "0" else f"config.data_at.{at}"), config.seed
-        )
-        for at, source in sources.items()
-    }
-
-    attempts = 1 + config.dynamic_sampling
-    per_iteration = config.prompts_per_update * config.updates_per_rollout * attempts
-
-    def example(index: int) -> Example:
-        at = in_effect(streams, index // per_iteration * config.updates_per_rollout)
-        found = streams[at or "0"](index)
-        check_example(found)
-        return found
-
-    for at in sources:  # an error in a first row is an error before the model is loaded
-        check_example(streams[at](int(at) * config.prompts_per_update * attempts))
-    return example
-
-
-# -- schedules: counted in updates, in effect from the next rollout ---------------------------
-
-
-def longest_completion(config: GrpoConfig) -> int:
-    return max(config.max_tokens, *config.max_tokens_at.values(), 1)
-
-
-def max_tokens_of(config: GrpoConfig, step: int) -> int:
-    """The length cap of a rollout that starts after `step` updates."""
-    at = in_effect(config.max_tokens_at, step)
-    return config.max_tokens_at[at] if at else config.max_tokens
-
-
-def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:
-    """The schedule's last key that is not after `step`; None before the first."""
-    passed = [at for at in schedule if int(at) <= step]
-    return max(passed, key=int) if passed else None
-
-
-def is_due(every: int, step: int, updates: int) -> bool:
-    """Whether a multiple of `every` lies among the last `updates` updates."""
-    return bool(every) and step // every > (step - updates) // every
-
-
 def replace_reference(config: GrpoConfig, stage: Run, step: int) -> None:
     """The reference policy becomes the current one every `ref_every` updates (R1 section 2.1)."""
     updates = min(config.updates_per_rollout, step)
     if stage.ref_params is not None and is_due(config.ref_every, step, updates):
         stage.ref_params = jax.tree.map(jnp.copy, stage.state.params)
-
-
-# -- rollouts ---------------------------------------------------------------------------------
-
-
-def rollouts_of(
-    config: GrpoConfig,
-    stage: Run,
-    engine: Engine,
-    pool: GraderPool,
-    learned: LearnedRewards,
-    examples: Callable[[int], Example],
-    iteration: int,
-    step: int,
-) -> list[Rollout]:
-    """The iteration's rollouts, sorted by (prompt, sample): from its file, or sampled into it.
-
-    The last iteration samples for the updates that remain and no more.
-    """
-    updates = min(config.updates_per_rollout, config.total_steps - step)
-    attempts = [
-        prompts_of(config, stage, examples, iteration, attempt, updates)
-        for attempt in range(1 + config.dynamic_sampling)
-    ]
-    path = rollouts_file(stage, iteration)
-    if path.exists():
-        rollouts = [from_row(row) for row in read_jsonl(path)]
-    else:
-        rollouts = sample_rollouts(config, stage, engine, pool, learned, attempts, iteration, step)
-        write_rollouts(stage, iteration, rollouts)
-    questions = {prompt.example.id: prompt.example for prompts in attempts for prompt in prompts}
-    stage.writer.samples(step + 1, samples(config, rollouts, questions))
-    return rollouts
-
-
-def rollouts_file(stage: Run, iteration: int) -> epath.Path:
-    return stage.workdir / "rollouts" / f"{iteration:06d}.jsonl"
-
-
-def write_rollouts(stage: Run, iteration: int, rollouts: Sequence[Rollout]) -> None:
-    if jax.process_index() == 0:
-        write_jsonl_atomic(rollouts_file(stage, iteration), [to_row(r) for r in rollouts])
-
-
-def prompts_of(
-    config: GrpoConfig,
-    stage: Run,
-    examples: Callable[[int], Example],
-    iteration: int,
-    attempt: int,
-    updates: int,
-) -> list[Prompt]:
-    """The questions of an iteration's rollout; those of further attempts are others."""
-    number = iteration * (1 + config.dynamic_sampling) + attempt
-    first = number * config.updates_per_rollout * config.prompts_per_update
-    return [
-        make_prompt(examples(i), stage.tokenizer, config.template, config.max_prompt_tokens)
-        for i in range(first, first + updates * config.prompts_per_update)
-    ]
-
-
-def sample_rollouts(
-    config: GrpoConfig,
-    stage: Run,
-    engine: Engine,
-    pool: GraderPool,
-    learned: LearnedRewards,
-    attempts: Sequence[Sequence[Prompt]],
-    iteration: int,
-    step: int,
-) -> list[Rollout]:
-    """Graded completions of the first attempt's questions.
-
-    With dynamic sampling (DAPO section 3.2) groups that earn all the same are replaced by groups of
-    the next attempts' questions, while there are attempts left.
-    """
-    groups: list[list[Rollout]] = []
-    tokens = 0
-    for attempt, prompts in enumerate(attempts):
-        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
-        with stage.timer("rollout"):
-            rollouts = graded_rollouts(
-                engine,
-                stage.state.params,
-                prompts,
-                pool,
-                stage.tokenizer,
-                sampling_of(config, step),
-                jax.random.fold_in(key, attempt) if attempt else key,
-                config.group_size,
-            )
-        with stage.timer("reward_models"):
-            rollouts = learned.added(rollouts, [prompt.example for prompt in prompts])
-        size = config.group_size
-        groups += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
-        tokens += engine.statistics.tokens
-        if sum(map(varied, groups)) >= len(prompts):
-            break
-    stage.clocks["rollout/attempts"] = attempt + 1
-    note_statistics(stage, engine, tokens)
-    return most_varied(groups, len(attempts[0]))
-
-
-def sampling_of(config: GrpoConfig, step: int) -> SamplingConfig:
-    """How a rollout is sampled that is trained on from update `step` on."""
-    return SamplingConfig(
-        max_tokens_of(config, step), config.temperature, top_p=config.top_p, stop=config.stop
-    )
-
-
-def note_statistics(stage: Run, engine: Engine, tokens: int) -> None:
-    """The engine's numbers, for the next line of timings."""
-    stage.clocks["rollout/tokens_per_s"] = tokens / stage.timer.read("rollout")
-    stage.clocks["rollout/wasted_slot_share"] = engine.statistics.wasted_share
-    stage.clocks["rollout/slots"] = engine.statistics.slots
-    stage.clocks["rollout/prefill_seconds"] = engine.statistics.prefill_seconds
-    stage.clocks["rollout/decode_seconds"] = engine.statistics.decode_seconds
-
-
-def begin_ahead(
-    config: GrpoConfig,
-    stage: Run,
-    engine: Engine,
-    pool: GraderPool,
-    examples: Callable[[int], Example],
-    iteration: int,
-    step: int,
-) -> Ungraded | None:
-    """Samples the next iteration's completions with the policy as it is before this one's updates.
-
-    So graders work on them during the updates. None without `rollouts_ahead`, where it is the last
-    iteration, and where a run that was killed has them already.
-    """
-    start = step + config.updates_per_rollout  # of the next iteration
-    done = rollouts_file(stage, iteration).exists()
-    if not config.rollouts_ahead or start >= config.total_steps or done:
-        return None
-    updates = min(config.updates_per_rollout, config.total_steps - start)
-    prompts = prompts_of(config, stage, examples, iteration, 0, updates)
-    with stage.timer("rollout"):
-        ahead = ungraded_rollouts(
-            engine,
-            stage.state.params,
-            prompts,
-            pool,
-            stage.tokenizer,
-            sampling_of(config, start),
-            jax.random.fold_in(jax.random.key(config.seed), iteration),
-            config.group_size,
-        )
-    note_statistics(stage, engine, engine.statistics.tokens)
-    return ahead
-
-
-def graded_ahead(stage: Run, learned: LearnedRewards, ahead: Ungraded) -> list[Rollout]:
-    with stage.timer("graders"):  # what they still need after the updates
-        rollouts = ahead.graded()
-    with stage.timer("reward_models"):
-        return learned.added(rollouts, [prompt.example for prompt in ahead.prompts])
-
-
-def varied(group: Sequence[Rollout]) -> bool:
-    return len({rollout.reward for rollout in group}) > 1
-
-
-def most_varied(groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:
-    """`count` groups in the order they came, those without variance only if there are too few."""
-    ranked = sorted(range(len(groups)), key=lambda i: not varied(groups[i]))  # stable
-    chosen = [groups[i] for i in sorted(ranked[:count])]
-    return [
-        replace(rollout, completion=replace(rollout.completion, prompt_index=place))
-        for place, group in enumerate(chosen)
-        for rollout in group
-    ]
-
-
-def samples(
-    config: GrpoConfig, rollouts: Sequence[Rollout], questions: Mapping[str, Example]
-) -> Iterator[dict[str, Any]]:
-    """A few completions with their question and rewards, for people to read."""
-    stride = max(len(rollouts) // max(config.samples_per_step, 1), 1)
-    for rollout in rollouts[::stride][: config.samples_per_step]:
-        example = questions[rollout.example_id]
-        yield {
-            "question": example.question,
-            "answer": example.answer,
-            "completion": rollout.text,
-            "length": len(rollout.completion.tokens),
-            "finish_reason": rollout.completion.finish_reason,
-            "reward": rollout.reward,
-            "reward_breakdown": dict(rollout.reward_breakdown),
-        }
-
-
-def forget_rollouts(config: GrpoConfig, stage: Run, iteration: int) -> None:
-    """Deletes the files of iterations that a resumed run cannot need any more."""
-    if not config.keep_rollouts or jax.process_index() != 0:
-        return
-    for path in (stage.workdir / "rollouts").glob("*.jsonl"):
-        if int(path.stem) <= iteration - config.keep_rollouts:
-            path.unlink()
 
 
 def summarise(config: GrpoConfig, rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -36,9 +36,9 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import (
     GraderConfig,
     from_row,
-    graded_rollouts,
     make_prompt,
     open_pool,
+    sample_rollouts,
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
@@ -180,7 +180,7 @@ class _Sampler:
             for e in examples
         ]
         with open_pool(self._weights, config.graders) as pool:
-            rollouts = graded_rollouts(
+            rollouts = sample_rollouts(
                 self._engine,
                 self._params,
                 prompts,
@@ -189,7 +189,7 @@ class _Sampler:
                 config.sampling,
                 jax.random.fold_in(jax.random.key(config.seed), number),
                 config.num_samples,
-            )
+            ).graded()
         if jax.process_index() == 0:
             write_jsonl_atomic(file, map(to_row, rollouts))
         return rollouts

@@ -1,0 +1,141 @@
+"""The config of GRPO: what it may be, and its schedules by the number of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1jax.config import ConfigError, check_choice
+from r1jax.critic import CriticConfig
+from r1jax.data.datasets import DataConfig
+from r1jax.evaluation import BenchmarkConfig
+from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
+from r1jax.metrics import ProfileConfig
+from r1jax.models.load import ModelSource
+from r1jax.rewards.learned_reward import LearnedReward
+from r1jax.rollout.engine import EngineConfig
+from r1jax.rollout.graded import GraderConfig
+from r1jax.train_state import OptimizerConfig
+
+TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
+NORMALISE = ("sum", "each")
+SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured beside training, on held-out problems."""
+
+    every: int = 0  # updates between two points of the curves; 0 = no curves
+    curve: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """The paper's numbers where it prints them (r1_facts 1.2), for R1-Zero."""
+
+    stage: str
+    model: ModelSource
+    data: DataConfig
+    data_at: dict[str, DataConfig] = field(default_factory=dict)  # {"1300": ...}: from there on
+    total_steps: int = 10_400  # optimizer updates
+    rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    reward_models: dict[str, LearnedReward] = field(default_factory=dict)
+    template: str = "r1_zero"
+    max_prompt_tokens: int = 1024
+    max_tokens: int = 32_768  # of a completion
+    max_tokens_at: dict[str, int] = field(
+        default_factory=dict
+    )  # {"8200": 65536}: from that update on
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
+    allow_filtered_rollouts: bool = False  # top-p rollouts bias the ratio: refused unless set
+    group_size: int = 16
+    prompts_per_update: int = 32
+    updates_per_rollout: int = 16
+    rollouts_ahead: int = 0  # 1: a rollout is sampled before the updates on the one before it
+    dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
+    split_by: str = "question"
+    truncated: str = "grade"
+    advantage_std_eps: float = 1e-6
+    advantage_scale: bool = True  # divide by the group's standard deviation
+    normalise: str = "sum"  # the sum of the rewards (the paper), or "each" of them and the batch
+    loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
+    critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
+    ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    graders: GraderConfig = field(default_factory=GraderConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
+    microbatch_rows: int = 8  # packed rows in memory at once
+    share_prompts: bool = True  # one copy of a prompt per row for its completions
+    logits_chunk: int = 128  # positions whose logits exist at once
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
+    checkpoint_every: int = 16  # updates; taken at the end of the iteration
+    samples_per_step: int = 4  # completions a rollout shows in samples.jsonl
+    keep_rollouts: int = 0  # iterations whose rollout files stay; 0 = all
+    wandb_project: str | None = None
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+def check(config: GrpoConfig) -> None:
+    """Everything that can be wrong in the config alone."""
+    check_choice("config.truncated", config.truncated, TRUNCATED)
+    check_choice("config.normalise", config.normalise, NORMALISE)
+    check_choice("config.split_by", config.split_by, SPLITS)
+    check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
+    check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
+    check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
+    if config.temperature <= 0:
+        raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
+    if config.top_p < 1 and not config.allow_filtered_rollouts:
+        raise ConfigError(
+            f"config.top_p {config.top_p} draws from another distribution than the loss assumes;"
+            " set it to 1, or config.allow_filtered_rollouts to True"
+        )
+    if config.rollouts_ahead not in (0, 1):
+        raise ConfigError(f"config.rollouts_ahead {config.rollouts_ahead} must be 0 or 1")
+    if config.rollouts_ahead and not config.loss.importance_cap:
+        raise ConfigError(
+            "config.rollouts_ahead trains on an older policy's rollouts: set"
+            " config.loss.importance_cap, for instance to 2.0"
+        )
+    if config.rollouts_ahead and config.dynamic_sampling:
+        raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
+    for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
+    for name in ("max_tokens_at", "data_at"):
+        bad = [step for step in getattr(config, name) if not step.isdecimal()]
+        if bad:
+            raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
+
+
+# -- schedules: counted in updates, in effect from the next rollout ---------------------------
+
+
+def longest_completion(config: GrpoConfig) -> int:
+    return max(config.max_tokens, *config.max_tokens_at.values(), 1)
+
+
+def max_tokens_of(config: GrpoConfig, step: int) -> int:
+    """The length cap of a rollout that starts after `step` updates."""
+    at = in_effect(config.max_tokens_at, step)
+    return config.max_tokens_at[at] if at else config.max_tokens
+
+
+def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:
+    """The schedule's last key that is not after `step`; None before the first."""
+    passed = [at for at in schedule if int(at) <= step]
+    return max(passed, key=int) if passed else None
+
+
+def is_due(every: int, step: int, updates: int) -> bool:
+    """Whether a multiple of `every` lies among the last `updates` updates."""
+    return bool(every) and step // every > (step - updates) // every

@@ -1,0 +1,232 @@
+"""The rollouts of GRPO: questions, sampled and graded, an iteration at a time.
+
+An iteration's rollouts are written down before its first update, so that a resumed run neither
+samples nor grades them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+from etils import epath
+
+from r1jax.data.datasets import examples_of, stream
+from r1jax.metrics import read_jsonl, write_jsonl_atomic
+from r1jax.rewards import check_example
+from r1jax.rewards.learned_reward import LearnedRewards
+from r1jax.rewards.pool import GraderPool
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.graded import Prompt, Ungraded, from_row, make_prompt, sample_rollouts, to_row
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of
+from r1jax.stages.run import Run
+from r1jax.types import Example, Rollout
+
+
+def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
+    """The endless stream of training questions; each is checked to be gradable when it comes.
+
+    With `data_at` a rollout's questions come from the source that is in effect when it starts.
+    """
+    sources = {"0": config.data} | config.data_at
+    streams = {
+        at: stream(
+            examples_of(source, "config.data" if at == "0" else f"config.data_at.{at}"), config.seed
+        )
+        for at, source in sources.items()
+    }
+
+    attempts = 1 + config.dynamic_sampling
+    per_iteration = config.prompts_per_update * config.updates_per_rollout * attempts
+
+    def example(index: int) -> Example:
+        at = in_effect(streams, index // per_iteration * config.updates_per_rollout)
+        found = streams[at or "0"](index)
+        check_example(found)
+        return found
+
+    for at in sources:  # an error in a first row is an error before the model is loaded
+        check_example(streams[at](int(at) * config.prompts_per_update * attempts))
+    return example
+
+
+class Rollouts:
+    """Gives a run's rollouts by iteration, from their files or sampled into them."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        stage: Run,
+        engine: Engine,
+        pool: GraderPool,
+        learned: LearnedRewards,
+        examples: Callable[[int], Example],
+    ) -> None:
+        self._config, self._stage, self._engine, self._pool = config, stage, engine, pool
+        self._learned, self._examples = learned, examples
+
+    def of(self, iteration: int, step: int) -> list[Rollout]:
+        """Those of an iteration that starts after `step` updates, sorted by (prompt, sample).
+
+        The last iteration samples for the updates that remain and no more.
+        """
+        config, path = self._config, rollouts_file(self._stage.workdir, iteration)
+        attempts = [
+            self._prompts(iteration, step, attempt)
+            for attempt in range(1 + config.dynamic_sampling)
+        ]
+        if path.exists():
+            rollouts = [from_row(row) for row in read_jsonl(path)]
+        else:
+            rollouts = self._sampled_until_varied(attempts, iteration, step)
+            self._write(iteration, rollouts)
+        questions = {p.example.id: p.example for prompts in attempts for p in prompts}
+        self._stage.writer.samples(step + 1, samples(config, rollouts, questions))
+        return rollouts
+
+    def begin_ahead(self, iteration: int, step: int) -> Ungraded | None:
+        """Samples an iteration's completions now, before the updates that it will start after.
+
+        So graders work on them during those updates. None without `rollouts_ahead`, where there is
+        no such iteration, and where a run that was killed has its rollouts already.
+        """
+        config, stage = self._config, self._stage
+        done = rollouts_file(stage.workdir, iteration).exists()
+        if not config.rollouts_ahead or step >= config.total_steps or done:
+            return None
+        with stage.timer("rollout"):
+            ahead = self._sample(self._prompts(iteration, step), iteration, step)
+        self._note_statistics(self._engine.statistics.tokens)
+        return ahead
+
+    def finish_ahead(self, iteration: int, ahead: Ungraded) -> None:
+        """Waits for the graders and writes the rollouts down."""
+        with self._stage.timer("graders"):  # what they still need after the updates
+            rollouts = ahead.graded()
+        self._write(iteration, self._with_learned_rewards(rollouts, ahead.prompts))
+
+    def _prompts(self, iteration: int, step: int, attempt: int = 0) -> list[Prompt]:
+        """The questions of an iteration's rollout; those of further attempts are others."""
+        config = self._config
+        updates = min(config.updates_per_rollout, config.total_steps - step)
+        number = iteration * (1 + config.dynamic_sampling) + attempt
+        first = number * config.updates_per_rollout * config.prompts_per_update
+        return [
+            make_prompt(
+                self._examples(i),
+                self._stage.tokenizer,
+                config.template,
+                config.max_prompt_tokens,
+            )
+            for i in range(first, first + updates * config.prompts_per_update)
+        ]
+
+    def _sample(
+        self, prompts: Sequence[Prompt], iteration: int, step: int, attempt: int = 0
+    ) -> Ungraded:
+        """Completions of these questions, to be trained on from update `step` on."""
+        config, stage = self._config, self._stage
+        length = max_tokens_of(config, step)
+        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+        return sample_rollouts(
+            self._engine,
+            stage.state.params,
+            prompts,
+            self._pool,
+            stage.tokenizer,
+            SamplingConfig(length, config.temperature, top_p=config.top_p, stop=config.stop),
+            jax.random.fold_in(key, attempt) if attempt else key,
+            config.group_size,
+        )
+
+    def _sampled_until_varied(
+        self, attempts: Sequence[Sequence[Prompt]], iteration: int, step: int
+    ) -> list[Rollout]:
+        """Graded completions of the first attempt's questions.
+
+        With dynamic sampling (DAPO section 3.2) groups that earn all the same are replaced by
+        groups of the next attempts' questions, while there are attempts left.
+        """
+        stage, size = self._stage, self._config.group_size
+        groups: list[list[Rollout]] = []
+        tokens = 0
+        for attempt, prompts in enumerate(attempts):
+            with stage.timer("rollout"):
+                rollouts = self._sample(prompts, iteration, step, attempt).graded()
+            rollouts = self._with_learned_rewards(rollouts, prompts)
+            groups += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+            tokens += self._engine.statistics.tokens
+            if sum(map(varied, groups)) >= len(prompts):
+                break
+        stage.clocks["rollout/attempts"] = attempt + 1
+        self._note_statistics(tokens)
+        return most_varied(groups, len(attempts[0]))
+
+    def _with_learned_rewards(
+        self, rollouts: list[Rollout], prompts: Sequence[Prompt]
+    ) -> list[Rollout]:
+        with self._stage.timer("reward_models"):
+            return self._learned.added(rollouts, [prompt.example for prompt in prompts])
+
+    def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
+        if jax.process_index() == 0:
+            path = rollouts_file(self._stage.workdir, iteration)
+            write_jsonl_atomic(path, [to_row(r) for r in rollouts])
+
+    def _note_statistics(self, tokens: int) -> None:
+        """The engine's numbers, for the next line of timings."""
+        clocks, statistics = self._stage.clocks, self._engine.statistics
+        clocks["rollout/tokens_per_s"] = tokens / self._stage.timer.read("rollout")
+        clocks["rollout/wasted_slot_share"] = statistics.wasted_share
+        clocks["rollout/slots"] = statistics.slots
+        clocks["rollout/prefill_seconds"] = statistics.prefill_seconds
+        clocks["rollout/decode_seconds"] = statistics.decode_seconds
+
+
+def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:
+    return workdir / "rollouts" / f"{iteration:06d}.jsonl"
+
+
+def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
+    """Deletes the files of iterations that a resumed run cannot need any more; 0 keeps all."""
+    if not keep or jax.process_index() != 0:
+        return
+    for path in (workdir / "rollouts").glob("*.jsonl"):
+        if int(path.stem) <= iteration - keep:
+            path.unlink()
+
+
+def varied(group: Sequence[Rollout]) -> bool:
+    return len({rollout.reward for rollout in group}) > 1
+
+
+def most_varied(groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:
+    """`count` groups in the order they came, those without variance only if there are too few."""
+    ranked = sorted(range(len(groups)), key=lambda i: not varied(groups[i]))  # stable
+    chosen = [groups[i] for i in sorted(ranked[:count])]
+    return [
+        replace(rollout, completion=replace(rollout.completion, prompt_index=place))
+        for place, group in enumerate(chosen)
+        for rollout in group
+    ]
+
+
+def samples(
+    config: GrpoConfig, rollouts: Sequence[Rollout], questions: Mapping[str, Example]
+) -> Iterator[dict[str, Any]]:
+    """A few completions with their question and rewards, for people to read."""
+    stride = max(len(rollouts) // max(config.samples_per_step, 1), 1)
+    for rollout in rollouts[::stride][: config.samples_per_step]:
+        example = questions[rollout.example_id]
+        yield {
+            "question": example.question,
+            "answer": example.answer,
+            "completion": rollout.text,
+            "length": len(rollout.completion.tokens),
+            "finish_reason": rollout.completion.finish_reason,
+            "reward": rollout.reward,
+            "reward_breakdown": dict(rollout.reward_breakdown),
+        }
