@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.metrics import absolute
+from r1jax.metrics import STATISTICS, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.report import ROWS, Row, Run, last_cell, metric_names, read_run
 from r1jax.table import Cell, Table
@@ -141,7 +141,7 @@ def distillation_table(workdir: epath.PathLike, stages: Stages) -> Table:
 
 def teacher_flop(root: epath.Path, stages: Stages, match: Match, cost: Spent) -> float:
     """Of the teacher's passes: the completions that the traces were chosen from, and its logits."""
-    statistics = json.loads((root / match.traces / "statistics.json").read_text())
+    statistics = json.loads((root / match.traces / STATISTICS).read_text())
     reads_logits = match.teacher in stages[match.distilled]["reads"]
     tokens = statistics["completion_tokens"] + (cost.trained if reads_logits else 0)
     return 2.0 * params_of(root / match.teacher) * tokens

@@ -28,6 +28,7 @@ from etils import epath
 from r1jax.config import ConfigError, DataError, UserError
 
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+STATISTICS = "statistics.json"
 STOP_WORDS = ("loss", "grad")  # a non-finite metric with one of these in its name ends the run
 
 
@@ -74,6 +75,18 @@ def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any
 def write_jsonl_atomic(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """The whole file or, if killed, the one that was there before."""
     write_atomic(path, b"".join(_line(row) for row in rows))
+
+
+def write_data(
+    directory: epath.Path,
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    statistics: Mapping[str, Any],
+) -> None:
+    """A stage's data set: its rows, then statistics.json, whose presence says that it is whole."""
+    write_jsonl_atomic(directory / name, rows)
+    text = json.dumps(statistics, indent=1, ensure_ascii=False)
+    write_atomic(directory / STATISTICS, (text + "\n").encode())
 
 
 def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from etils import epath
 from r1jax.config import DataError
 from r1jax.cost_report import Stages, cost_table, distillation_table
 from r1jax.html_report import html_page
-from r1jax.metrics import absolute, write_atomic
+from r1jax.metrics import STATISTICS, absolute, write_atomic
 from r1jax.report import (
     ERROR,
     ROWS,
@@ -31,7 +31,7 @@ from r1jax.report import (
 )
 from r1jax.table import Cell, Table, to_csv, to_latex, to_markdown
 
-PIPELINE, STATISTICS = "pipeline.json", "statistics.json"
+PIPELINE = "pipeline.json"
 # Means of rewards that a benchmark may have beside its accuracies.
 MORE_ROWS = (
     Row("language consistency (%)", "language"),

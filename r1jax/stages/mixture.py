@@ -6,7 +6,6 @@ row by domain, and how many rows each source lost to decontamination.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,9 @@ from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, finite_examples, rows_of
 from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
-from r1jax.metrics import absolute, write_atomic, write_jsonl_atomic
+from r1jax.metrics import STATISTICS, absolute, write_data
 
-DATA, STATISTICS = "data.jsonl", "statistics.json"
+DATA = "data.jsonl"
 Row = dict[str, Any]
 
 
@@ -67,10 +66,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             raise DataError(f"no row of {', '.join(config.sources)} is left: nothing to write")
         order = np.random.default_rng(config.seed).permutation(len(rows))
         rows = [rows[i] for i in order]
-        write_jsonl_atomic(path / DATA, rows)
-        statistics = {"sources": lost, "domains": by_domain(rows)}
-        text = json.dumps(statistics, indent=1, ensure_ascii=False)
-        write_atomic(path / STATISTICS, (text + "\n").encode())
+        write_data(path, DATA, rows, {"sources": lost, "domains": by_domain(rows)})
     print((path / STATISTICS).read_text())
     print(f"rows are in {path / DATA}")
 

@@ -8,7 +8,6 @@ stage `reward_model` reads, and `statistics.json`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +18,11 @@ from r1jax.checkpoint import check_config
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.datasets import DataConfig, messages_of, rows_of
 from r1jax.data.preferences import QUERIES, judge_pairs
-from r1jax.metrics import absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.metrics import STATISTICS, absolute, read_jsonl, write_data, write_jsonl_atomic
 from r1jax.rollout.chat_models import ChatModelConfig, open_chat_model
 from r1jax.sharding import make_mesh
 
-PAIRS, CANDIDATES, STATISTICS = "pairs.jsonl", "candidates.jsonl", "statistics.json"
+PAIRS, CANDIDATES = "pairs.jsonl", "candidates.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         judge = open_chat_model(config.judge, mesh)
         pairs, statistics = judge_pairs(candidates, judge, config.seed, config.queries)
         if jax.process_index() == 0:
-            write_jsonl_atomic(path / PAIRS, pairs)
-            text = json.dumps(dataclasses.asdict(statistics), indent=1)
-            write_atomic(path / STATISTICS, (text + "\n").encode())
+            write_data(path, PAIRS, pairs, dataclasses.asdict(statistics))
     print((path / STATISTICS).read_text())
     print(f"pairs are in {path / PAIRS}")
 

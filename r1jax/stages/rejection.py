@@ -13,7 +13,6 @@ where it was. Writes `data.jsonl` and `statistics.json`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,14 @@ from r1jax.checkpoint import check_config
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
-from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.metrics import (
+    STATISTICS,
+    Progress,
+    absolute,
+    read_jsonl,
+    write_data,
+    write_jsonl_atomic,
+)
 from r1jax.models.load import ModelSource, open_source
 from r1jax.rewards import Grade, check_example, load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
@@ -45,7 +51,7 @@ from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh
 from r1jax.types import Example, Rollout
 
-DATA, STATISTICS = "data.jsonl", "statistics.json"
+DATA = "data.jsonl"
 Row = dict[str, Any]
 Rewriter = Callable[[Example, str], str | None]  # (question, completion) -> a better one, or None
 KEPT, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed", "more than needed"
@@ -107,9 +113,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             )
             raise DataError(f"none of the completions is a row; what they failed at: {fates}")
         if jax.process_index() == 0:
-            write_jsonl_atomic(path / DATA, rows)
-            text = json.dumps(statistics, indent=1, ensure_ascii=False)
-            write_atomic(path / STATISTICS, (text + "\n").encode())
+            write_data(path, DATA, rows, statistics)
     print((path / STATISTICS).read_text())
     print(f"rows are in {path / DATA}")
 
