@@ -18,7 +18,7 @@ from r1jax.data.packing import completion_group, pack
 from r1jax.losses import token_logprobs
 from r1jax.metrics import process_use
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import Transformer, forward, head_weights
+from r1jax.models.transformer import Transformer, forward, head_weights, unrolled
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig, kept, row_keys, sample, uniforms
 from r1jax.sharding import make_mesh
@@ -158,6 +158,17 @@ def test_equals_naive_loop(
 def test_eight_devices(mesh: str) -> None:
     prompts = prompts_of([5, 30, 2])
     found = generate(engine(8, 8, 64, 3, mesh), prompts, SAMPLINGS["plain"], group_size=4)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+
+
+def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a TPU: its own matrices for query, key, value, gate and up."""
+    monkeypatch.setattr("r1jax.rollout.engine.unrolled", lambda model, _: unrolled(model, "tpu"))
+    by = Engine(CONFIG, STOP, EngineConfig(3, 8, 64, 3))
+    assert not by.model_config.fused
+    prompts = prompts_of([5, 30])
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=2)
     for (p, _), completion in found.items():
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 

@@ -233,13 +233,17 @@ def test_only_distances_between_positions_matter(params: Any) -> None:
 # -- ways to run it --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # fused, and not
 @pytest.mark.parametrize("family", [{}, {"qkv_bias": True}, {"qk_norm": True}])
-def test_cached_is_uncached(family: dict[str, Any]) -> None:
+def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
     """Two prompts in chunks of 3, then rows that read them, out of order, and their own ring."""
     trained = replace(TINY, **family)
     params = make_params(trained)
-    config = unrolled(trained)
-    layers = fuse_layers(unstack_layers(params), config)
+    config = unrolled(trained, platform)
+    layers = unstack_layers(params)
+    if config.fused:
+        layers = fuse_layers(layers, config)
+    assert config.fused == (platform == "cpu")
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 

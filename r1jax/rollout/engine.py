@@ -114,7 +114,8 @@ class Engine:
         mesh: Mesh | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        self.model_config = unrolled(model)
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self.model_config = unrolled(model, platform)
         self.mesh = mesh
         self.model = Transformer(self.model_config, mesh)
         self.stop_ids = tuple(stop_ids)
@@ -378,7 +379,8 @@ class Engine:
         """Training parameters -> a fused set per layer, in the rollout's type."""
         if "layers" in params:
             params = unstack_layers(params)
-        params = fuse_layers(params, self.model_config)
+        if self.model_config.fused:
+            params = fuse_layers(params, self.model_config)
         return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
 
     def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:

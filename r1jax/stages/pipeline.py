@@ -89,6 +89,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             ) from None
         if jax.process_index() == 0:
             _mark(step, steps, time.time() - start)
+        # A stage's programs go with it: on a CPU each maps memory some hundred times, and a process
+        # that reaches the system's limit (vm.max_map_count, 65,530) ends in a segmentation fault.
+        jax.clear_caches()
     _write_overview(root, steps)
     if jax.process_index() == 0:
         for table in pipeline_tables([root]):
