@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
@@ -104,6 +105,20 @@ def test_mistakes_in_the_plan(stages: dict[str, Any], expected: str, tmp_path: P
 
 
 # -- running it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_programs_of_stages_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process has many mappings, a compiled program is dropped behind its stage."""
+    before = pipeline.mapped_share()
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    assert 0 < before <= pipeline.mapped_share() < 0.9
+    pipeline.run(abc(), str(tmp_path / "few"))
+    assert double._cache_size() == 1
+    monkeypatch.setattr(pipeline, "mapped_share", lambda: 0.5)
+    pipeline.run(abc(), str(tmp_path / "many"))
+    assert double._cache_size() == 0
 
 
 def test_what_is_complete_is_not_run_again(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from r1jax.stages import stage_of
 from r1jax.table import print_rich
 
 COMPLETE = "stage_complete.json"  # in a stage's workdir, written last
+MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a stage
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,8 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             ) from None
         if jax.process_index() == 0:
             _mark(step, steps, time.time() - start)
-        # A stage's programs go with it: on a CPU each maps memory some hundred times, and a process
-        # that reaches the system's limit (vm.max_map_count, 65,530) ends in a segmentation fault.
-        jax.clear_caches()
+        if mapped_share() > MOST_MAPPED:
+            jax.clear_caches()
     _write_overview(root, steps)
     if jax.process_index() == 0:
         for table in pipeline_tables([root]):
@@ -99,6 +99,18 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         for path in write_pipeline_report([root], root):
             print(f"wrote {path}")
     print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
+
+
+def mapped_share() -> float:
+    """Mappings of this process over the most that Linux allows (0 where it is not Linux).
+
+    A program compiled for a CPU needs hundreds of them, JAX keeps the programs of all stages, and
+    XLA ends in a segmentation fault where it gets no more.
+    """
+    limit, mapped = epath.Path("/proc/sys/vm/max_map_count"), epath.Path("/proc/self/maps")
+    if not limit.exists() or not mapped.exists():
+        return 0.0
+    return mapped.read_text().count("\n") / int(limit.read_text())
 
 
 def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:
