@@ -6,7 +6,8 @@ Ten arms x three seeds; one alone: `train --config experiments/mini/ablations.py
 All start from the mini base with accuracy + format reward, as r1_zero.py does, but make four
 updates a rollout (as the paper makes 16), so that ratios leave 1 and clipping matters; the last two
 arms make one. Hardware: one CPU core an arm. Paper: Figure 4 (PPO against GRPO) for `ppo` and
-`ppo_095`; the other variants are not in it. Not run yet.
+`ppo_095`; the other variants are not in it. Not run as a sweep yet (experiments/LOG.md has six of
+the thirty).
 """
 
 from pathlib import Path

@@ -7,9 +7,11 @@ answers. Written by
     python -m r1jax.tables --claims experiments/mini/claims.py \\
         --workdirs experiments/mini/metrics --output experiments/mini
 
-from committed metrics. These are the metrics of two sweeps, which the same command with
-`--workdirs runs/mini` reads as well:
+from committed metrics. These are the metrics of three sweeps, which the same command with
+`--workdirs runs/mini` reads as well (so far only the first is there; the others were not run yet):
 
+    python -m r1jax.sweep --config experiments/mini/r1_zero.py --workdir runs/mini/r1-zero \\
+        --parallel 2
     python -m r1jax.sweep --config experiments/mini/r1.py --workdir runs/mini/r1 --parallel 2
     python -m r1jax.sweep --config experiments/mini/ablations.py --workdir runs/mini/arms \\
         --parallel 2
@@ -29,8 +31,9 @@ from r1jax.report import ROWS, Run, groups_table, read_paper
 from r1jax.table import Table
 
 PAPER = read_paper()
-ZERO = "r1/*/zero"
-PIPELINE, ARMS = "experiments/mini/r1.py", "experiments/mini/ablations.py"
+ZERO = "r1-zero/*"
+HERE = "experiments/mini"
+R1_ZERO, PIPELINE, ARMS = f"{HERE}/r1_zero.py", f"{HERE}/r1.py", f"{HERE}/ablations.py"
 
 
 def ends(figure: str, series: str, scale: float = 100.0) -> tuple[float, float]:
@@ -83,7 +86,7 @@ def claims() -> list[Claim]:
         Claim(
             "RL alone, without any SFT, teaches a base model to reason",
             "Figure 1a",
-            PIPELINE,
+            R1_ZERO,
             [
                 rises("held-out pass@1, first → last update (%)", "accuracy", "pass@1", pass_1),
                 rises("held-out cons@16, first → last update (%)", "accuracy", "cons@16", cons_16),
@@ -98,7 +101,7 @@ def claims() -> list[Claim]:
         Claim(
             "Its responses grow longer by themselves",
             "Figure 1b",
-            PIPELINE,
+            R1_ZERO,
             [
                 rises(
                     "mean length in training, first → last 5 % (tokens)",
@@ -113,7 +116,7 @@ def claims() -> list[Claim]:
         Claim(
             "Hard problems gain most",
             "Figure 8",
-            PIPELINE,
+            R1_ZERO,
             [
                 Comparison(
                     "gain at level 1 → at level 5 (points)",
@@ -126,7 +129,7 @@ def claims() -> list[Claim]:
         Claim(
             "Words of checking and correcting become frequent",
             "Figure 9",
-            PIPELINE,
+            R1_ZERO,
             [
                 rises(
                     "first → last 5 % (paper: in an evaluation; here: in a completion)",

@@ -16,7 +16,7 @@ pass@1 goes on to 75 % at update 170, at the same length.
 
 from ml_collections import ConfigDict
 
-from r1jax.config import Overrides, parse_args, zip_
+from r1jax.config import Overrides, parse_args, product
 from r1jax.data.solutions import FORCED_PREFIX
 
 BASE = "experiments/mini/base"
@@ -93,4 +93,4 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def sweep() -> list[Overrides]:
     """Three seeds: of the questions, of the samples."""
-    return zip_(**{"seed": [0, 1, 2], "data.args.seed": [0, 1, 2]})
+    return product(**{":seed": [0, 1, 2]})
