@@ -80,6 +80,7 @@ def test_numbers_of_runs(root: Path) -> None:
         path = root / f"a/{name}/eval/results.json"
         path.parent.mkdir()
         path.write_text(json.dumps(results))
+    (root / "a/seed=3/run").mkdir(parents=True)  # has only begun
     at = absolute(root)
     first, last = (curve("a/*/run", "x", end)(at) for end in ("first", "last"))
     assert first == {"seed=0": 0.10, "seed=1": 0.12, "seed=2": 0.14}

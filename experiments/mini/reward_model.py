@@ -9,9 +9,9 @@ pairs and 106,000 labelled responses, batch 256, learning rate 6e-6, one epoch. 
 batch 32, a learning rate of 3e-4: the model is small and its head is new.
 
 Measured on the base before the present one, which had read no such prompts, on 512 held-out rows in
-both languages (seed 0, a minute each on one CPU core; `metrics/reward-model-*.jsonl`): helpful 46 ->
-93.0 +- 1.1 % of pairs, safety 36 -> 100 % of labels. In the pipeline, from the present base, with
-2,048 and 1,024 rows: 99.2 +- 0.6 % and 97.3 +- 1.0 % of 256.
+both languages (seed 0, a minute each on one CPU core; `metrics/reward-model-*.jsonl`): helpful 46
+-> 93.0 +- 1.1 % of pairs, safety 36 -> 100 % of labels. In the pipeline, from the present base,
+with 2,048 and 1,024 rows: 99.2 +- 0.6 % and 97.3 +- 1.0 % of 256.
 """
 
 from ml_collections import ConfigDict
