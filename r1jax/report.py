@@ -113,10 +113,11 @@ def _without_seeds(config: Any) -> Any:
 
 
 def _common_name(runs: Sequence[Run]) -> str:
-    """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; one run keeps its name."""
+    """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; runs named by their seed keep all names."""
     names = [run.name for run in runs]
     stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
-    return stems.pop() if len(names) > 1 and len(stems) == 1 else ", ".join(names)
+    has_stem = len(names) > 1 and len(stems) == 1 and stems != {""}
+    return stems.pop() if has_stem else ", ".join(names)
 
 
 # ---- base against what came of it ----

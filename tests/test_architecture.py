@@ -23,7 +23,7 @@ ROOMS = [
     ["losses", "train_state", "checkpoint", "rollout"],
     ["models.load", "figures", "html_report"],
     ["rewards.learned_reward", "rollout.chat_models"],
-    ["evaluation", "report", "cost_report", "pipeline_report", "claims", "critic"],
+    ["evaluation", "report", "cost_report", "pipeline_report", "claims", "mini_claims", "critic"],
     ["stages.run"],
     ["stages"],
     ["cli"],

@@ -111,6 +111,12 @@ def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path])
     assert names == ["zero_seed0", "zero_seed1"]
 
 
+def test_runs_that_are_named_by_their_seeds(tmp_path: Path) -> None:
+    """As a sweep over seeds alone names them: there is no common name."""
+    paths = [write_run(tmp_path / f"seed={seed}", seed, 0.1, 0.4) for seed in (0, 1)]
+    assert list(report.group_runs([report.read_run(path) for path in paths])) == ["seed=0, seed=1"]
+
+
 def test_another_config_is_another_group(seeds: list[Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "kl", 0, 0.1, 0.4, kl=0.2)
     groups = report.group_runs([report.read_run(path) for path in [*seeds, other]])
