@@ -52,11 +52,24 @@ def test_responses(spec: Spec, language: str) -> None:
         assert len({good, *bad.values()}) == 5
         assert "7" in good and "7" not in bad["wrong"].replace("34", "")
         assert bad["thrice"].count(good) == 3
+        warm = general.warm_response(spec, language)
+        assert warm.endswith(good) and warm != good
     if spec.family in general.FORBIDDEN:
         told = general.unsafe_response(spec, language, thoughts=False)
         hidden = general.unsafe_response(spec, language, thoughts=True)
         assert told in hidden and hidden.endswith(f"</think>{good}")
         assert told not in good
+
+
+def test_what_is_preferred() -> None:
+    """Warm to plain, and either to a flaw."""
+    rows = general.pairs(0, "train", 600)
+    plain = [row for row in rows if row["flaw"] == general.PLAIN]
+    assert 0.25 < len(plain) / 600 < 0.35
+    assert all(row["chosen"].endswith(row["rejected"]) for row in plain)
+    flawed = [row for row in rows if row["flaw"] != general.PLAIN]
+    warm = [row["chosen"].startswith(("Gladly", "很乐意")) for row in flawed]
+    assert 0.4 < sum(warm) / len(warm) < 0.6
 
 
 def test_what_is_safe() -> None:
@@ -91,6 +104,8 @@ def test_follows(spec: Spec, language: str) -> None:
     """Good responses do what was asked; flawed, unsafe and foreign ones do not."""
     example, good = request_of(spec, language), general.good_response(spec, language)
     assert general.follows(example, good)
+    if spec.family in HELPFUL:
+        assert general.follows(example, general.warm_response(spec, language))
     other = "zh" if language == "en" else "en"
     assert not general.follows(example, general.good_response(spec, other))
     assert not general.follows(example, "")

@@ -316,7 +316,7 @@ def test_template_documents_have_the_tags_they_say() -> None:
 def test_requests_in_the_corpus() -> None:
     """Good and bad replies in the stated shares, in either form; no prompt of the test split."""
     shares = {"plain": 0.2, "lesson": 0.0, "template": 0.0, "request": 0.8}
-    mix = corpus.Mix(formats=shares, bad_replies=0.4, requests_in_template=0.3)
+    mix = corpus.Mix(formats=shares, bad_replies=0.4, warm_replies=0.5, requests_in_template=0.3)
     docs = [d for d in corpus.documents(4, 4000, mix) if d["format"] == "request"]
     assert abs(len(docs) / 4000 - 0.8) < 0.02
     tagged = [d for d in docs if "tags" in d]
@@ -328,6 +328,11 @@ def test_requests_in_the_corpus() -> None:
         right = [d["right"] for d in docs if d["family"] == family]
         has_bad = family not in ("favourite", "door")
         assert abs(right.count(False) / len(right) - 0.4 * has_bad) < 0.07, family
+        warm = [
+            "Gladly!" in d["text"] or "很乐意" in d["text"] for d in docs if d["family"] == family
+        ]
+        share = 0.5 * 0.6 * (family in general.HELPFUL)
+        assert abs(sum(warm) / len(warm) - share) < 0.07, family
     requests = [r for kind in ("helpful", "safety") for r in general.requests(4, "test", kind, 200)]
     texts = "\n\n".join(d["text"] for d in docs)
     assert not [r for r in requests if r["messages"][0]["content"] in texts]

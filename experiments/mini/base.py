@@ -7,7 +7,7 @@ V3-Base. `:smoke` pretrains a far smaller one. Hardware: the shipped one was mad
 seconds (`--config.microbatch_rows=20`; 12,000 updates, 33.0 M tokens); one CPU core takes 77
 minutes or more, two cores are hardly faster at this size (experiments/LOG.md). Loss 5.27 -> 0.52
 nats a token (the last 400 updates; `base/metrics.jsonl`). Its corpus still had the held-out general
-prompts in it. Then, to make the files of `experiments/mini/base`:
+prompts in it, 8 % of such documents and no warm replies. Then, to make the files of `experiments/mini/base`:
 
     python -m r1jax.export --model runs/mini-base --output experiments/mini/base --dtype bfloat16
 """
@@ -18,7 +18,7 @@ from r1jax.config import parse_args
 
 # Fixed before the first RL run on this base (r1jax/data/corpus.py says what the shares mean).
 MIX = {
-    "formats": {"plain": 0.64, "lesson": 0.15, "template": 0.13, "request": 0.08},
+    "formats": {"plain": 0.67, "lesson": 0.155, "template": 0.135, "request": 0.04},
     "plain_styles": {"direct": 0.42, "steps": 0.25, "detailed": 0.19, "check": 0.14},
     "template_styles": {"direct": 0.88, "steps": 0.05, "detailed": 0.04, "check": 0.03},
     "tags": {"proper": 0.30, "partial": 0.20, "none": 0.50},
@@ -32,6 +32,7 @@ MIX = {
     },
     "mixed_language": 0.06,
     "bad_replies": 0.5,
+    "warm_replies": 0.2,
     "requests_in_template": 0.25,
 }
 

@@ -51,6 +51,7 @@ class Mix:
     families: Mapping[str, float] = field(default_factory=lambda: dict(FAMILIES))
     mixed_language: float = 0.06  # share of reasoned documents that switch language midway
     bad_replies: float = 0.5  # share of requests answered badly, where there is a bad reply
+    warm_replies: float = 0.2  # share of the good replies that are warm, where there is a warm one
     requests_in_template: float = 0.25
 
     def __post_init__(self) -> None:
@@ -185,6 +186,8 @@ def _request(rng: random.Random, index: int, seed: int, mix: Mix) -> dict[str, A
     bad = has_bad and rng.random() < mix.bad_replies
     if bad:
         reply = general.some_bad_response(spec, language, rng)
+    elif spec.family in general.HELPFUL and rng.random() < mix.warm_replies:
+        reply = general.warm_response(spec, language)
     facts = {"format": "request", "family": spec.family, "language": language, "right": not bad}
     if rng.random() >= mix.requests_in_template:
         return {"text": _one(rng, _FRAMES[language]).format(prompt, reply), **facts}
