@@ -7,7 +7,8 @@ V3-Base. `:smoke` pretrains a far smaller one. Hardware: the shipped one was mad
 seconds (`--config.microbatch_rows=20`; 12,000 updates, 33.0 M tokens); one CPU core takes 77
 minutes or more, two cores are hardly faster at this size (experiments/LOG.md). Loss 5.27 -> 0.52
 nats a token (the last 400 updates; `base/metrics.jsonl`). Its corpus still had the held-out general
-prompts in it, 8 % of such documents and no warm replies. Then, to make the files of `experiments/mini/base`:
+prompts in it, 8 % of such documents and no warm replies. Then, to make the files of
+`experiments/mini/base`:
 
     python -m r1jax.export --model runs/mini-base --output experiments/mini/base --dtype bfloat16
 """
