@@ -40,6 +40,18 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+def mixed_and_grads(
+    attend: Any, qkv: tuple[jax.Array, ...], real: jax.Array, target: jax.Array
+) -> Any:
+    """((a loss, what attention mixed), its gradients for q, k, v), at the real tokens."""
+
+    def loss(*qkv: jax.Array) -> Any:
+        mixed = attend(*qkv) * real
+        return jnp.sum(mixed * target), mixed
+
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
+
+
 @pytest.mark.parametrize("length", [128, 200])
 def test_splash_is_xla(length: int) -> None:
     """Values and gradients, for packed segments with padding behind them, grouped heads."""
@@ -54,11 +66,7 @@ def test_splash_is_xla(length: int) -> None:
     mask = packed_mask(segments, None)
 
     def total(attend: Any) -> Any:
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-            mixed = attend(q, k, v) * real
-            return jnp.sum(mixed * target), mixed
-
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return mixed_and_grads(attend, (q, k, v), real, target)
 
     (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
     (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, interpret=True))
@@ -83,11 +91,7 @@ def test_cudnn_is_xla(head_dim: int) -> None:
     real = (segments > 0)[:, :, None, None]
 
     def total(attend: Any) -> Any:
-        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-            mixed = attend(q, k, v) * real
-            return jnp.sum(mixed * target), mixed
-
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return mixed_and_grads(attend, (q, k, v), real, target)
 
     (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
     (_, found), grads = total(lambda *a: attend_by_cudnn(*a, mask))
