@@ -1,5 +1,6 @@
 """Pipelines: the order, what is run again, what is refused, restarts; the mini pipeline whole."""
 
+import contextlib
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from r1jax.stages import STAGES, pipeline
 
 ROOT = Path(__file__).parents[1]
 RUNS: list[str] = []  # workdirs of fake stages, as they ran
+QUICK: list[bool] = []  # whether programs were compiled quickly in them
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class FakeConfig:
 
 def run_fake(config: ConfigDict, workdir: str) -> None:
     RUNS.append(Path(workdir).name)
+    QUICK.append(jax.config.read("jax_disable_most_optimizations"))
     Path(workdir).mkdir(parents=True, exist_ok=True)
     if config.get("fails"):
         raise ConfigError("it fails")
@@ -49,6 +52,7 @@ def fake_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(STAGES, "fake", module.__name__)
     RUNS.clear()
+    QUICK.clear()
 
 
 def config(**stages: dict[str, Any]) -> ConfigDict:
@@ -179,6 +183,16 @@ def test_a_stage_made_from_another_input_is_refused(tmp_path: Path) -> None:
     pipeline.restart(abc(), str(tmp_path), "b")
     pipeline.run(abc(), str(tmp_path))
     assert RUNS == ["a", "b", "c", "d", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_quick_compile_holds_for_the_stages_of_this_pipeline(tmp_path: Path, fails: bool) -> None:
+    found = config(a={"fails": fails})
+    found.quick_compile = True
+    with pytest.raises(ConfigError) if fails else contextlib.nullcontext():
+        pipeline.run(found, str(tmp_path))
+    pipeline.run(config(a={}), str(tmp_path / "other"))
+    assert QUICK == [True, False]
 
 
 # -- the mini pipeline -----------------------------------------------------------------------------

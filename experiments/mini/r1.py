@@ -346,6 +346,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.stage = "pipeline"
     config.stages = ConfigDict(stages, sort_keys=False)
+    config.quick_compile = smoke
     return config
 
 

@@ -15,6 +15,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,12 @@ MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a s
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Only `stages`: each has its own seed, mesh and everything else."""
+    """Each stage has its own seed, mesh and everything else."""
 
     stage: str
     stages: dict[str, Any]
+    # XLA compiles in half the time, to slower programs: for stages of a few steps.
+    quick_compile: bool = False
 
 
 CONFIG = PipelineConfig  # what train checks the config file against
@@ -69,10 +72,22 @@ class Step:
 
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Runs what is not complete, then writes the tables and figures of all of it."""
-    section(PipelineConfig, config_dict)
+    config = section(PipelineConfig, config_dict)
     root = absolute(workdir)
     steps = plan(config_dict, root)
     check(steps)
+    with quick_compile(config.quick_compile):
+        run_stages(steps, root)
+    _write_overview(root, steps)
+    if jax.process_index() == 0:
+        for table in pipeline_tables([root]):
+            print_rich(table)
+        for path in write_pipeline_report([root], root):
+            print(f"wrote {path}")
+    print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
+
+
+def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
     for number, step in enumerate(steps, start=1):
         title = f"{number}/{len(steps)} {step.name} ({step.kind})"
         if completion(step):
@@ -92,13 +107,16 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             _mark(step, steps, time.time() - start)
         if mapped_share() > MOST_MAPPED:
             jax.clear_caches()
-    _write_overview(root, steps)
-    if jax.process_index() == 0:
-        for table in pipeline_tables([root]):
-            print_rich(table)
-        for path in write_pipeline_report([root], root):
-            print(f"wrote {path}")
-    print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
+
+
+@contextmanager
+def quick_compile(wanted: bool) -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", wanted or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def mapped_share() -> float:
