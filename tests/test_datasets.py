@@ -1,5 +1,6 @@
 """Rows from files and generators, their endless stream, and what is said of bad ones."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from r1jax.data.datasets import (
     DataConfig,
     examples_of,
     finite_examples,
+    last_turns,
     mixed,
     rows_of,
     stream,
@@ -161,6 +163,18 @@ def test_an_evaluation_set_has_an_end() -> None:
 
 
 # -- mixed -------------------------------------------------------------------------------------
+
+
+def test_last_turns_leave_demonstrations_out(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": role + n} for n in "123" for role in ("user", "assistant")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "a", "messages": turns}) + "\n")
+    wanted = {"id": "a", "messages": turns[4:]}
+    assert last_turns(str(path)) == [wanted]
+    with path.open("a") as file:
+        file.write(json.dumps({"messages": turns[:5]}) + "\n")
+    with pytest.raises(DataError, match=r"rows.jsonl:2: messages do not end with a question"):
+        last_turns(str(path))
 
 
 def test_mixed_keeps_the_shares_and_loses_no_row() -> None:

@@ -1,5 +1,7 @@
 """Penalties, sums, rewards with arguments, knights and knaves, reasoning-gym."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,3 +216,25 @@ def test_unknown_gym_dataset() -> None:
         check_example(
             to_example({"prompt": "", "answer": "", "task": "gym", "dataset": "nothing"}, 0, "")
         )
+
+
+def test_gsm8k_solutions_become_thoughts_and_answer(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    solution = "He sold 48/2 = <<48/2=24>>24.\n In all 48+24 = $<<48+24=72>>72.\n#### 72"
+    row = {"id": "g/0", "problem": "How many {clips}?", "answer": "72", "solution": solution}
+    path.write_text(json.dumps(row) + "\n")
+    assert tasks.gsm8k_solutions(str(path), "Q: {problem}") == [
+        {
+            "messages": [
+                {"role": "user", "content": "Q: How many {clips}?"},
+                {
+                    "role": "assistant",
+                    "content": "<think> He sold 48/2 = 24.\nIn all 48+24 = $72. </think>"
+                    " <answer> 72 </answer>",
+                },
+            ]
+        }
+    ]
+    path.write_text(json.dumps({"id": "g/1", "problem": "?", "answer": "72"}) + "\n")
+    with pytest.raises(DataError, match="g/1 has no key 'solution'; it has id, problem, answer"):
+        tasks.gsm8k_solutions(str(path), "{problem}")

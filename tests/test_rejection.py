@@ -199,6 +199,24 @@ def test_mini_rewriter(language: str, text: str, expected: str | None) -> None:
     assert writer.rewrite_mini(reasoning("1+2?", language), text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6 + 30 = 36. 36 - 5 = 31. The answer is \\boxed{31}.",
+         "<think> 6 + 30 = 36. 36 - 5 = 31. </think> <answer> 31 </answer>"),
+        ("It costs 2.50 dollars! So \\boxed{2.50}",
+         "<think> It costs 2.50 dollars! </think> <answer> 2.50 </answer>"),
+        ("The answer is \\boxed{31}.", None),  # no steps
+        ("6 + 30 = 36. The answer is 36.", None),
+        ("6 + 30 = 36. It is \\boxed{36} or \\boxed{37}.", None),
+        ("So \\boxed{36}. Then \\boxed{36}.", None),
+        ("<think> 6 + 30 = 36. </think> \\boxed{36}", None),
+    ],
+)  # fmt: skip
+def test_boxed_answers_become_thoughts_and_answer(text: str, expected: str | None) -> None:
+    assert writer.rewrite_boxed(reasoning("1+2?", "en"), text) == expected
+
+
 # -- decontamination and the mixed set -------------------------------------------------------------
 
 LONG = "one two three four five six seven eight nine ten eleven"
@@ -238,8 +256,10 @@ def test_mixture(tokenizer_dir: str, tmp_path: Path) -> None:
         "sources": {
             "math": {"data": {"path": write(tmp_path / "math.jsonl", math)}},
             "talk": {
-                "data": {"path": write(tmp_path / "talk.jsonl", [row("Hello")])},
-                "domain": "general",
+                "data": {
+                    "path": write(tmp_path / "talk.jsonl", [row("Hello") | {"domain": "math"}])
+                },
+                "domain": "general",  # instead of the row's own
             },
         },
         "tokenizer": tokenizer_dir,

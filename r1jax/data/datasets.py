@@ -106,6 +106,20 @@ def _interleaved(shares: Sequence[int]) -> list[int]:
     return order
 
 
+def last_turns(path: str) -> list[Row]:
+    """Rows {"messages"} of a JSONL file with only the last question and its answer.
+
+    What a model did behind demonstrations, to be learnt without them.
+    """
+    rows: list[Row] = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        turns = row.get("messages") or []
+        if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
+            raise DataError(f"{path}:{number}: messages do not end with a question and its answer")
+        rows.append({**row, "messages": turns[-2:]})
+    return rows
+
+
 def messages_of(row: Row) -> list[Message]:
     """A row's conversation; a plain `prompt` is one message of the user's."""
     return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])

@@ -42,6 +42,26 @@ def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> l
     return rows
 
 
+def gsm8k_solutions(path: str, question: str) -> list[dict[str, Any]]:
+    """GSM8K's own solutions as SFT rows {"messages"}: <think> steps </think> <answer> 72 </answer>.
+
+    `path` is a JSONL file with `problem`, `answer` and `solution`, `question` as in `from_jsonl`.
+    The calculator's annotations ("<<48/2=24>>") and the last line ("#### 72") are left out.
+    """
+    rows = []
+    for asked, row in zip(from_jsonl(path, "integer", question), read_jsonl(path), strict=True):
+        if "solution" not in row:
+            raise DataError(
+                f"{path}: {row.get('id')} has no key 'solution'; it has {', '.join(row)}"
+            )
+        steps = re.sub(r"<<.*?>>", "", row["solution"]).partition("####")[0].split("\n")
+        thoughts = "\n".join(step.strip() for step in steps if step.strip())
+        reply = f"<think> {thoughts} </think> <answer> {asked['answer']} </answer>"
+        turns = [("user", asked["prompt"]), ("assistant", reply)]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return rows
+
+
 PROGRAM = "Answer with the whole program in one block of ```python."
 FUNCTION = "Answer with the whole function, and what it needs, in one block of ```python."
 MBPP_SPLITS = {

@@ -1,5 +1,6 @@
-"""What a writer and a judge are asked in rejection sampling, and a rewriter by rule for the mini
-world. None of them calls a solver: they see the question, the trace and the reference answer.
+"""What a writer and a judge are asked in rejection sampling, and rewriters by rule.
+
+None of them calls a solver: they see the question, the trace and the reference answer.
 
 The prompts say, in our words, what the paper's Listings 1 and 4 ask for (r1_facts 3.2).
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from typing import TYPE_CHECKING
+
+from r1jax.rewards.math_reward import boxed_values
 
 if TYPE_CHECKING:
     from r1jax.types import Example, Message
@@ -64,6 +67,23 @@ def is_correct(said: str) -> bool:
             return verdict["correctness"] == "correct"
     verdicts = _SAID.findall(said)
     return bool(verdicts) and verdicts[-1] == "correct"
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def rewrite_boxed(example: Example, text: str) -> str | None:
+    """A worked answer that ends with a boxed value -> its steps as thoughts, the value as answer.
+
+    None where no sentence stands before the one with the box, where that holds several values, or
+    where the text has tags of its own.
+    """
+    sentences = _SENTENCE_END.split(text.strip())
+    steps, last = " ".join(sentences[:-1]), sentences[-1]
+    values = [value for value, _ in boxed_values(last)]
+    if not steps or len(values) != 1 or "\\boxed" in steps or "think>" in text:
+        return None
+    return f"<think> {steps} </think> <answer> {values[0]} </answer>"
 
 
 # -- the mini world --------------------------------------------------------------------------------

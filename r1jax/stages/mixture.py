@@ -31,7 +31,7 @@ class SourceConfig:
     """Rows {"messages", "domain", ...}; an unlimited source needs `data.limit`."""
 
     data: DataConfig
-    domain: str | None = None  # for rows that have none
+    domain: str | None = None  # instead of the one in the rows
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _row(
 ) -> Row:
     if "messages" not in row:
         raise DataError(f"{where} has no key messages; it has {', '.join(row)}")
-    domain = row.get("domain") or source.domain
+    domain = source.domain or row.get("domain")
     if not domain:
         raise DataError(f"{where} has no domain: set config.sources.NAME.domain")
     tokens, _ = render(row["messages"], tokenizer, template)
