@@ -398,10 +398,18 @@ def _unused_uid() -> int:
 
 def _tree(pid: int) -> Iterator[int]:
     yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    for thread in _threads(pid):
         with contextlib.suppress(OSError):
-            for child in task.read_text().split():
+            for child in (thread / "children").read_text().split():
                 yield from _tree(int(child))
+
+
+def _threads(pid: int) -> list[Path]:
+    """What /proc has of a process's threads; none of one that has ended."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
 
 
 def _stat(path: Path) -> list[bytes] | None:
@@ -419,7 +427,7 @@ def _usage(pid: int) -> Usage | None:
     own, dead = (int(a) + int(b) for a, b in (fields[11:13], fields[13:15]))
     pages = int(fields[21])
     if fields[0] in (b"Z", b"X"):  # a first thread that ended shows no memory; the others do
-        threads = [stat for task in path.glob("task/*") if (stat := _stat(task))]
+        threads = [stat for thread in _threads(pid) if (stat := _stat(thread))]
         pages = max((int(stat[21]) for stat in threads), default=0)
     return Usage(int(fields[17]), pages * _PAGE, (own + dead) / _TICKS, own / _TICKS)
 
