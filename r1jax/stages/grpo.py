@@ -35,7 +35,7 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
-from r1jax.losses import Metrics, grpo_loss, token_logprobs
+from r1jax.losses import Metrics, grpo_loss, token_logprobs, token_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
@@ -370,11 +370,16 @@ def make_loss(
 ) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
     """loss_fn(params, microbatch) for make_step."""
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        logprobs_BL, entropy_BL = token_logprobs(
-            model, params, batch, config.temperature, config.logits_chunk
-        )
+    def of_tokens(
+        logprobs_BL: jax.Array, entropy_BL: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
         return grpo_loss(logprobs_BL, batch, config.loss, longest_completion(config), entropy_BL)
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        how = (config.temperature, config.logits_chunk)
+        if config.loss.ratio == "sequence":  # of all of its tokens: no sum over them
+            return of_tokens(*token_logprobs(model, params, batch, *how), batch)
+        return token_loss(model, params, batch, of_tokens, *how)
 
     return loss_fn
 
