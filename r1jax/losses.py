@@ -43,11 +43,17 @@ def token_logprobs(
     )
     head_DV = head_weights(params).astype(output.hidden.dtype)
     targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
-    logprobs, entropies = _head_logprobs(
-        _split(output.hidden, chunk), head_DV, _split(targets_BL, chunk), temperature, model.mesh
-    )
-    length = batch.tokens.shape[1]
-    return _to_targets(logprobs, length), _to_targets(entropies, length)
+
+    @jax.checkpoint
+    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        logits_BCV = _logits(x[0], head_DV, temperature, model.mesh)
+        logprobs_BC, entropy_BC = _of_targets(logits_BCV, x[1])[:2]
+        return None, (logprobs_BC, jax.lax.stop_gradient(entropy_BC))
+
+    chunks = (_split(output.hidden, chunk), _split(targets_BL, chunk))
+    _, found = jax.lax.scan(one, None, chunks)
+    logprobs_BL, entropy_BL = (_to_targets(x, batch.tokens.shape[1]) for x in found)
+    return logprobs_BL, entropy_BL
 
 
 def _split(x_BL: jax.Array, chunk: int) -> jax.Array:
@@ -65,74 +71,131 @@ def _to_targets(x_NBC: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x_BL, [(0, 0), (1, 0)])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _head_logprobs(
-    hidden_NBCD: jax.Array,
-    head_DV: jax.Array,
-    targets_NBC: jax.Array,
-    temperature: Any,
-    mesh: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """(log-probabilities, entropies) of the targets [N, B, C], for one of N chunks at a time.
-
-    The backward pass is written out: it makes the logits again and turns them into their gradient,
-    w (onehot - probability), in one sweep over the vocabulary.
-    """
-    return _head_forward(hidden_NBCD, head_DV, targets_NBC, temperature, mesh)[0]
-
-
 def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any, mesh: Any) -> jax.Array:
     logits = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
     return constrain(logits / temperature, mesh, "batch", "length", "vocab")
 
 
-def _head_forward(
+def _of_targets(
+    logits_BCV: jax.Array, targets_BC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(log-probabilities, entropies, logs of the denominator), each [B, C]."""
+    top_BC1 = logits_BCV.max(axis=-1, keepdims=True)
+    weights_BCV = jnp.exp(logits_BCV - top_BC1)
+    total_BC = weights_BCV.sum(axis=-1)
+    lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
+    entropy_BC = lse_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1) / total_BC
+    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return chosen_BC - lse_BC, entropy_BC, lse_BC
+
+
+# (log-probabilities [B, C], entropies [B, C], batch of these tokens) -> (partial sum, metrics)
+TokenLoss = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Metrics]]
+
+
+def token_loss(
+    model: Transformer,
+    params: Any,
+    batch: Batch,
+    loss: TokenLoss,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> tuple[jax.Array, Metrics]:
+    """`loss` of `token_logprobs`, for a loss that is a sum over tokens, to be differentiated.
+
+    A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
+    while they exist, where autodiff of `token_logprobs` would make them again.
+    """
+    output = forward(
+        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
+    )
+    head_DV = head_weights(params).astype(output.hidden.dtype)
+    # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
+    predicted = jax.tree.map(
+        lambda x: _split(jnp.roll(x, -1, axis=1), chunk) if x.ndim == 2 else x, batch
+    )
+    hidden_NBCD = _split(output.hidden, chunk)
+    return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _head_loss(
     hidden_NBCD: jax.Array,
     head_DV: jax.Array,
-    targets_NBC: jax.Array,
+    batch: Batch,
     temperature: Any,
+    loss: TokenLoss,
     mesh: Any,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, ...]]:
-        logits_BCV = _logits(x[0], head_DV, temperature, mesh)
-        top_BC1 = logits_BCV.max(axis=-1, keepdims=True)
-        weights_BCV = jnp.exp(logits_BCV - top_BC1)
-        total_BC = weights_BCV.sum(axis=-1)
-        lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
-        entropy_BC = lse_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1) / total_BC
-        chosen_BC = jnp.take_along_axis(logits_BCV, x[1][..., None], axis=-1)[..., 0]
-        return None, (chosen_BC - lse_BC, entropy_BC, lse_BC)
-
-    _, (logprobs, entropies, lse) = jax.lax.scan(one, None, (hidden_NBCD, targets_NBC))
-    return (logprobs, entropies), (hidden_NBCD, head_DV, targets_NBC, temperature, lse)
+) -> tuple[jax.Array, Metrics]:
+    """(loss, metrics) of a batch whose token-level leaves are [N, B, C], a chunk at a time."""
+    return _head_loss_forward(hidden_NBCD, head_DV, batch, temperature, loss, mesh)[0]
 
 
-def _head_backward(
-    mesh: Any, saved: tuple[Any, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array, None, None]:
-    hidden_NBCD, head_DV, targets_NBC, temperature, lse_NBC = saved
-    weights_NBC = gradients[0] / temperature  # the entropies' gradient is not wanted
+def _head_loss_forward(
+    hidden_NBCD: jax.Array,
+    head_DV: jax.Array,
+    batch: Batch,
+    temperature: Any,
+    loss: TokenLoss,
+    mesh: Any,
+) -> tuple[tuple[jax.Array, Metrics], tuple[jax.Array, jax.Array]]:
+    def chunk_of(index: Any) -> Batch:
+        return jax.tree.map(lambda x: x[index] if x.ndim == 3 else x, batch)
 
-    def one(head_grad_DV: jax.Array, x: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        h_BCD, targets_BC, lse_BC, weights_BC = x
-        probs_BCV = jnp.exp(_logits(h_BCD, head_DV, temperature, mesh) - lse_BC[..., None])
-        hit_BCV = targets_BC[..., None] == jnp.arange(head_DV.shape[1])
-        grad_BCV = ((hit_BCV - probs_BCV) * weights_BC[..., None]).astype(head_DV.dtype)
+    def one(carry: tuple[jax.Array, Any], index: Any) -> tuple[tuple[jax.Array, Any], jax.Array]:
+        head_grad_DV, total = carry
+        h_BCD, part = hidden_NBCD[index], chunk_of(index)
+        logits_BCV = _logits(h_BCD, head_DV, temperature, mesh)
+        logprobs_BC, entropy_BC, lse_BC = _of_targets(logits_BCV, part.tokens)
+        found, weights_BC = jax.value_and_grad(loss, has_aux=True)(logprobs_BC, entropy_BC, part)
+        hit_BCV = part.tokens[..., None] == jnp.arange(head_DV.shape[1])
+        grad_BCV = hit_BCV - jnp.exp(logits_BCV - lse_BC[..., None])
+        grad_BCV = (grad_BCV * (weights_BC / temperature)[..., None]).astype(head_DV.dtype)
         h_grad_BCD = jnp.einsum("bcv,dv->bcd", grad_BCV, head_DV)
         head_grad_DV += jnp.einsum(
             "bcd,bcv->dv", h_BCD, grad_BCV, preferred_element_type=jnp.float32
         )
-        return head_grad_DV, h_grad_BCD
+        return (head_grad_DV, add_partial(total, found)), h_grad_BCD
 
-    head_grad_DV, hidden_grad = jax.lax.scan(
-        one,
-        jnp.zeros(head_DV.shape, jnp.float32),
-        (hidden_NBCD, targets_NBC, lse_NBC, weights_NBC),
+    shapes = jax.eval_shape(lambda: loss(*_zeros_like_targets(chunk_of(0)), chunk_of(0)))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (head_grad_DV, result), hidden_grad_NBCD = jax.lax.scan(
+        one, (jnp.zeros(head_DV.shape, jnp.float32), start), jnp.arange(len(hidden_NBCD))
     )
-    return hidden_grad, head_grad_DV.astype(head_DV.dtype), None, None
+    return result, (hidden_grad_NBCD, head_grad_DV.astype(head_DV.dtype))
 
 
-_head_logprobs.defvjp(_head_forward, _head_backward)
+def _zeros_like_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    zeros_BC = jnp.zeros(batch.tokens.shape, jnp.float32)
+    return zeros_BC, zeros_BC
+
+
+def _head_loss_backward(
+    loss: TokenLoss, mesh: Any, saved: tuple[jax.Array, jax.Array], gradients: tuple[Any, Metrics]
+) -> tuple[jax.Array, jax.Array, None, None]:
+    hidden_grad_NBCD, head_grad_DV = saved
+    weight = gradients[0]  # of the loss; metrics carry no gradient
+    return (
+        (weight * hidden_grad_NBCD).astype(hidden_grad_NBCD.dtype),
+        (weight * head_grad_DV).astype(head_grad_DV.dtype),
+        None,
+        None,
+    )
+
+
+_head_loss.defvjp(_head_loss_forward, _head_loss_backward)
+
+
+def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+    """(losses or gradients, metrics) of two parts of an update as one.
+
+    Everything is a partial sum, but metrics whose name ends in `_max` are maxima.
+    """
+    merged = {
+        name: jnp.maximum(one[1][name], value) if name.endswith("_max") else one[1][name] + value
+        for name, value in two[1].items()
+    }
+    return jax.tree.map(jnp.add, one[0], two[0]), merged
 
 
 # ---------------------------------------------------------------------------------------------

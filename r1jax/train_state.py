@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import ConfigError
-from r1jax.losses import Metrics
+from r1jax.losses import Metrics, add_partial
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, init_params, param_shardings
 from r1jax.sharding import replicated, spec_of
@@ -187,9 +187,7 @@ def make_step(
             return grad_fn(state.params, microbatch(batch, index), *frozen)
 
         def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
-            grads, metrics = grads_of(index)
-            merged = {name: _merge(name, total[1][name], metrics[name]) for name in metrics}
-            return jax.tree.map(jnp.add, total[0], grads), merged
+            return add_partial(total, grads_of(index))
 
         grads, metrics = jax.lax.fori_loop(
             0, microbatches, accumulate, jax.tree.map(_zeros, jax.eval_shape(grads_of, 0))
@@ -201,10 +199,6 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _merge(name: str, total: jax.Array, value: jax.Array) -> jax.Array:
-    return jnp.maximum(total, value) if name.endswith("_max") else total + value
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:

@@ -17,15 +17,23 @@ from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 from r1jax import losses
 from r1jax.checkpoint import final_params
 from r1jax.config import ConfigError, section
-from r1jax.data.packing import pack
+from r1jax.data.packing import completion_group, pack
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.metrics import write_jsonl_atomic
+from r1jax.models.attention import Span
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, init_params
 from r1jax.rollout.graded import from_row, open_pool, to_row
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.stages.grpo import Minibatch
-from r1jax.stages.grpo_config import GrpoConfig, is_due, longest_completion, max_tokens_of
+from r1jax.stages.grpo_config import (
+    GrpoConfig,
+    Packing,
+    is_due,
+    longest_completion,
+    max_tokens_of,
+    packing_of,
+)
 from r1jax.stages.run import Run
 from r1jax.train_state import microbatch
 from r1jax.types import Batch, Completion, Example, Rollout
@@ -262,6 +270,42 @@ def test_length_caps() -> None:
     config = config_of(max_tokens=8, max_tokens_at={"10": 16, "9": 12})
     assert [max_tokens_of(config, s) for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
     assert longest_completion(config) == 16
+
+
+def test_long_rows_have_a_front_and_a_window() -> None:
+    race = {"max_prompt_tokens": 64, "max_tokens": 128, "group_size": 8, "prompts_per_update": 8}
+    assert packing_of(config_of(**race)) == Packing(192, 64, None, None)
+    assert packing_of(config_of(**race, pack_length=256)) == Packing(256, 64, None, None)
+    # room for five completions: of less than one group, so there are two prompts at most
+    assert packing_of(config_of(**race, pack_length=960)) == Packing(960, 13, Span(128, 129), 128)
+    apart = config_of(**race, pack_length=960, share_prompts=False)
+    assert packing_of(apart) == Packing(960, 13, Span(0, 192), None)
+    split = config_of(**race, pack_length=960, split_by="output", updates_per_rollout=2)
+    assert packing_of(split) == Packing(960, 13, Span(448, 129), 448)  # seven groups, maybe
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 8])
+def test_any_completions_fit_into_the_rows(group_size: int) -> None:
+    """As many short ones behind the longest prompts, as many of any length, as the longest."""
+    config = config_of(
+        max_prompt_tokens=9,
+        max_tokens=20,
+        group_size=group_size,
+        prompts_per_update=16,
+        pack_length=150,
+    )
+    found = packing_of(config)
+    assert found.span is not None
+    rng = np.random.default_rng(0)
+    for shortest, longest in ((1, 1), (1, 20), (1, 6), (20, 20)):
+        groups = []
+        for _ in range(16):
+            lengths = rng.integers(shortest, longest + 1, group_size)
+            completions = [np.zeros(length, np.int32) for length in lengths]
+            logprobs = [np.zeros(length, np.float32) for length in lengths]
+            groups.append(completion_group(np.zeros(9, np.int32), completions, logprobs))
+        _, used = pack(groups, found.length, 1, found.rows, front=found.front)
+        assert used <= found.rows
 
 
 def numbered(name: str) -> Any:

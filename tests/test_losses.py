@@ -19,6 +19,7 @@ from r1jax.losses import (
     nll_loss,
     teacher_kl,
     token_logprobs,
+    token_loss,
 )
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
@@ -368,6 +369,53 @@ def dense_logprobs(
     entropy = -jnp.sum(jnp.exp(logprobs_BLV) * logprobs_BLV, axis=-1)[:, :-1]
     pad = [(0, 0), (1, 0)]
     return jnp.pad(chosen[..., 0], pad), jnp.pad(entropy, pad)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 128])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GrpoLossConfig(kl_coef=0.0),
+        GrpoLossConfig(kl_coef=0.1, loss_agg="token_mean", importance_cap=1.01),
+        GrpoLossConfig(kl_coef=0.1, surrogate="cispo", clip_eps_low=0.01, clip_eps_high=0.01),
+    ],
+)
+def test_token_loss_is_the_loss_of_token_logprobs(config: GrpoLossConfig, chunk: int) -> None:
+    """Value, every metric and the gradients of both matrices, also of a multiple of the loss."""
+    rng = np.random.default_rng(0)
+    params = {
+        "embedding": jnp.asarray(rng.normal(size=(37, 8)), jnp.float32),
+        "head": jnp.asarray(rng.normal(size=(8, 37)), jnp.float32),
+    }
+    batch = random_batch(2, 13, 37)
+    ids = jnp.repeat(jnp.arange(1, 3), 13).reshape(2, 13)
+    logprobs_BL, _ = token_logprobs(Bigram(), params, batch, 0.7)
+    near = [logprobs_BL + jnp.asarray(rng.normal(size=(2, 13)) / 50, jnp.float32) for _ in "osr"]
+    batch = batch.replace(
+        completion_ids=ids,
+        lengths=jnp.array([1.0, 12.0, 12.0]),
+        advantages=jnp.array([0.0, 1.5, -0.5]),
+        num_targets=jnp.float32(24),
+        old_logprobs=near[0],
+        sampler_logprobs=near[1],
+        ref_logprobs=near[2] if config.kl_coef else None,
+    )
+
+    def of_tokens(logprobs_BL: Any, entropy_BL: Any, batch: Batch) -> Any:
+        return grpo_loss(logprobs_BL, batch, config, 16, entropy_BL)
+
+    def expected(params: Any) -> Any:
+        loss, metrics = of_tokens(*token_logprobs(Bigram(), params, batch, 0.7), batch)
+        return 3 * loss, metrics
+
+    def found(params: Any) -> Any:
+        loss, metrics = token_loss(Bigram(), params, batch, of_tokens, 0.7, chunk)
+        return 3 * loss, metrics
+
+    one, two = (jax.jit(jax.value_and_grad(f, has_aux=True))(params) for f in (found, expected))
+    assert len(two[0][1]) >= 7
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), one, two)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(two[1])) > 0.01
 
 
 def test_token_logprobs_is_the_dense_log_softmax() -> None:

@@ -1,5 +1,6 @@
 """Packing: every token once and in its place; a packed batch is as good as one by one."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from test_transformer import make_params
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import Group, completion_group, pack, padding_share, sequence_group
 from r1jax.losses import token_logprobs
+from r1jax.models import attention
+from r1jax.models.attention import Span
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.types import Batch
@@ -113,9 +116,15 @@ GROUPS = st.lists(
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(shapes=GROUPS, spare=st.integers(0, 20), rows=st.integers(1, 3), share=st.booleans())
+@given(
+    shapes=GROUPS,
+    spare=st.integers(0, 20),
+    rows=st.integers(1, 3),
+    share=st.booleans(),
+    more_front=st.integers(0, 9),
+)
 def test_every_token_stands_once_in_its_place(
-    shapes: list[tuple[int, list[int]]], spare: int, rows: int, share: bool
+    shapes: list[tuple[int, list[int]]], spare: int, rows: int, share: bool, more_front: int
 ) -> None:
     counter = iter(range(1, 10_000))  # all tokens differ
     prompts, completions = [], []
@@ -124,7 +133,8 @@ def test_every_token_stands_once_in_its_place(
         completions.append([[next(counter) for _ in range(length)] for length in lengths])
     groups = [prompt_group(p, *cs) for p, cs in zip(prompts, completions, strict=True)]
     longest = max(p + max(lengths) for p, lengths in shapes)
-    batch, used = pack(groups, longest + spare, rows, share_prompts=share)
+    front = max(p for p, _ in shapes) - 1 + more_front
+    batch, used = pack(groups, longest + spare, rows, share_prompts=share, front=front)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, batch)
     assert used == batch.tokens.shape[0]
@@ -160,9 +170,13 @@ def test_every_token_stands_once_in_its_place(
         assert not leaf[padding].any()
     if not share:
         assert len(segments) == len(owners)
-    for row in flat.segment_ids:  # segments are 1, 2, ... from the left, padding comes last
-        changes = row[np.flatnonzero(np.diff(row, prepend=0))]
-        assert changes.tolist() in ([*range(1, row.max() + 1)], [*range(1, row.max() + 1), 0])
+    for row, owned in zip(flat.segment_ids, flat.completion_ids > 0, strict=True):
+        end, prompts = np.count_nonzero(row), np.count_nonzero((row > 0) & ~owned)
+        assert not row[end:].any()  # padding comes last, and where prompts are shared they first
+        assert prompts <= front
+        assert not (share and owned[:prompts].any())
+        for part in (row[:prompts], row[prompts:end]) if share else (row[:end],):
+            assert (np.diff(part) >= 0).all()  # segments 1, 2, ... from the left
     assert len({(r, s) for r, s, _ in segments}) == len(segments)  # one prompt a segment
 
 
@@ -179,15 +193,15 @@ def params() -> Any:
     return make_params(TINY)
 
 
-@jax.jit
-def weighted_logprobs(params: Any, batch: Batch) -> Any:
+@functools.partial(jax.jit, static_argnums=2)
+def weighted_logprobs(params: Any, batch: Batch, span: Span | None = None) -> Any:
     """Log-probabilities [B, L], and the gradient of their sum weighted by `sampler_logprobs`.
 
     With a random weight per token no two gradients can stand for each other.
     """
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        logprobs_BL, _ = token_logprobs(Transformer(TINY), params, batch, chunk=8)
+        logprobs_BL, _ = token_logprobs(Transformer(TINY, span=span), params, batch, chunk=8)
         return jnp.sum(batch.loss_mask * batch.sampler_logprobs * logprobs_BL), logprobs_BL
 
     grads, logprobs_BL = jax.grad(loss, has_aux=True)(params)
@@ -234,16 +248,33 @@ def one_by_one(params: Any) -> Any:
     return groups, logprobs, jax.tree.map(lambda *leaves: sum(leaves), *grads)
 
 
-@pytest.mark.parametrize("share_prompts", [True, False])
-def test_packed_is_one_by_one(params: Any, one_by_one: Any, share_prompts: bool) -> None:
+@pytest.mark.parametrize(
+    ("share_prompts", "span"),
+    [(True, None), (False, None), (True, Span(front=6, window=10)), (False, Span(0, 12))],
+)
+def test_packed_is_one_by_one(
+    params: Any,
+    one_by_one: Any,
+    share_prompts: bool,
+    span: Span | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "MIN_BLOCK", 4)
     groups, logprobs, grads = one_by_one
-    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts)
+    front = span.front if span and share_prompts else None
+    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts, front=front)
     batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)
     assert (batch.segment_ids.max(axis=1) > 1).any()  # rows do hold several sequences
-    packed_logprobs_BL, packed_grads = weighted_logprobs(params, batch.replace(lengths=None))
+    batch = batch.replace(lengths=None)
+    packed_logprobs_BL, packed_grads = weighted_logprobs(params, batch, span)
     for completion_id, expected in enumerate(logprobs, start=1):
         chosen = (batch.completion_ids == completion_id) & (batch.loss_mask == 1)
         np.testing.assert_allclose(packed_logprobs_BL[chosen], expected, atol=1e-5)
     for x, y in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, float(np.abs(y).max())))
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 0.1
+    if span:  # it is what bounds the work: with less of it tokens miss something
+        for less in (Span(0, span.window), Span(span.front, 6)):
+            if less != span:
+                cut_BL, _ = weighted_logprobs(params, batch, less)
+                assert float(jnp.abs((cut_BL - packed_logprobs_BL) * batch.loss_mask).max()) > 1e-3

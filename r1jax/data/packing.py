@@ -40,6 +40,7 @@ class _Row:
     """
 
     free: int
+    front: int  # tokens of further prefixes that it takes
     segments: dict[int, list[tuple[int, Piece]]] = field(default_factory=dict)
 
 
@@ -80,16 +81,18 @@ def pack(
     share_prompts: bool = True,
     advantages: np.ndarray | None = None,
     whole_groups: bool = False,
+    front: int | None = None,
 ) -> tuple[Batch, int]:
     """Groups -> (Batch with leaves [M, rows, length], number of microbatches used).
 
     Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
     each. M is `max_microbatches` where given (the rest is padding a step never looks at). A row
-    holds a group's prefix once for all of its pieces there, or once per piece without
-    `share_prompts`. `advantages` is float32 [C]. With `whole_groups` all pieces of a group are in
-    one row, as a loss over pairs needs them.
+    begins with the prefixes of its groups, each once for all of its pieces there; without
+    `share_prompts` each piece has its prefix directly before it. `advantages` is float32 [C]. With
+    `whole_groups` all pieces of a group are in one row, as a loss over pairs needs them. `front` is
+    how many tokens of prefixes a row has at most.
     """
-    packed = _best_fit(groups, length, share_prompts, whole_groups)
+    packed = _best_fit(groups, length, share_prompts, whole_groups, front)
     packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
     used = -(-len(packed) // rows)
     total = max_microbatches or used
@@ -99,21 +102,17 @@ def pack(
     tokens, positions, segment_ids, completion_ids = (np.zeros(shape, np.int32) for _ in range(4))
     loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for r, row in enumerate(packed):
-        at = 0
-        for segment, (key, pieces) in enumerate(row.segments.items(), start=1):
-            prefix = groups[key % len(groups)].prefix
-            _fill(tokens[r], at, prefix)
-            _fill(positions[r], at, np.arange(len(prefix)))
-            start, at = at, at + len(prefix)
-            for completion_id, piece in pieces:
-                _fill(tokens[r], at, piece.tokens)
-                _fill(positions[r], at, len(prefix) + np.arange(len(piece.tokens)))
-                _fill(loss_mask[r], at, piece.loss_mask)
-                if piece.sampler_logprobs is not None:
-                    _fill(sampler_logprobs[r], at, piece.sampler_logprobs)
-                completion_ids[r, at : at + len(piece.tokens)] = completion_id
-                at += len(piece.tokens)
-            segment_ids[r, start:at] = segment
+        start = 0
+        for segment, completion_id, position, piece in _placed(row, groups, share_prompts):
+            at = slice(start, start + len(piece.tokens))
+            tokens[r, at] = piece.tokens
+            positions[r, at] = position + np.arange(len(piece.tokens))
+            segment_ids[r, at] = segment
+            completion_ids[r, at] = completion_id
+            loss_mask[r, at] = piece.loss_mask
+            if piece.sampler_logprobs is not None:
+                sampler_logprobs[r, at] = piece.sampler_logprobs
+            start = at.stop
 
     def shaped(x: np.ndarray) -> np.ndarray:
         return x.reshape(total, rows, length)
@@ -141,8 +140,18 @@ def padding_share(batch: Batch, used: int) -> float:
     return float(np.mean(batch.segment_ids[:used] == 0))
 
 
-def _fill(row: np.ndarray, at: int, values: np.ndarray) -> None:
-    row[at : at + len(values)] = values
+def _placed(
+    row: _Row, groups: Sequence[Group], prefixes_first: bool
+) -> list[tuple[int, int, int, Piece]]:
+    """(segment, completion id, first position, piece) in the row's order; a prefix has id 0."""
+    parts = []
+    for segment, (key, pieces) in enumerate(row.segments.items(), start=1):
+        prefix = groups[key % len(groups)].prefix
+        parts.append((segment, 0, 0, Piece(prefix, np.zeros(len(prefix), np.float32))))
+        parts += [(segment, number, len(prefix), piece) for number, piece in pieces]
+    if prefixes_first:
+        parts.sort(key=lambda part: part[1] != 0)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -172,9 +181,12 @@ def _items(groups: Sequence[Group], length: int, whole: bool) -> list[_Item]:
     return items
 
 
-def _best_fit(groups: Sequence[Group], length: int, share: bool, whole: bool) -> list[_Row]:
+def _best_fit(
+    groups: Sequence[Group], length: int, share: bool, whole: bool, front: int | None
+) -> list[_Row]:
     """Longest item first, into the row that it leaves least room in."""
     items = _items(groups, length, whole)
+    front = length if front is None else front
 
     def size(item: _Item) -> int:
         return item.prefix + item.tokens
@@ -191,16 +203,18 @@ def _best_fit(groups: Sequence[Group], length: int, share: bool, whole: bool) ->
         key = item.group if share else item.completion_id * len(groups) + item.group
         best = None
         for row in rows:
-            need = item.tokens if key in row.segments else size(item)
-            if need <= row.free and (
+            prefix = 0 if key in row.segments else item.prefix
+            need = prefix + item.tokens
+            if (need <= row.free and prefix <= row.front) and (
                 best is None or (key in row.segments, -row.free + need) > best[0]
             ):
-                best = ((key in row.segments, -row.free + need), row, need)
+                best = ((key in row.segments, -row.free + need), row, prefix)
         if best is None:
-            best = ((False, 0), _Row(length), size(item))
+            best = ((False, 0), _Row(length, front), item.prefix)
             rows.append(best[1])
-        _, row, need = best
-        row.free -= need
+        _, row, prefix = best
+        row.free -= prefix + item.tokens
+        row.front -= prefix
         numbered = enumerate(item.pieces, start=item.completion_id)
         row.segments.setdefault(key, []).extend(numbered)
     return rows

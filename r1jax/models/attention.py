@@ -5,6 +5,8 @@ Shape legend: B rows, L queries, T keys, H query heads, K key/value heads, N hea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -17,6 +19,14 @@ from r1jax.sharding import spec_of
 MASKED = -1e30  # finite: a padding row has nothing to attend to and must not become NaN
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 MIN_BLOCK, MAX_BLOCKS = 64, 16  # queries of a block in attend_causally; blocks of a row
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a token of a packed row sees at most: the row's front, and a window up to itself."""
+
+    front: int  # columns
+    window: int  # columns, its own among them
 
 
 @struct.dataclass
@@ -109,19 +119,32 @@ def _mixed(weights_BHLT: jax.Array, v_BKTN: jax.Array) -> jax.Array:
 
 
 def attend_causally(
-    q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, mask_BLL: jax.Array
+    q_BLHN: jax.Array,
+    k_BKLN: jax.Array,
+    v_BKLN: jax.Array,
+    mask_BLL: jax.Array,
+    span: Span | None = None,
 ) -> jax.Array:
-    """`attend` for whole rows under a causal mask, without the half of the scores it hides.
+    """`attend` for whole rows under a causal mask, without most of the scores that it hides.
 
-    Queries come in blocks, each against the keys up to its own end.
+    Queries come in blocks, each against the keys up to its own end; where the mask shows no more
+    than a `span`, against those of the front and of the window only.
     """
     length = q_BLHN.shape[1]
+    span = span or Span(length, length)
     block = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     blocks = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        keys, values = k_BKLN[:, :, :end], v_BKLN[:, :, :end]
-        blocks.append(attend(q_BLHN[:, start:end], keys, values, mask_BLL[:, start:end, :end]))
+        front = min(span.front, end)
+        window = max(front, start + 1 - span.window)  # where that of the first query begins
+        keys, values, mask_BQT = (
+            x[:, :, :end]
+            if window == front
+            else jnp.concatenate([x[:, :, :front], x[:, :, window:end]], axis=2)
+            for x in (k_BKLN, v_BKLN, mask_BLL[:, start:end])
+        )
+        blocks.append(attend(q_BLHN[:, start:end], keys, values, mask_BQT))
     return jnp.concatenate(blocks, axis=1)
 
 

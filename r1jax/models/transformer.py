@@ -23,6 +23,7 @@ from r1jax.models.attention import (
     Cache,
     LayerCache,
     SharedPrefix,
+    Span,
     attend_by_cudnn,
     attend_by_segments,
     attend_causally,
@@ -74,6 +75,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     mesh: Mesh | None = None
+    span: Span | None = None
 
     def _param(
         self, name: str, shape: Sequence[int], axes: Sequence[str], std: float | None = INIT_STD
@@ -136,7 +138,7 @@ class Block(nn.Module):
             return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh)
         if kernel == "cudnn":
             return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
-        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen)
+        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen, self.span)
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config
@@ -192,11 +194,13 @@ class Transformer(nn.Module):
     """`apply({"params": params}, tokens, positions, segment_ids)` -> Output.
 
     Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
-    sequence of the cache's row b (see attention.Cache), and `segment_ids` is not read.
+    sequence of the cache's row b (see attention.Cache), and `segment_ids` is not read. Rows packed
+    so that no token sees more than a `span` need less work where the kernel can use it.
     """
 
     config: ModelConfig
     mesh: Mesh | None = None
+    span: Span | None = None
 
     @nn.compact
     def __call__(
@@ -249,7 +253,7 @@ class Transformer(nn.Module):
         if not c.scan_layers:
             new = []
             for i in range(c.num_layers):
-                layer = block(c, self.mesh, name=f"layers_{i}")
+                layer = block(c, self.mesh, self.span, name=f"layers_{i}")
                 given: tuple[Any, ...] = ()
                 if cache is not None:
                     prefix = cache.prefix
@@ -263,7 +267,7 @@ class Transformer(nn.Module):
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=c.num_layers, metadata_params={nn.PARTITION_NAME: "layers"},
         )  # fmt: skip
-        x_BLD, _ = scanned(c, self.mesh, name="layers")(x_BLD, sin_cos, mask_BLT)
+        x_BLD, _ = scanned(c, self.mesh, self.span, name="layers")(x_BLD, sin_cos, mask_BLT)
         return x_BLD, None
 
 

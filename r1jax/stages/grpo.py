@@ -35,7 +35,7 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
-from r1jax.losses import Metrics, grpo_loss, token_logprobs
+from r1jax.losses import Metrics, grpo_loss, token_logprobs, token_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
@@ -45,7 +45,13 @@ from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import open_pool
 from r1jax.sharding import check_divisible, replicated, to_global
-from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion
+from r1jax.stages.grpo_config import (
+    GrpoConfig,
+    check,
+    is_due,
+    longest_completion,
+    packing_of,
+)
 from r1jax.stages.grpo_rollouts import Rollouts, checked_stream, forget_rollouts
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import batch_shardings, make_step, microbatch
@@ -296,16 +302,12 @@ class Programs:
 
     def __init__(self, config: GrpoConfig, stage: Run, critic: Critic | None = None) -> None:
         self.config, self.critic = config, critic
-        longest = config.max_prompt_tokens + longest_completion(config)
-        self.pack_length = config.pack_length or longest
-        completions = config.prompts_per_update * config.group_size
-        rows = -(-completions // (self.pack_length // longest))  # enough if all are the longest
-        self.max_microbatches = -(-rows // config.microbatch_rows)
+        self.packing = packing_of(config)
+        self._model = stage.model.clone(span=self.packing.span)
         self.step = make_step(
-            make_loss(config, stage.model), stage.optimizer, stage.schedule, stage.state_shardings
+            make_loss(config, self._model), stage.optimizer, stage.schedule, stage.state_shardings
         )
         self._logprobs = jax.jit(self._all_logprobs)
-        self._model = stage.model
 
     def prepare(self, stage: Run, minibatch: Minibatch) -> tuple[Batch, Any, dict[str, float]]:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
@@ -316,11 +318,12 @@ class Programs:
                 minibatch = moving(minibatch)
             batch, used = pack(
                 to_groups(config, minibatch.rollouts),
-                self.pack_length,
+                self.packing.length,
                 config.microbatch_rows,
-                self.max_microbatches,
+                -(-self.packing.rows // config.microbatch_rows),
                 config.share_prompts,
                 minibatch.advantages,
+                front=self.packing.front,
             )
             packed = {
                 "batch/tokens": int(np.sum(batch.segment_ids > 0)),
@@ -367,11 +370,16 @@ def make_loss(
 ) -> Callable[[Any, Batch], tuple[jax.Array, Metrics]]:
     """loss_fn(params, microbatch) for make_step."""
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        logprobs_BL, entropy_BL = token_logprobs(
-            model, params, batch, config.temperature, config.logits_chunk
-        )
+    def of_tokens(
+        logprobs_BL: jax.Array, entropy_BL: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
         return grpo_loss(logprobs_BL, batch, config.loss, longest_completion(config), entropy_BL)
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        how = (config.temperature, config.logits_chunk)
+        if config.loss.ratio == "sequence":  # of all of its tokens: no sum over them
+            return of_tokens(*token_logprobs(model, params, batch, *how), batch)
+        return token_loss(model, params, batch, of_tokens, *how)
 
     return loss_fn
 

@@ -12,6 +12,7 @@ from r1jax.data.datasets import DataConfig
 from r1jax.evaluation import BenchmarkConfig
 from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.metrics import ProfileConfig
+from r1jax.models.attention import Span
 from r1jax.models.load import ModelSource
 from r1jax.rewards.learned_reward import LearnedReward
 from r1jax.rollout.engine import EngineConfig
@@ -115,6 +116,43 @@ def check(config: GrpoConfig) -> None:
         bad = [step for step in getattr(config, name) if not step.isdecimal()]
         if bad:
             raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
+
+
+# -- the packed rows of an update -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The rows that an update's completions are packed into."""
+
+    length: int  # tokens of a row
+    rows: int  # that an update's completions fit into, however long they are
+    span: Span | None  # what a token sees at most, where that is less than the row
+    front: int | None  # tokens of prompts that a row has at most
+
+
+def packing_of(config: GrpoConfig) -> Packing:
+    """A row's shared prompts stand in its front, in long rows no more than it can be expected to
+    need: the prompts of the groups that it has room for, of one that ends there, of one that
+    begins. Where prompts are not shared, each stands before its completion.
+    """
+    completion = longest_completion(config) + 1  # behind a copy of the prompt's last token
+    longest = config.max_prompt_tokens + completion - 1
+    length = config.pack_length or longest
+    fit = length // longest  # completions that a row has room for, however long they are
+    prompts = 0
+    if config.share_prompts:
+        group_size = 1 if config.split_by == "output" else config.group_size
+        prompts = fit // group_size + 2
+    front = prompts * config.max_prompt_tokens
+    window = completion if config.share_prompts else longest
+    bounded = front + window < length
+    return Packing(
+        length,
+        rows=-(-config.prompts_per_update * config.group_size // fit),
+        span=Span(front, window) if bounded else None,
+        front=front if bounded and prompts else None,
+    )
 
 
 # -- schedules: counted in updates, in effect from the next rollout ---------------------------

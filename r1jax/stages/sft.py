@@ -23,7 +23,7 @@ from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
 from r1jax.data.packing import Group, pack, padding_share, sequence_group
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import Metrics, nll_loss, teacher_kl, token_logprobs, token_mean
+from r1jax.losses import Metrics, nll_loss, teacher_kl, token_loss, token_mean
 from r1jax.metrics import ProfileConfig
 from r1jax.models.attention import choose_kernel
 from r1jax.models.load import ModelSource, open_source
@@ -120,9 +120,11 @@ def make_loss(
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
     """loss_fn(params, microbatch[, the teacher's params]) for make_step."""
 
+    def of_tokens(logprobs_BL: jax.Array, _: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+        return nll_loss(logprobs_BL, batch)
+
     def loss_fn(params: Any, batch: Batch, *frozen: Any) -> tuple[jax.Array, Metrics]:
-        logprobs_BL, _ = token_logprobs(model, params, batch, chunk=chunk)
-        nll, metrics = nll_loss(logprobs_BL, batch)
+        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk)
         if config is None or teacher is None:
             return nll, metrics
         kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)
