@@ -12,7 +12,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.losses import nll_loss, token_logprobs
 from r1jax.models.attention import (
     attend_by_cudnn,
     attend_by_segments,
@@ -25,6 +24,7 @@ from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh, replicated
+from r1jax.stages import sft
 from r1jax.train_state import (
     abstract_params,
     abstract_state,
@@ -184,11 +184,7 @@ def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPa
     shardings = state_shardings(config, optimizer, mesh)
     state = abstract_state(config, optimizer, shardings)
 
-    def loss_fn(params: Any, batch: Batch) -> Any:
-        logprobs, _ = token_logprobs(model, params, batch, 1.0, 128)
-        return nll_loss(logprobs, batch)
-
-    step = make_step(loss_fn, optimizer, optax.constant_schedule(1e-3), shardings)
+    step = make_step(sft.make_loss(model, 128), optimizer, optax.constant_schedule(1e-3), shardings)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     program = step.lower(state, abstract_batch(mesh, 4, 512), count).compile()  # type: ignore[attr-defined]
     text = program.as_text()

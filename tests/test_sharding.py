@@ -14,7 +14,7 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack, sequence_group
-from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss, nll_loss, token_logprobs
+from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss, token_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, param_axes, param_shardings
 from r1jax.sharding import (
@@ -26,6 +26,7 @@ from r1jax.sharding import (
     to_global,
     to_host,
 )
+from r1jax.stages import sft
 from r1jax.train_state import (
     OptimizerConfig,
     abstract_state,
@@ -152,17 +153,14 @@ LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
 
 
 def sft_loss(model: Transformer) -> LossFn:
-    return lambda params, batch: nll_loss(
-        token_logprobs(model, params, batch, chunk=CHUNK)[0], batch
-    )
+    return sft.make_loss(model, CHUNK)
 
 
 def grpo_loss_of(model: Transformer) -> LossFn:
-    def loss(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        logprobs_BL, entropy_BL = token_logprobs(model, params, batch, chunk=CHUNK)
+    def of_tokens(logprobs_BL: Any, entropy_BL: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         return grpo_loss(logprobs_BL, batch, GrpoLossConfig(kl_coef=0.1), 8, entropy_BL)
 
-    return loss
+    return lambda params, batch: token_loss(model, params, batch, of_tokens, chunk=CHUNK)
 
 
 STAGES = {"sft": (sft_loss, sft_batch), "grpo": (grpo_loss_of, grpo_batch)}

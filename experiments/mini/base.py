@@ -3,12 +3,11 @@
     python -m r1jax.train --config experiments/mini/base.py --workdir runs/mini-base
 
 R1-Zero starts from what this leaves (`experiments/mini/base/`) as the paper's starts from
-V3-Base. `:smoke` pretrains a far smaller one. Hardware: the shipped one was made on an H100 in 174
-seconds (`--config.microbatch_rows=20`; 12,000 updates, 33.0 M tokens); one CPU core takes 77
-minutes or more, two cores are hardly faster at this size (experiments/LOG.md). Loss 5.27 -> 0.52
-nats a token (the last 400 updates; `base/metrics.jsonl`). Its corpus still had the held-out general
-prompts in it, 8 % of such documents and no warm replies. Then, to make the files of
-`experiments/mini/base`:
+V3-Base. `:smoke` pretrains a far smaller one. Hardware: one CPU core, 12,000 updates and 33.4 M
+tokens in 77 minutes on a fast one and two hours on the slow one that made the shipped base (at this
+size two cores are hardly faster, `experiments/LOG.md`); an H100 took 174 seconds for the one before
+(`--config.microbatch_rows=20`). Loss 5.23 -> 0.52 nats a token (the last 400 updates;
+`base/metrics.jsonl`). Then, to make the files of `experiments/mini/base`:
 
     python -m r1jax.export --model runs/mini-base --output experiments/mini/base --dtype bfloat16
 """
