@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.models.attention import (
+    Span,
     attend_by_cudnn,
     attend_by_segments,
     attend_causally,
@@ -52,8 +53,8 @@ def mixed_and_grads(
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
 
 
-@pytest.mark.parametrize("length", [128, 200])
-def test_splash_is_xla(length: int) -> None:
+@pytest.mark.parametrize(("length", "span"), [(128, None), (200, None), (300, Span(0, 70))])
+def test_splash_is_xla(length: int, span: Span | None) -> None:
     """Values and gradients, for packed segments with padding behind them, grouped heads."""
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (2, length, 4, 64))
@@ -69,7 +70,7 @@ def test_splash_is_xla(length: int) -> None:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
     (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
-    (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, interpret=True))
+    (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, span, True))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
@@ -179,7 +180,7 @@ def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Shape
 def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"fsdp": 2, "tensor": 2}, monkeypatch)
     config = replace(CONFIG, dtype="bfloat16")
-    model = Transformer(config, mesh)
+    model = Transformer(config, mesh, Span(front=0, window=200))
     optimizer = optax.adamw(1e-3)
     shardings = state_shardings(config, optimizer, mesh)
     state = abstract_state(config, optimizer, shardings)

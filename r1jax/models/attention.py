@@ -6,6 +6,7 @@ Shape legend: B rows, L queries, T keys, H query heads, K key/value heads, N hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,12 +198,14 @@ def attend_by_segments(
     v_BKLN: jax.Array,
     segment_ids_BL: jax.Array,
     mesh: Mesh | None,
+    span: Span | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within segments by the splash kernel for TPUs -> [B, L, H, N].
 
-    It never holds the scores, and skips the blocks above the diagonal. Each device runs it on its
-    own rows and heads. `interpret` runs it on any platform, slowly.
+    It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
+    front, those before the window. Each device runs it on its own rows and heads. `interpret` runs
+    it on any platform, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
@@ -210,11 +213,12 @@ def attend_by_segments(
     padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
     block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
     pad = padded - length
+    visible: Any = splash.CausalMask((padded, padded))
+    if span is not None and span.front == 0:
+        visible = splash.LocalMask((padded, padded), (span.window - 1, 0), 0)
 
     def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        mask = splash.MultiHeadMask(
-            [splash.CausalMask((padded, padded)) for _ in range(q.shape[1])]
-        )
+        mask = splash.MultiHeadMask([visible] * q.shape[1])
         sizes = splash.BlockSizes(*(block,) * 8)
         kernel = splash.make_splash_mha(
             mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret

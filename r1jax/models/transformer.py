@@ -135,7 +135,7 @@ class Block(nn.Module):
         """`seen` is the mask [B, L, L], or the segment ids [B, L] for kernels that want those."""
         kernel = choose_kernel(self.config, self.mesh)
         if kernel == "splash":
-            return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh)
+            return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh, self.span)
         if kernel == "cudnn":
             return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
         return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen, self.span)
