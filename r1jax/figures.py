@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,20 +85,24 @@ def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
     height = 1 + max((y for _, y in places.values()), default=0)
     figure = Figure(figsize=(1.5 * width + 0.4, 0.9 * height + 0.4), layout="constrained", dpi=150)
     ax = figure.subplots()
+    boxes = {}
     for name, stage in shown.items():
         x, y = places[name]
-        for other in stage["reads"]:
-            if other in places:
-                arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 26, "shrinkB": 26}
-                start = (places[other][0], -places[other][1])
-                ax.annotate("", (x, -y), xytext=start, arrowprops=arrow)
         colour = KINDS.get(stage["stage"], "#000000")
         box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
         box["ls"] = "-" if stage["complete"] else "--"
         text = f"{name}\n{stage['stage'].replace('_', ' ')}"
         if stage.get("model"):
-            text += f"\nof {stage['model'].rstrip('/').rpartition('/')[2]}"
-        ax.text(x, -y, text, ha="center", va="center", fontsize=8, color=colour, bbox=box)
+            text += "\n" + textwrap.fill(f"of {stage['model'].rstrip('/').rpartition('/')[2]}", 18)
+        placed = ax.text(x, -y, text, ha="center", va="center", fontsize=8, color=colour, bbox=box)
+        boxes[name] = placed.get_bbox_patch()
+    for name, stage in shown.items():
+        for other in stage["reads"]:
+            if other in places:
+                arrow = {"arrowstyle": "->", "color": "#555555", "shrinkA": 2, "shrinkB": 2}
+                arrow |= {"patchA": boxes[other], "patchB": boxes[name]}
+                (x, y), (start, down) = places[name], places[other]
+                ax.annotate("", (x, -y), xytext=(start, -down), arrowprops=arrow)
     ax.set_xlim(-0.6, width - 0.4)
     ax.set_ylim(0.5 - height, 0.5)
     ax.axis("off")
