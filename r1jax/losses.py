@@ -157,17 +157,14 @@ def _head_loss_forward(
         )
         return (head_grad_DV, add_partial(total, found)), h_grad_BCD
 
-    shapes = jax.eval_shape(lambda: loss(*_zeros_like_targets(chunk_of(0)), chunk_of(0)))
+    first = chunk_of(0)
+    float_BC = jax.ShapeDtypeStruct(first.tokens.shape, jnp.float32)
+    shapes = jax.eval_shape(loss, float_BC, float_BC, first)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (head_grad_DV, result), hidden_grad_NBCD = jax.lax.scan(
         one, (jnp.zeros(head_DV.shape, jnp.float32), start), jnp.arange(len(hidden_NBCD))
     )
     return result, (hidden_grad_NBCD, head_grad_DV.astype(head_DV.dtype))
-
-
-def _zeros_like_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    zeros_BC = jnp.zeros(batch.tokens.shape, jnp.float32)
-    return zeros_BC, zeros_BC
 
 
 def _head_loss_backward(

@@ -111,6 +111,7 @@ def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
 
 @contextmanager
 def quick_compile(wanted: bool) -> Iterator[None]:
+    """Within it XLA optimizes little, where that is wanted."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", wanted or before)
     try:
