@@ -5,9 +5,9 @@
 Ten arms x three seeds; one alone: `train --config experiments/mini/ablations.py:arm=gspo,seed=1`.
 All start from the mini base with accuracy + format reward, as r1_zero.py does, but make four
 updates a rollout (as the paper makes 16), so that ratios leave 1 and clipping matters; the last two
-arms make one. Hardware: one CPU core an arm. Paper: Figure 4 (PPO against GRPO) for `ppo` and
-`ppo_095`; the other variants are not in it. Not run as a sweep yet (experiments/LOG.md has six of
-the thirty).
+arms make one. 60 updates each: a few minutes of one CPU core. Paper: Figure 4 (PPO against GRPO)
+for `ppo` and `ppo_095`; the other variants are not in it. Not run as a sweep yet
+(experiments/LOG.md has six of the thirty, of 80 updates).
 """
 
 from pathlib import Path
@@ -46,6 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
     suffix = ",smoke" if args.smoke else ""
     config = load_config(f"{HERE}/r1_zero.py:seed={args.seed}{suffix}")
     config.updates_per_rollout = 4
+    if not args.smoke:
+        config.total_steps = 60
+        config.evaluation.every = 20
     config.evaluation.benchmarks = {"heldout": config.evaluation.benchmarks.heldout}
     config.update(ARMS[args.arm])
     return config
