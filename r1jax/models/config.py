@@ -36,6 +36,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations; parameters are float32 masters
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
     fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
+    weights_left: bool = False  # fused matrices are [out, in] and stand on the left (engine, CPU)
     attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
     remat: str = "none"  # what the backward pass recomputes: none, full, dots (keeps matmuls)
 
@@ -50,5 +51,7 @@ class ModelConfig:
             raise ConfigError(f"remat {self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
         if self.attention not in KERNELS:
             raise ConfigError(f"attention {self.attention!r} is not one of {', '.join(KERNELS)}")
+        if self.weights_left and not self.fused:
+            raise ConfigError("weights_left is a form of the fused matrices: set fused as well")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")

@@ -159,7 +159,8 @@ class Engine:
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         memory = self.memory(prompts, limits, group_size)
         slots = min(memory.slots, -(-len(prompts) * group_size // self.shards))
-        work = Schedule(len(prompts), group_size, self.shards, slots, memory.prompts(slots))
+        held = min(memory.prompts(slots), len(prompts))
+        work = Schedule(len(prompts), group_size, self.shards, slots, held)
         self.statistics.slots = slots * self.shards
         places = min(1 << (group_size - 1).bit_length(), slots)  # readers of a prompt
         params = self._prepare(params)
