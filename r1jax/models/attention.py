@@ -32,10 +32,18 @@ class Span:
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of one layer. What a column holds is the business of whoever fills it."""
+    """Keys and values of one layer. What a column holds is the business of whoever fills it.
 
-    keys: jax.Array  # [B, K, T, N]
+    Either lies as its matmul with a few queries reads it fastest.
+    """
+
+    keys: jax.Array  # [B, K, N, T]
     values: jax.Array  # [B, K, T, N]
+
+    @property
+    def columns(self) -> int:
+        """T"""
+        return self.values.shape[2]
 
 
 @struct.dataclass
@@ -46,7 +54,7 @@ class SharedPrefix:
     prompt of its own shard. Shape legend: S rows and P prompts a shard, G places a prompt.
     """
 
-    layers: tuple[LayerCache, ...]  # per layer [Z P, K, T, N]
+    layers: tuple[LayerCache, ...]  # per layer of [Z P] rows
     lengths: jax.Array  # int32 [Z, P], columns of a prompt
     members: jax.Array  # int32 [Z, P, G], the rows of the shard that read it; S = none
     places: jax.Array  # int32 [Z, S], where in its shard's flattened `members` a row stands
@@ -56,7 +64,7 @@ class SharedPrefix:
 class Cache:
     """What a forward pass continues: the columns of each row, and where its new tokens go."""
 
-    layers: tuple[LayerCache, ...]  # per layer [B, K, T, N]
+    layers: tuple[LayerCache, ...]
     column: jax.Array  # int32 scalar, where the first new token of every row goes
     mask: jax.Array  # bool [B, L, T], columns that a query sees, its own among them
     prefix: SharedPrefix | None = None  # further keys and values, for passes of one token a row
@@ -93,22 +101,21 @@ def attend(
     q_BLHN: jax.Array, k_BKTN: jax.Array, v_BKTN: jax.Array, mask_BLT: jax.Array
 ) -> jax.Array:
     """Softmax attention, scores in float32 -> [B, L, H, N]."""
-    probs_BHLT = jax.nn.softmax(_scores(q_BLHN, k_BKTN, mask_BLT), axis=-1)
+    probs_BHLT = jax.nn.softmax(_scores(q_BLHN, k_BKTN, mask_BLT, "bktn"), axis=-1)
     return _mixed(probs_BHLT, v_BKTN).swapaxes(1, 2)
 
 
-def _scores(q_BLHN: jax.Array, k_BKTN: jax.Array, mask_BLT: jax.Array) -> jax.Array:
-    """Scaled and masked, float32 [B, H, L, T].
+def _scores(q_BLHN: jax.Array, keys: jax.Array, mask_BLT: jax.Array, order: str) -> jax.Array:
+    """Scaled and masked, float32 [B, H, L, T]; the keys' axes are in `order`, bktn or bknt.
 
     The queries that share a kv head lie in one axis M = (H / K) L, so that this product and the
     next are plain batched matmuls without a transposed copy of keys or values.
     """
     batch, length, heads, head_dim = q_BLHN.shape
-    kv_heads, columns = k_BKTN.shape[1:3]
-    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bkmn,bktn->bkmt", q_BKMN, k_BKTN, preferred_element_type=jnp.float32)
+    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, keys.shape[1], -1, head_dim)
+    scores = jnp.einsum(f"bkmn,{order}->bkmt", q_BKMN, keys, preferred_element_type=jnp.float32)
     bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
-    return scores.reshape(batch, heads, length, columns) * head_dim**-0.5 + bias_B1LT
+    return scores.reshape(batch, heads, length, -1) * head_dim**-0.5 + bias_B1LT
 
 
 def _mixed(weights_BHLT: jax.Array, v_BKTN: jax.Array) -> jax.Array:
@@ -150,19 +157,19 @@ def attend_causally(
 
 
 def attend_with_lse(
-    q_BLHN: jax.Array, k_BKTN: jax.Array, v_BKTN: jax.Array, mask_BLT: jax.Array
+    q_BLHN: jax.Array, cache: LayerCache, mask_BLT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend`, and the log of its denominator [B, L, H], by which two parts can be merged.
+    """`attend` to a cache, and the log of the denominator [B, L, H], by which two can be merged.
 
     A query that sees nothing has a denominator near exp(MASKED): merged, it weighs nothing.
     """
-    scores_BHLT = _scores(q_BLHN, k_BKTN, mask_BLT)
+    scores_BHLT = _scores(q_BLHN, cache.keys, mask_BLT, "bknt")
     top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
     weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
     total_BHL1 = weights_BHLT.sum(axis=-1, keepdims=True)
-    mixed_BHLN = _mixed(weights_BHLT, v_BKTN) / total_BHL1
+    mixed_BHLN = _mixed(weights_BHLT, cache.values) / total_BHL1
     lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
-    return mixed_BHLN.swapaxes(1, 2).astype(v_BKTN.dtype), lse_BHL.swapaxes(1, 2)
+    return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL.swapaxes(1, 2)
 
 
 def attend_shared(
@@ -177,9 +184,8 @@ def attend_shared(
     q_ZSHN = q_B1HN.reshape(shards, -1, *rest)
     gather = jax.vmap(lambda x, index: x.at[index].get(mode="clip"))
     q_QGHN = gather(q_ZSHN, prefix.members).reshape(shards * prompts, group, *rest)
-    columns = layer.keys.shape[2]
-    mask_Q1T = jnp.arange(columns) < prefix.lengths.reshape(-1, 1, 1)
-    mixed, lse = attend_with_lse(q_QGHN, layer.keys, layer.values, mask_Q1T)
+    mask_Q1T = jnp.arange(layer.columns) < prefix.lengths.reshape(-1, 1, 1)
+    mixed, lse = attend_with_lse(q_QGHN, layer, mask_Q1T)
     mixed_ZSHN = gather(mixed.reshape(shards, prompts * group, *rest), prefix.places)
     lse_ZSH = gather(lse.reshape(shards, prompts * group, rest[0]), prefix.places)
     return mixed_ZSHN.reshape(q_B1HN.shape), lse_ZSH.reshape(q_B1HN.shape[:3])
@@ -288,8 +294,7 @@ def update_cache(
 ) -> LayerCache:
     """Writes the new tokens of every row into the columns from `column` on."""
 
-    def put(into: jax.Array, new_BLKN: jax.Array) -> jax.Array:
-        new = new_BLKN.swapaxes(1, 2).astype(into.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(into, new, column, axis=2)
-
-    return LayerCache(put(cache.keys, k_BLKN), put(cache.values, v_BLKN))
+    put = jax.lax.dynamic_update_slice_in_dim
+    keys = k_BLKN.transpose(0, 2, 3, 1).astype(cache.keys.dtype)
+    values = v_BLKN.swapaxes(1, 2).astype(cache.values.dtype)
+    return LayerCache(put(cache.keys, keys, column, 3), put(cache.values, values, column, 2))

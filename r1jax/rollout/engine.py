@@ -74,7 +74,7 @@ class EngineConfig:
 class Slots:
     """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
 
-    layers: tuple[LayerCache, ...]  # per layer [B, K, T, N]
+    layers: tuple[LayerCache, ...]  # T columns
     column: jax.Array  # int32 scalar, the ring's column of the next step
     token: jax.Array  # int32 [B]
     position: jax.Array  # int32 [B]
@@ -177,7 +177,7 @@ class Engine:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
             if not work.queue and (kept := work.shrunk()) is not None:
                 state = self._resize(state, kept[0], columns=columns)
-                held = prefix.layers[0].keys.shape[2]
+                held = prefix.layers[0].columns
                 prefix = self._resize_prefix(prefix, kept[1], columns=held)
             if (needed := self._columns(self._longest(work, limits))) > columns:
                 state = self._resize(state, self._all(work.slots), columns=needed)
@@ -263,7 +263,7 @@ class Engine:
         """Prefills these prompts into their rows: a few together, a chunk of tokens at a time."""
         began = time.perf_counter()
         longest = max(len(prompts[load.prompt_index]) for load in loads)
-        held = prefix.layers[0].keys.shape[2]
+        held = prefix.layers[0].columns
         if (needed := self._prompt_columns(longest)) > held:
             rows = prefix.lengths.shape[1]
             prefix, held = self._resize_prefix(prefix, self._all(rows), columns=needed), needed
@@ -385,20 +385,22 @@ class Engine:
         return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
 
     def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-        return jax.tree.map(
-            lambda x: constrain(x, self.mesh, "batch", "kv_heads", "length", "head_dim"), layers
+        def pin(x: jax.Array, *axes: str) -> jax.Array:
+            return constrain(x, self.mesh, "batch", "kv_heads", *axes)
+
+        return tuple(
+            LayerCache(pin(x.keys, "head_dim", "length"), pin(x.values, "length", "head_dim"))
+            for x in layers
         )
 
     def _zero_layers(self, rows: int, columns: int) -> tuple[LayerCache, ...]:
         c = self.model_config
-        shape = (rows, c.num_kv_heads, columns, c.head_dim)
-        dtype = jnp.dtype(c.dtype)
-        return self._pin(
-            tuple(
-                LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-                for _ in range(c.num_layers)
-            )
+        head, dtype = (rows, c.num_kv_heads), jnp.dtype(c.dtype)
+        layer = LayerCache(
+            jnp.zeros((*head, c.head_dim, columns), dtype),
+            jnp.zeros((*head, columns, c.head_dim), dtype),
         )
+        return self._pin((layer,) * c.num_layers)
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2))
     def _empty(self, rows: int, columns: int) -> Slots:
@@ -459,7 +461,7 @@ class Engine:
         layers = self._pin(jax.tree.map(rows_of, prefix.layers))
         tokens = tokens_ZRL.reshape(-1, length)
         positions = jnp.broadcast_to(begin + jnp.arange(length), tokens.shape)
-        columns = layers[0].keys.shape[2]
+        columns = layers[0].columns
         mask = jnp.arange(columns) <= positions[:, :, None]
         output = forward(self.model, params, tokens, positions, cache=Cache(layers, begin, mask))
         lengths = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
@@ -502,11 +504,11 @@ class Engine:
             kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
             return kept.reshape(-1, *x.shape[1:])
 
-        def ring(x: jax.Array) -> jax.Array:
-            x = jnp.roll(rows_of(x), -slots.column, axis=2)
-            return jnp.pad(x, [(0, 0), (0, 0), (columns - x.shape[2], 0), (0, 0)])
+        def ring(x: jax.Array, axis: int) -> jax.Array:
+            x = jnp.roll(rows_of(x), -slots.column, axis)
+            return _padded(x, axis, before=columns - x.shape[axis])
 
-        layers = self._pin(jax.tree.map(ring, slots.layers))
+        layers = self._pin(_columns_changed(slots.layers, ring))
         rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))
         return replace(rest, layers=layers, column=jnp.int32(0))
 
@@ -516,11 +518,11 @@ class Engine:
         """The prompts `keep`, with `columns` columns (never fewer than they have)."""
         take = jax.vmap(lambda held, keep: held[keep])
 
-        def one(x: jax.Array) -> jax.Array:
+        def one(x: jax.Array, axis: int) -> jax.Array:
             x = take(self._split(x), keep_ZP).reshape(-1, *x.shape[1:])
-            return jnp.pad(x, [(0, 0), (0, 0), (0, columns - x.shape[2]), (0, 0)])
+            return _padded(x, axis, after=columns - x.shape[axis])
 
-        layers = self._pin(jax.tree.map(one, prefix.layers))
+        layers = self._pin(_columns_changed(prefix.layers, one))
         return replace(prefix, layers=layers, lengths=take(prefix.lengths, keep_ZP))
 
     def _decode_chunk(
@@ -538,7 +540,7 @@ class Engine:
         logprobs [B, C], counts [B], done [B], steps taken).
         """
         rows = slots.token.shape[0]
-        columns = slots.layers[0].keys.shape[2]
+        columns = slots.layers[0].columns
         head_DV = head_weights(params)
 
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -561,7 +563,7 @@ class Engine:
             token, logprob = sample(logits_BV, uniforms(slots.keys, slots.position + 1), sampling)
             busy = ~slots.done
             count = slots.count + busy
-            stopped = functools.reduce(jnp.logical_or, [token == s for s in self.stop_ids])
+            stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
             slots = replace(
                 slots,
                 layers=self._pin(output.cache or ()),
@@ -589,3 +591,16 @@ class Engine:
         if self.mesh is not None:  # every process looks at the same report
             report = jax.lax.with_sharding_constraint(report, replicated(self.mesh))
         return slots, report
+
+
+def _columns_changed(
+    layers: tuple[LayerCache, ...], change: Callable[[jax.Array, int], jax.Array]
+) -> tuple[LayerCache, ...]:
+    """`change` is given keys or values, and which of their axes the columns are."""
+    return tuple(LayerCache(change(x.keys, 3), change(x.values, 2)) for x in layers)
+
+
+def _padded(x: jax.Array, axis: int, before: int = 0, after: int = 0) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = before, after
+    return jnp.pad(x, widths)
