@@ -14,6 +14,7 @@ from r1jax.config import ConfigError
 from r1jax.metrics import absolute
 from r1jax.models.hf import EXPORT_DTYPES, save_hf
 from r1jax.models.load import open_model
+from r1jax.models.transformer import stack_layers
 from r1jax.sharding import make_mesh
 
 
@@ -22,7 +23,7 @@ def export(model: str, output: epath.PathLike, dtype: str = "bfloat16") -> None:
     opened, directory = open_model(model), absolute(output)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"--output {output} exists and is not an empty directory")
-    params = opened.load(make_mesh(), 0)
+    params = stack_layers(opened.load(make_mesh(), 0))
     save_hf(str(directory), opened.config, params, opened.tokenizer, dtype)
 
 

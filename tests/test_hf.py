@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from r1jax.checkpoint import save_params
 from r1jax.config import ConfigError, DataError
 from r1jax.models.config import ModelConfig
 from r1jax.models.hf import (
@@ -18,7 +19,9 @@ from r1jax.models.hf import (
     parameter_shape,
     save_hf,
 )
-from r1jax.models.transformer import Transformer, head_weights, param_axes
+from r1jax.models.load import open_model
+from r1jax.models.transformer import Transformer, head_weights, param_axes, unstack_layers
+from r1jax.sharding import make_mesh
 
 TINY = ModelConfig(
     vocab_size=40, embed_dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=20
@@ -103,6 +106,18 @@ def test_bfloat16_and_jax_arrays(tmp_path: Path) -> None:
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(read))
     tensors = load_file(tmp_path / "model.safetensors")
     assert all(x.dtype == ml_dtypes.bfloat16 for x in tensors.values())
+
+
+def test_a_model_with_its_layers_apart(tmp_path: Path) -> None:
+    """scan_layers=False: read from a file of stacked ones, and back."""
+    params, mesh = export(tmp_path / "hf"), make_mesh({"tensor": 2, "data": -1})
+    apart = open_model(str(tmp_path / "hf"), {"scan_layers": False}).load(mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, apart, unstack_layers(params))
+    save_params(tmp_path / "ours", apart, asdict(replace(TINY, scan_layers=False)))
+    again = open_model(str(tmp_path / "ours")).load(mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, again, apart)
+    stacked = open_model(str(tmp_path / "ours"), {"scan_layers": True}).load(mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, stacked, params)
 
 
 INDICES = {

@@ -21,7 +21,13 @@ from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.metrics import absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.hf import open_checkpoint
-from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, param_axes, param_shardings
+from r1jax.models.transformer import (
+    INIT_STD,
+    SCALAR_PARAMS,
+    param_axes,
+    param_shardings,
+    stack_layers,
+)
 from r1jax.train_state import random_params
 
 
@@ -105,7 +111,8 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
     def load(mesh: Mesh, seed: int) -> Any:
         params, _ = load_params(root)
         flat = {
-            tuple(k.key for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)
+            tuple(k.key for k in path): x
+            for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params))
         }
         absent = [name for name in SCALAR_PARAMS if (name,) not in flat]
         return _from_slices(config, mesh, lambda name, index: flat[name][index], absent, seed)
@@ -122,7 +129,8 @@ def _from_slices(
 ) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    Those that the model has not got yet, a scalar head's, are drawn as for a fresh model.
+    `read_slice(name, index)` gives parts of stacked layers, whatever config.scan_layers is. Those
+    that the model has not got yet, a scalar head's, are drawn as for a fresh model.
     """
     shapes, _ = param_axes(config)
     fresh = {
@@ -134,9 +142,16 @@ def _from_slices(
         name = tuple(key.key for key in path)
         if name[0] in absent:
             return jax.device_put(fresh[name[0]].astype(np.float32), sharding)
-        return jax.make_array_from_callback(
-            shape.shape, sharding, lambda index: np.asarray(read_slice(name, index), np.float32)
-        )
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            if name[0].startswith("layers_"):  # of a model with scan_layers=False
+                i = int(name[0].removeprefix("layers_"))
+                value = read_slice(("layers", *name[1:]), (slice(i, i + 1), *index))[0]
+            else:
+                value = read_slice(name, index)
+            return np.asarray(value, np.float32)
+
+        return jax.make_array_from_callback(shape.shape, sharding, read)
 
     return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(config, mesh))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -317,6 +318,16 @@ def unstack_layers(params: Any) -> Any:
     count = jax.tree.leaves(stacked)[0].shape[0]
     layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
     return {name: value for name, value in params.items() if name != "layers"} | layers
+
+
+def stack_layers(params: Any) -> Any:
+    """The other way round, on the host; parameters that are stacked are left as they are."""
+    apart = [name for name in params if name.startswith("layers_")]
+    if not apart:
+        return params
+    layers = [params[f"layers_{i}"] for i in range(len(apart))]
+    stacked = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
+    return {k: v for k, v in params.items() if k not in apart} | {"layers": stacked}
 
 
 def fuse_layers(params: Any, config: ModelConfig) -> Any:
