@@ -143,7 +143,7 @@ def _from_slices(
         if name[0] in absent:
             return jax.device_put(fresh[name[0]].astype(np.float32), sharding)
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: Any) -> np.ndarray:
             if name[0].startswith("layers_"):  # of a model with scan_layers=False
                 i = int(name[0].removeprefix("layers_"))
                 value = read_slice(("layers", *name[1:]), (slice(i, i + 1), *index))[0]
