@@ -275,9 +275,9 @@ def test_a_check_ends_rows() -> None:
 def test_max_tokens_is_no_new_program() -> None:
     by = engine(3, 8, 64, 3)
     generate(by, prompts_of([9]), SamplingConfig(max_tokens=5))
-    before = by._decode._cache_size()  # type: ignore[attr-defined]
+    before = by.programs.decode._cache_size()  # type: ignore[attr-defined]
     generate(by, prompts_of([9]), SamplingConfig(max_tokens=8, stop=("x",)))
-    assert by._decode._cache_size() == before  # type: ignore[attr-defined]
+    assert by.programs.decode._cache_size() == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

@@ -207,17 +207,17 @@ def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.Mo
     def abstract(function: Any, *args: Any) -> Any:
         return jax.eval_shape(lambda: function(*args))
 
-    state = abstract(engine._empty.__wrapped__, engine, 2 * slots, columns)
-    prefix = abstract(engine._empty_prefix.__wrapped__, engine, prompts, 128)
+    state = abstract(engine.programs.empty, 2 * slots, columns)
+    prefix = abstract(engine.programs.empty_prefix, prompts, 128)
     prefix = replace(
         prefix,
         members=jax.ShapeDtypeStruct((2, prompts, 8), jnp.int32),
         places=jax.ShapeDtypeStruct((2, slots), jnp.int32),
     )
-    params = jax.eval_shape(engine._prepare_params, abstract_params(config))
-    params = jax.tree.map(with_sharding, params, engine._param_shardings())
+    params = jax.eval_shape(engine.programs.prepare, abstract_params(config))
+    params = jax.tree.map(with_sharding, params, engine.programs.param_shardings())
     idle = jax.ShapeDtypeStruct((2 * slots,), jnp.bool_)
-    program = engine._decode.lower(
+    program = engine.programs.decode.lower(
         params, state, prefix, idle, sampling=SamplingConfig(max_tokens=1), steps=8
     ).compile()
     layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.layers))

@@ -8,42 +8,30 @@ group. A row's own ones, from the prompt's last token on, lie in a ring of colum
 writes the same column for all rows, which is one slice in place, and a row sees the last few
 columns, as many as it has tokens there.
 
-Shape legend: Z shards of the mesh's batch axes; B = Z S rows with S slots a shard; P prompts a
-shard; T columns of a cache; C steps of a chunk; R prompts of a prefill a shard; L their tokens.
+This is the host's side; programs.py is the device's, and has the shape legend.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax import struct
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix
+from r1jax.models.attention import SharedPrefix
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import (
-    Transformer,
-    forward,
-    fuse_layers,
-    head_weights,
-    param_axes,
-    unrolled,
-    unstack_layers,
-)
+from r1jax.models.transformer import unrolled
 from r1jax.rollout.memory import Memory, plan_slots
-from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
+from r1jax.rollout.programs import Programs, Slots
+from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.schedule import Load, Row, Schedule, Start
-from r1jax.sharding import RULES, constrain, replicated, spec_of
 from r1jax.types import Completion
 
 # (a row's tokens, how many of them were seen before) -> how many it keeps; 0 = it goes on
@@ -68,21 +56,6 @@ class EngineConfig:
         for name in ("slots", "memory_mib"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"engine.{name} {getattr(self, name)} must not be negative")
-
-
-@struct.dataclass
-class Slots:
-    """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
-
-    layers: tuple[LayerCache, ...]  # T columns
-    column: jax.Array  # int32 scalar, the ring's column of the next step
-    token: jax.Array  # int32 [B]
-    position: jax.Array  # int32 [B]
-    start: jax.Array  # int32 [B], position of the first token in the row's own columns
-    keys: jax.Array  # one key per row [B]
-    count: jax.Array  # int32 [B], tokens sampled so far
-    limit: jax.Array  # int32 [B], tokens it may have
-    done: jax.Array  # bool [B]; a row without work is done
 
 
 @dataclass
@@ -117,23 +90,11 @@ class Engine:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.model_config = unrolled(model, platform)
         self.mesh = mesh
-        self.model = Transformer(self.model_config, mesh)
+        self.programs = Programs(self.model_config, stop_ids, mesh)
+        self.shards = self.programs.shards
         self.stop_ids = tuple(stop_ids)
         self.statistics = Statistics()
         self._note = ""  # of the last memory plan
-        self.shards = 1
-        if mesh is not None:
-            self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
-        self._prepare = jax.jit(self._prepare_params, out_shardings=self._param_shardings())
-        self._prefill = jax.jit(self._prefill_prompts, donate_argnums=1)
-        self._decode = jax.jit(
-            self._decode_chunk, static_argnames=("sampling", "steps"), donate_argnums=1
-        )
-        self._insert = jax.jit(self._insert_rows, donate_argnums=0)
-        self._resize = jax.jit(self._resize_slots, static_argnames="columns")
-        self._resize_prefix = jax.jit(self._resize_prompts, static_argnames="columns")
-
-    # -- the host's side --------------------------------------------------------------------
 
     def generate(
         self,
@@ -163,11 +124,11 @@ class Engine:
         work = Schedule(len(prompts), group_size, self.shards, slots, held)
         self.statistics.slots = slots * self.shards
         places = min(1 << (group_size - 1).bit_length(), slots)  # readers of a prompt
-        params = self._prepare(params)
+        params = self.programs.prepare(params)
         drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
         columns = self._columns(min(max(limits), self.config.chunk))
-        state = self._empty(slots * self.shards, columns)
-        prefix = self._empty_prefix(work.prompt_rows, self._columns(1))
+        state = self.programs.empty(slots * self.shards, columns)
+        prefix = self.programs.empty_prefix(work.prompt_rows, self._columns(1))
         finished: list[Completion] = []
         while work.queue or any(True for _ in work.busy()):
             loads, starts = work.refill()
@@ -176,15 +137,15 @@ class Engine:
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
             if not work.queue and (kept := work.shrunk()) is not None:
-                state = self._resize(state, kept[0], columns=columns)
+                state = self.programs.resize(state, kept[0], columns=columns)
                 held = prefix.layers[0].columns
-                prefix = self._resize_prefix(prefix, kept[1], columns=held)
+                prefix = self.programs.resize_prefix(prefix, kept[1], columns=held)
             if (needed := self._columns(self._longest(work, limits))) > columns:
-                state = self._resize(state, self._all(work.slots), columns=needed)
+                state = self.programs.resize(state, self._all(work.slots), columns=needed)
                 columns = needed
             members, place = work.readers(min(places, work.slots))
             began = time.perf_counter()
-            state, report = self._decode(
+            state, report = self.programs.decode(
                 params,
                 state,
                 replace(prefix, members=members, places=place),
@@ -266,7 +227,10 @@ class Engine:
         held = prefix.layers[0].columns
         if (needed := self._prompt_columns(longest)) > held:
             rows = prefix.lengths.shape[1]
-            prefix, held = self._resize_prefix(prefix, self._all(rows), columns=needed), needed
+            prefix, held = (
+                self.programs.resize_prefix(prefix, self._all(rows), columns=needed),
+                needed,
+            )
         # Shards take turns; prompts of like length go together.
         loads = sorted(loads, key=lambda load: -len(prompts[load.prompt_index]))
         queues = [[load for load in loads if load.shard == z] for z in range(self.shards)]
@@ -302,7 +266,7 @@ class Engine:
                 rows[shard, r], lengths[shard, r] = load.row, len(prompt)
         for begin in range(0, tokens.shape[2], chunk):
             part_ZRL = tokens[:, :, begin : begin + chunk]
-            prefix = self._prefill(params, prefix, part_ZRL, rows, lengths, np.int32(begin))
+            prefix = self.programs.prefill(params, prefix, part_ZRL, rows, lengths, np.int32(begin))
         return prefix
 
     def _started(
@@ -326,7 +290,7 @@ class Engine:
             limit[i] = limits[index]
             prompt_ids[i], sample_ids[i] = numbers[index], start.row.sample_index
         arrays = (np.asarray(values, np.int32) for values in columns)
-        rows = self._insert(replace(state, layers=()), key, *arrays)
+        rows = self.programs.insert(replace(state, layers=()), key, *arrays)
         return replace(rows, layers=state.layers)
 
     def _collect(
@@ -360,247 +324,3 @@ class Engine:
             logprobs=np.concatenate(row.logprobs)[:length],
             finish_reason="stop" if stopped else "length",
         )
-
-    # -- the device's side ------------------------------------------------------------------
-
-    def _param_shardings(self) -> Any:
-        """For rollouts parameters are split over `tensor` only: every step reads all of them."""
-        if self.mesh is None:
-            return None
-        _, axes = param_axes(self.model_config)
-        mesh = self.mesh
-
-        def one(names: tuple[str, ...]) -> NamedSharding:
-            kept = (name if "fsdp" not in RULES[name] else None for name in names)
-            return NamedSharding(mesh, spec_of(tuple(kept)))
-
-        return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
-
-    def _prepare_params(self, params: Any) -> Any:
-        """Training parameters -> a fused set per layer, in the rollout's type."""
-        if "layers" in params:
-            params = unstack_layers(params)
-        if self.model_config.fused:
-            params = fuse_layers(params, self.model_config)
-        return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
-
-    def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-        def pin(x: jax.Array, *axes: str) -> jax.Array:
-            return constrain(x, self.mesh, "batch", "kv_heads", *axes)
-
-        return tuple(
-            LayerCache(pin(x.keys, "head_dim", "length"), pin(x.values, "length", "head_dim"))
-            for x in layers
-        )
-
-    def _zero_layers(self, rows: int, columns: int) -> tuple[LayerCache, ...]:
-        c = self.model_config
-        head, dtype = (rows, c.num_kv_heads), jnp.dtype(c.dtype)
-        layer = LayerCache(
-            jnp.zeros((*head, c.head_dim, columns), dtype),
-            jnp.zeros((*head, columns, c.head_dim), dtype),
-        )
-        return self._pin((layer,) * c.num_layers)
-
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-    def _empty(self, rows: int, columns: int) -> Slots:
-        zeros = jnp.zeros(rows, jnp.int32)
-        return Slots(
-            layers=self._zero_layers(rows, columns),
-            column=jnp.int32(0),
-            token=zeros,
-            position=zeros,
-            start=zeros,
-            keys=jax.random.split(jax.random.key(0), rows),
-            count=zeros,
-            limit=zeros,
-            done=jnp.ones(rows, bool),
-        )
-
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-    def _empty_prefix(self, prompts: int, columns: int) -> SharedPrefix:
-        return SharedPrefix(
-            layers=self._zero_layers(self.shards * prompts, columns),
-            lengths=jnp.zeros((self.shards, prompts), jnp.int32),
-            members=jnp.zeros((self.shards, 0, 0), jnp.int32),  # every decode brings its own
-            places=jnp.zeros((self.shards, 0), jnp.int32),
-        )
-
-    def _split(self, x: jax.Array) -> jax.Array:
-        """[Z n, ...] -> [Z, n, ...]"""
-        x = x.reshape(self.shards, -1, *x.shape[1:])
-        return constrain(x, self.mesh, "batch", *(None,) * (x.ndim - 1))
-
-    def _prefill_prompts(
-        self,
-        params: Any,
-        prefix: SharedPrefix,
-        tokens_ZRL: jax.Array,
-        rows_ZR: jax.Array,
-        lengths_ZR: jax.Array,
-        begin: jax.Array,
-    ) -> SharedPrefix:
-        """A chunk of some prompts, from position `begin` on; a row past the end is padding.
-
-        What comes to lie behind a prompt's end is masked by its length.
-        """
-        shards, size, length = tokens_ZRL.shape
-
-        def rows_of(x: jax.Array) -> jax.Array:
-            found = jax.vmap(lambda held, rows: held.at[rows].get(mode="clip"))(
-                self._split(x), rows_ZR
-            )
-            return found.reshape(shards * size, *x.shape[1:])
-
-        def put(held: jax.Array, new: jax.Array) -> jax.Array:
-            whole = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
-                self._split(held), rows_ZR, self._split(new)
-            )
-            return whole.reshape(held.shape)
-
-        layers = self._pin(jax.tree.map(rows_of, prefix.layers))
-        tokens = tokens_ZRL.reshape(-1, length)
-        positions = jnp.broadcast_to(begin + jnp.arange(length), tokens.shape)
-        columns = layers[0].columns
-        mask = jnp.arange(columns) <= positions[:, :, None]
-        output = forward(self.model, params, tokens, positions, cache=Cache(layers, begin, mask))
-        lengths = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
-            prefix.lengths, rows_ZR, lengths_ZR
-        )
-        layers = self._pin(jax.tree.map(put, prefix.layers, output.cache))
-        return replace(prefix, layers=layers, lengths=lengths)
-
-    def _insert_rows(
-        self,
-        slots: Slots,
-        key: jax.Array,
-        slot_ids: jax.Array,
-        token: jax.Array,
-        position: jax.Array,
-        limit: jax.Array,
-        prompt_ids: jax.Array,
-        sample_ids: jax.Array,
-    ) -> Slots:
-        """Starts rows in slots; a slot id past the end (padding) is dropped."""
-
-        def put(into: jax.Array, values: Any) -> jax.Array:
-            return into.at[slot_ids].set(values, mode="drop")
-
-        return replace(
-            slots,
-            token=put(slots.token, token),
-            position=put(slots.position, position),
-            start=put(slots.start, position),
-            keys=put(slots.keys, row_keys(key, prompt_ids, sample_ids)),
-            count=put(slots.count, 0),
-            limit=put(slots.limit, limit),
-            done=put(slots.done, False),
-        )
-
-    def _resize_slots(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
-        """The slots `keep`, with a ring of `columns` (never fewer) that begins with its oldest."""
-
-        def rows_of(x: jax.Array) -> jax.Array:
-            kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
-            return kept.reshape(-1, *x.shape[1:])
-
-        def ring(x: jax.Array, axis: int) -> jax.Array:
-            x = jnp.roll(rows_of(x), -slots.column, axis)
-            return _padded(x, axis, before=columns - x.shape[axis])
-
-        layers = self._pin(_columns_changed(slots.layers, ring))
-        rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))
-        return replace(rest, layers=layers, column=jnp.int32(0))
-
-    def _resize_prompts(
-        self, prefix: SharedPrefix, keep_ZP: jax.Array, columns: int
-    ) -> SharedPrefix:
-        """The prompts `keep`, with `columns` columns (never fewer than they have)."""
-        take = jax.vmap(lambda held, keep: held[keep])
-
-        def one(x: jax.Array, axis: int) -> jax.Array:
-            x = take(self._split(x), keep_ZP).reshape(-1, *x.shape[1:])
-            return _padded(x, axis, after=columns - x.shape[axis])
-
-        layers = self._pin(_columns_changed(prefix.layers, one))
-        return replace(prefix, layers=layers, lengths=take(prefix.lengths, keep_ZP))
-
-    def _decode_chunk(
-        self,
-        params: Any,
-        slots: Slots,
-        prefix: SharedPrefix,
-        idle: jax.Array,
-        sampling: SamplingConfig,
-        steps: int,
-    ) -> tuple[Slots, tuple[jax.Array, ...]]:
-        """Up to `steps` tokens for every row that is not done, until all are.
-
-        `idle` [B] are rows that the host has taken the work from. The report is (tokens [B, C],
-        logprobs [B, C], counts [B], done [B], steps taken).
-        """
-        rows = slots.token.shape[0]
-        columns = slots.layers[0].columns
-        head_DV = head_weights(params)
-
-        def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            i, slots, tokens_BC, logprobs_BC = carry
-            age_T = (slots.column - jnp.arange(columns)) % columns
-            own_B = slots.position - slots.start  # columns before this step's
-            cache = Cache(
-                layers=slots.layers,
-                column=slots.column,
-                mask=(age_T <= own_B[:, None])[:, None],
-                prefix=prefix,
-            )
-            output = forward(
-                self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
-            )
-            logits_BV = jnp.einsum(
-                "bd,dv->bv", output.hidden[:, 0], head_DV, preferred_element_type=jnp.float32
-            )
-            logits_BV = constrain(logits_BV, self.mesh, "batch", "vocab")
-            token, logprob = sample(logits_BV, uniforms(slots.keys, slots.position + 1), sampling)
-            busy = ~slots.done
-            count = slots.count + busy
-            stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
-            slots = replace(
-                slots,
-                layers=self._pin(output.cache or ()),
-                column=(slots.column + 1) % columns,
-                token=jnp.where(busy, token, slots.token),
-                position=slots.position + busy,
-                count=count,
-                done=slots.done | stopped | (count >= slots.limit),
-            )
-            tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
-            logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
-            return i + 1, slots, tokens_BC, logprobs_BC
-
-        def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-            return (carry[0] < steps) & ~jnp.all(carry[1].done)
-
-        start = (
-            jnp.int32(0),
-            replace(slots, done=slots.done | idle),
-            jnp.zeros((rows, steps), jnp.int32),
-            jnp.zeros((rows, steps), jnp.float32),
-        )
-        taken, slots, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
-        report = (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
-        if self.mesh is not None:  # every process looks at the same report
-            report = jax.lax.with_sharding_constraint(report, replicated(self.mesh))
-        return slots, report
-
-
-def _columns_changed(
-    layers: tuple[LayerCache, ...], change: Callable[[jax.Array, int], jax.Array]
-) -> tuple[LayerCache, ...]:
-    """`change` is given keys or values, and which of their axes the columns are."""
-    return tuple(LayerCache(change(x.keys, 3), change(x.values, 2)) for x in layers)
-
-
-def _padded(x: jax.Array, axis: int, before: int = 0, after: int = 0) -> jax.Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = before, after
-    return jnp.pad(x, widths)

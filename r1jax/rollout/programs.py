@@ -1,0 +1,306 @@
+"""What the rollout engine runs on the device: jitted programs over slots and shared prompts.
+
+Shape legend: Z shards of the mesh's batch axes; B = Z S rows with S slots a shard; P prompts a
+shard; T columns of a cache; C steps of a chunk; R prompts of a prefill a shard; L their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+
+from r1jax.models.attention import Cache, LayerCache, SharedPrefix
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import (
+    Transformer,
+    forward,
+    fuse_layers,
+    head_weights,
+    param_axes,
+    unstack_layers,
+)
+from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
+from r1jax.sharding import RULES, constrain, replicated, spec_of
+
+
+@struct.dataclass
+class Slots:
+    """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
+
+    layers: tuple[LayerCache, ...]  # T columns
+    column: jax.Array  # int32 scalar, the ring's column of the next step
+    token: jax.Array  # int32 [B]
+    position: jax.Array  # int32 [B]
+    start: jax.Array  # int32 [B], position of the first token in the row's own columns
+    keys: jax.Array  # one key per row [B]
+    count: jax.Array  # int32 [B], tokens sampled so far
+    limit: jax.Array  # int32 [B], tokens it may have
+    done: jax.Array  # bool [B]; a row without work is done
+
+
+class Programs:
+    """The programs for one model (as transformer.unrolled gives it) on one mesh."""
+
+    def __init__(self, model: ModelConfig, stop_ids: Sequence[int], mesh: Mesh | None) -> None:
+        self.model_config = model
+        self.model = Transformer(model, mesh)
+        self.stop_ids = tuple(stop_ids)
+        self.mesh = mesh
+        self.shards = 1
+        if mesh is not None:
+            self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+        self.prepare = jax.jit(self._prepare, out_shardings=self.param_shardings())
+        self.empty = jax.jit(self._empty, static_argnums=(0, 1))
+        self.empty_prefix = jax.jit(self._empty_prefix, static_argnums=(0, 1))
+        self.prefill = jax.jit(self._prefill, donate_argnums=1)
+        self.insert = jax.jit(self._insert, donate_argnums=0)
+        self.resize = jax.jit(self._resize, static_argnames="columns")
+        self.resize_prefix = jax.jit(self._resize_prefix, static_argnames="columns")
+        self.decode = jax.jit(self._decode, static_argnames=("sampling", "steps"), donate_argnums=1)
+
+    def param_shardings(self) -> Any:
+        """For rollouts parameters are split over `tensor` only: every step reads all of them."""
+        if self.mesh is None:
+            return None
+        _, axes = param_axes(self.model_config)
+        mesh = self.mesh
+
+        def one(names: tuple[str, ...]) -> NamedSharding:
+            kept = (name if "fsdp" not in RULES[name] else None for name in names)
+            return NamedSharding(mesh, spec_of(tuple(kept)))
+
+        return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+    def _prepare(self, params: Any) -> Any:
+        """Training parameters -> a fused set per layer, in the rollout's type."""
+        if "layers" in params:
+            params = unstack_layers(params)
+        if self.model_config.fused:
+            params = fuse_layers(params, self.model_config)
+        return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
+
+    def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
+        def pin(x: jax.Array, *axes: str) -> jax.Array:
+            return constrain(x, self.mesh, "batch", "kv_heads", *axes)
+
+        return tuple(
+            LayerCache(pin(x.keys, "head_dim", "length"), pin(x.values, "length", "head_dim"))
+            for x in layers
+        )
+
+    def _zero_layers(self, rows: int, columns: int) -> tuple[LayerCache, ...]:
+        c = self.model_config
+        head, dtype = (rows, c.num_kv_heads), jnp.dtype(c.dtype)
+        layer = LayerCache(
+            jnp.zeros((*head, c.head_dim, columns), dtype),
+            jnp.zeros((*head, columns, c.head_dim), dtype),
+        )
+        return self._pin((layer,) * c.num_layers)
+
+    def _empty(self, rows: int, columns: int) -> Slots:
+        zeros = jnp.zeros(rows, jnp.int32)
+        return Slots(
+            layers=self._zero_layers(rows, columns),
+            column=jnp.int32(0),
+            token=zeros,
+            position=zeros,
+            start=zeros,
+            keys=jax.random.split(jax.random.key(0), rows),
+            count=zeros,
+            limit=zeros,
+            done=jnp.ones(rows, bool),
+        )
+
+    def _empty_prefix(self, prompts: int, columns: int) -> SharedPrefix:
+        return SharedPrefix(
+            layers=self._zero_layers(self.shards * prompts, columns),
+            lengths=jnp.zeros((self.shards, prompts), jnp.int32),
+            members=jnp.zeros((self.shards, 0, 0), jnp.int32),  # every decode brings its own
+            places=jnp.zeros((self.shards, 0), jnp.int32),
+        )
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """[Z n, ...] -> [Z, n, ...]"""
+        x = x.reshape(self.shards, -1, *x.shape[1:])
+        return constrain(x, self.mesh, "batch", *(None,) * (x.ndim - 1))
+
+    def _prefill(
+        self,
+        params: Any,
+        prefix: SharedPrefix,
+        tokens_ZRL: jax.Array,
+        rows_ZR: jax.Array,
+        lengths_ZR: jax.Array,
+        begin: jax.Array,
+    ) -> SharedPrefix:
+        """A chunk of some prompts, from position `begin` on; a row past the end is padding.
+
+        What comes to lie behind a prompt's end is masked by its length.
+        """
+        shards, size, length = tokens_ZRL.shape
+
+        def rows_of(x: jax.Array) -> jax.Array:
+            found = jax.vmap(lambda held, rows: held.at[rows].get(mode="clip"))(
+                self._split(x), rows_ZR
+            )
+            return found.reshape(shards * size, *x.shape[1:])
+
+        def put(held: jax.Array, new: jax.Array) -> jax.Array:
+            whole = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
+                self._split(held), rows_ZR, self._split(new)
+            )
+            return whole.reshape(held.shape)
+
+        layers = self._pin(jax.tree.map(rows_of, prefix.layers))
+        tokens = tokens_ZRL.reshape(-1, length)
+        positions = jnp.broadcast_to(begin + jnp.arange(length), tokens.shape)
+        columns = layers[0].columns
+        mask = jnp.arange(columns) <= positions[:, :, None]
+        output = forward(self.model, params, tokens, positions, cache=Cache(layers, begin, mask))
+        lengths = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
+            prefix.lengths, rows_ZR, lengths_ZR
+        )
+        layers = self._pin(jax.tree.map(put, prefix.layers, output.cache))
+        return replace(prefix, layers=layers, lengths=lengths)
+
+    def _insert(
+        self,
+        slots: Slots,
+        key: jax.Array,
+        slot_ids: jax.Array,
+        token: jax.Array,
+        position: jax.Array,
+        limit: jax.Array,
+        prompt_ids: jax.Array,
+        sample_ids: jax.Array,
+    ) -> Slots:
+        """Starts rows in slots; a slot id past the end (padding) is dropped."""
+
+        def put(into: jax.Array, values: Any) -> jax.Array:
+            return into.at[slot_ids].set(values, mode="drop")
+
+        return replace(
+            slots,
+            token=put(slots.token, token),
+            position=put(slots.position, position),
+            start=put(slots.start, position),
+            keys=put(slots.keys, row_keys(key, prompt_ids, sample_ids)),
+            count=put(slots.count, 0),
+            limit=put(slots.limit, limit),
+            done=put(slots.done, False),
+        )
+
+    def _resize(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
+        """The slots `keep`, with a ring of `columns` (never fewer) that begins with its oldest."""
+
+        def rows_of(x: jax.Array) -> jax.Array:
+            kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
+            return kept.reshape(-1, *x.shape[1:])
+
+        def ring(x: jax.Array, axis: int) -> jax.Array:
+            x = jnp.roll(rows_of(x), -slots.column, axis)
+            return _padded(x, axis, before=columns - x.shape[axis])
+
+        layers = self._pin(_columns_changed(slots.layers, ring))
+        rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))
+        return replace(rest, layers=layers, column=jnp.int32(0))
+
+    def _resize_prefix(
+        self, prefix: SharedPrefix, keep_ZP: jax.Array, columns: int
+    ) -> SharedPrefix:
+        """The prompts `keep`, with `columns` columns (never fewer than they have)."""
+        take = jax.vmap(lambda held, keep: held[keep])
+
+        def one(x: jax.Array, axis: int) -> jax.Array:
+            x = take(self._split(x), keep_ZP).reshape(-1, *x.shape[1:])
+            return _padded(x, axis, after=columns - x.shape[axis])
+
+        layers = self._pin(_columns_changed(prefix.layers, one))
+        return replace(prefix, layers=layers, lengths=take(prefix.lengths, keep_ZP))
+
+    def _decode(
+        self,
+        params: Any,
+        slots: Slots,
+        prefix: SharedPrefix,
+        idle: jax.Array,
+        sampling: SamplingConfig,
+        steps: int,
+    ) -> tuple[Slots, tuple[jax.Array, ...]]:
+        """Up to `steps` tokens for every row that is not done, until all are.
+
+        `idle` [B] are rows that the host has taken the work from. The report is (tokens [B, C],
+        logprobs [B, C], counts [B], done [B], steps taken).
+        """
+        rows = slots.token.shape[0]
+        columns = slots.layers[0].columns
+        head_DV = head_weights(params)
+
+        def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            i, slots, tokens_BC, logprobs_BC = carry
+            age_T = (slots.column - jnp.arange(columns)) % columns
+            own_B = slots.position - slots.start  # columns before this step's
+            cache = Cache(
+                layers=slots.layers,
+                column=slots.column,
+                mask=(age_T <= own_B[:, None])[:, None],
+                prefix=prefix,
+            )
+            output = forward(
+                self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
+            )
+            logits_BV = jnp.einsum(
+                "bd,dv->bv", output.hidden[:, 0], head_DV, preferred_element_type=jnp.float32
+            )
+            logits_BV = constrain(logits_BV, self.mesh, "batch", "vocab")
+            token, logprob = sample(logits_BV, uniforms(slots.keys, slots.position + 1), sampling)
+            busy = ~slots.done
+            count = slots.count + busy
+            stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
+            slots = replace(
+                slots,
+                layers=self._pin(output.cache or ()),
+                column=(slots.column + 1) % columns,
+                token=jnp.where(busy, token, slots.token),
+                position=slots.position + busy,
+                count=count,
+                done=slots.done | stopped | (count >= slots.limit),
+            )
+            tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
+            logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
+            return i + 1, slots, tokens_BC, logprobs_BC
+
+        def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+            return (carry[0] < steps) & ~jnp.all(carry[1].done)
+
+        start = (
+            jnp.int32(0),
+            replace(slots, done=slots.done | idle),
+            jnp.zeros((rows, steps), jnp.int32),
+            jnp.zeros((rows, steps), jnp.float32),
+        )
+        taken, slots, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
+        report = (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
+        if self.mesh is not None:  # every process looks at the same report
+            report = jax.lax.with_sharding_constraint(report, replicated(self.mesh))
+        return slots, report
+
+
+def _columns_changed(
+    layers: tuple[LayerCache, ...], change: Callable[[jax.Array, int], jax.Array]
+) -> tuple[LayerCache, ...]:
+    """`change` is given keys or values, and which of their axes the columns are."""
+    return tuple(LayerCache(change(x.keys, 3), change(x.values, 2)) for x in layers)
+
+
+def _padded(x: jax.Array, axis: int, before: int = 0, after: int = 0) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = before, after
+    return jnp.pad(x, widths)
