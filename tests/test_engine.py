@@ -173,6 +173,12 @@ def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 
 
+def test_a_model_without_stop_tokens() -> None:
+    by = Engine(CONFIG, [], EngineConfig(3, 8, 64, 3))
+    found = generate(by, prompts_of([5, 30]), SamplingConfig(max_tokens=11))
+    assert {(len(c.tokens), c.finish_reason) for c in found.values()} == {(11, "length")}
+
+
 def test_independent_of_other_rows() -> None:
     """A prompt alone, among others or later in the queue: its number alone names its keys."""
     prompts = prompts_of([7, 31, 12, 3])

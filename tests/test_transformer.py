@@ -233,7 +233,7 @@ def test_only_distances_between_positions_matter(params: Any) -> None:
 # -- ways to run it --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # fused, and not
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])  # fused on the left, fused, not
 @pytest.mark.parametrize("family", [{}, {"qkv_bias": True}, {"qk_norm": True}])
 def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
     """Two prompts in chunks of 3, then rows that read them, out of order, and their own ring."""
@@ -243,7 +243,7 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
     layers = unstack_layers(params)
     if config.fused:
         layers = fuse_layers(layers, config)
-    assert config.fused == (platform == "cpu")
+    assert (config.fused, config.weights_left) == (platform != "tpu", platform == "cpu")
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 
