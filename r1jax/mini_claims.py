@@ -8,7 +8,7 @@ answers. Written by
         --workdirs experiments/mini/metrics --output experiments/mini
 
 from committed metrics. These are the metrics of three sweeps, which the same command with
-`--workdirs runs/mini` reads as well (so far only the first is there; the others were not run yet):
+`--workdirs runs/mini` reads as well:
 
     python -m r1jax.sweep --config experiments/mini/r1_zero.py --workdir runs/mini/r1-zero \\
         --parallel 2
@@ -180,6 +180,7 @@ def claims() -> list[Claim]:
                     model("dev1", "instructions"),
                 ),
             ],
+            "Here the cold start is of problems alone: Dev1 takes every request for one.",
         ),
         Claim(
             "RL for all scenarios makes answers preferred, and reasoning no worse",
@@ -199,6 +200,8 @@ def claims() -> list[Claim]:
                     model("r1"),
                 ),
             ],
+            "Dev3's replies are the reference's word for word in 98 of 100 cases, which counts one half"
+            " (50 %): there was nothing left to win, whatever the first verdict says.",
         ),
         Claim(
             "The language reward keeps reasoning in one language, at a small cost in accuracy",

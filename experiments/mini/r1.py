@@ -15,8 +15,11 @@
 
 `:seed=N` is another seed of everything but the shipped base; `:smoke` runs every stage at a few
 steps. Every stage's config can be changed as `--config.stages.NAME.key=value`. Hardware: one CPU
-core; seed 0 took 55 minutes on a slow one beside other work, with 60 updates of student_zero
-instead of 180.
+core, about 50 minutes a seed on a slow one.
+
+Measured, seeds 0, 1, 2 (held-out problems, strict pass@1 in %): R1-Zero 87.7 +- 1.7, Dev1 83.1 +-
+1.6, Dev2 82.8 +- 2.5, Dev3 82.1 +- 1.1, R1 80.0 +- 0.2; requests done as asked: R1-Zero 57.1 +-
+4.8, Dev1 0.2 +- 0.3, R1 98.2 +- 1.2. experiments/mini/README.md has the paper's claims one by one.
 
 Departures from the paper, beside those of r1_zero.py: the numbers of steps; SFT at 1e-3 (the model
 has 1.9 M parameters); stage 2's general prompts come in the same share of its steps as in the
