@@ -200,8 +200,8 @@ def claims() -> list[Claim]:
                     model("r1"),
                 ),
             ],
-            "Dev3's replies are the reference's word for word in 98 of 100 cases, which counts one half"
-            " (50 %): there was nothing left to win, whatever the first verdict says.",
+            "Dev3's replies are the reference's word for word in 98 of 100 cases, which counts one"
+            " half (50 %): there was nothing left to win, whatever the first verdict says.",
         ),
         Claim(
             "The language reward keeps reasoning in one language, at a small cost in accuracy",
