@@ -98,7 +98,7 @@ class Block(nn.Module):
         value: Any = self.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape))
         return value if std is None else value.astype(self.config.dtype)  # norms stay float32
 
-    def _small(self) -> float:
+    def _residual_std(self) -> float:
         """Initial spread of what a residual connection adds."""
         return INIT_STD / (2 * self.config.num_layers) ** 0.5
 
@@ -175,7 +175,9 @@ class Block(nn.Module):
         c = self.config
         mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
         heads = [c.num_heads, c.head_dim], ["heads", "head_dim"]
-        return self._dot(mixed_BLHN, "output", heads, ([c.embed_dim], ["embed"]), self._small())
+        return self._dot(
+            mixed_BLHN, "output", heads, ([c.embed_dim], ["embed"]), self._residual_std()
+        )
 
     def _normed(self, x_BLHN: jax.Array, name: str) -> jax.Array:
         """Queries or keys behind their norm (Qwen3)."""
@@ -210,7 +212,7 @@ class Block(nn.Module):
             up_BLF = self._dot(x_BLD, "up", embed, ffn)
         h_BLF = jax.nn.silu(gate_BLF) * up_BLF
         h_BLF = constrain(h_BLF, self.mesh, "batch", "length", "ffn")
-        return self._dot(h_BLF, "down", ffn, embed, self._small())
+        return self._dot(h_BLF, "down", ffn, embed, self._residual_std())
 
 
 class Transformer(nn.Module):
@@ -321,7 +323,7 @@ def unstack_layers(params: Any) -> Any:
 
 
 def stack_layers(params: Any) -> Any:
-    """The other way round, on the host; parameters that are stacked are left as they are."""
+    """The inverse of `unstack_layers`, on the host; stacked parameters are left as they are."""
     apart = [name for name in params if name.startswith("layers_")]
     if not apart:
         return params
