@@ -16,11 +16,13 @@ from ml_collections import config_flags
 from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
 
 LOCK = ".lock"
+# One heap for all threads, in pages of 2 MiB, that never shrinks.
+MALLOC = ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**62}")
 
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
-    _use_huge_pages()
+    _keep_memory()
     try:
         app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
     except UserError as error:
@@ -31,17 +33,18 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
-def _use_huge_pages() -> None:
-    """Starts this command once more, with a memory allocator that asks for pages of 2 MiB.
+def _keep_memory() -> None:
+    """Starts this command once more, with a memory allocator that gives nothing back.
 
-    XLA on CPUs allocates and frees gigabytes a step, and clearing them in pages of 4 KiB takes a
-    quarter of an update. glibc reads this setting only when a process starts. A GLIBC_TUNABLES that
-    is set already, if only to nothing, is left as it is.
+    XLA on CPUs allocates and frees gigabytes a step. What malloc gives back must be cleared again,
+    and on a virtual machine may have gone back to its host: touching such pages takes up to 30
+    times as long as touching pages that were kept. glibc reads these settings only when a process
+    starts. A GLIBC_TUNABLES that is set already, if only to nothing, is left as it is.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     ours = spec is not None and spec.name.startswith("r1jax.")  # python -m r1jax.NAME
     if ours and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{item}" for item in MALLOC)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

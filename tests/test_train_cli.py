@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.cli import _use_huge_pages, set_up_jax
+from r1jax.cli import _keep_memory, set_up_jax
 from r1jax.config import ConfigError
 from r1jax.stages import STAGES
 
@@ -173,7 +173,7 @@ def test_processes_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     ("module", "tunables", "restarts"),
     [("r1jax.train", None, True), ("r1jax.train", "", False), ("pytest.__main__", None, False)],
 )
-def test_huge_pages(
+def test_keep_memory(
     module: str, tunables: str | None, restarts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command restarts itself once, with the same arguments; nobody else does."""
@@ -186,10 +186,30 @@ def test_huge_pages(
     monkeypatch.delenv("GLIBC_TUNABLES")
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    _use_huge_pages()
+    _keep_memory()
     arguments = ["-X", "dev", "-m", module, "--config=x"]
     assert started == ([[sys.executable, sys.executable, *arguments]] if restarts else [])
     if restarts:
-        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-        _use_huge_pages()
+        _keep_memory()
         assert len(started) == 1
+    if restarts and Path("/proc/self/statm").exists():
+        assert _kept_by_malloc(os.environ["GLIBC_TUNABLES"])
+        assert not _kept_by_malloc("")
+
+
+def _kept_by_malloc(tunables: str) -> bool:
+    """Whether a process that makes and drops an array of 256 MiB still holds it afterwards."""
+    code = """
+import numpy, threading
+thread = threading.Thread(target=lambda: numpy.ones(2**25))
+thread.start(), thread.join()
+print(open("/proc/self/statm").read().split()[1])
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "GLIBC_TUNABLES": tunables},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return int(out.stdout) * os.sysconf("SC_PAGE_SIZE") > 2**28

@@ -187,7 +187,7 @@ def get_config(arg: str = "") -> ConfigDict:
         solutions = {
             "function": "r1jax.data.tasks:gsm8k_solutions",
             "args": {"path": f"{gsm8k}/train.jsonl", "question": WORD_PROBLEM},
-            "limit": 16 if smoke else 320,
+            "limit": 16 if smoke else 224,
         }
         cold["gsm8k"] = {"data": solutions, "domain": "word problems"}
         sampled |= {
@@ -211,7 +211,7 @@ def get_config(arg: str = "") -> ConfigDict:
     stages |= {
         "cold_start": mixture | {"sources": cold},
         "dev1": sft(base, "@cold_start/data.jsonl", seed, smoke),
-        "dev2": grpo("@dev1", questions, seed, smoke, 30),
+        "dev2": grpo("@dev1", questions, seed, smoke, 24),
         "sums": rejection(
             {"path": "@dev2"},
             sums(seed + 2_000, "train", count=16 if smoke else 384),
@@ -231,7 +231,7 @@ def get_config(arg: str = "") -> ConfigDict:
     stages |= {
         "sft_set": mixture | {"sources": sampled},
         "dev3": sft(base, "@sft_set/data.jsonl", seed, smoke),
-        "r1": grpo("@dev3", questions, seed + 3, smoke, 20, temperature=0.7),
+        "r1": grpo("@dev3", questions, seed + 3, smoke, 16, temperature=0.7),
     }
     compared = ("", "r1") if smoke else MODELS
     stages |= {
