@@ -8,10 +8,9 @@ updates a rollout (as the paper makes 16), so that ratios leave 1 and clipping m
 arms make one. 60 updates each: 3 to 5 minutes of one slow CPU core. Paper: Figure 4 (PPO against
 GRPO) for `ppo` and `ppo_095`; the other variants are not in it.
 
-Measured (held-out pass@1 in %; seeds 0 and 1, of the first four also 2; the rest was not run yet):
-grpo 76.0 +- 1.9, token_mean 77.7 +- 2.6, dr_grpo 78.4 +- 1.4, dapo 77.5 +- 2.7, cispo 76.6 +- 0.8,
-gspo 40.9 +- 0.8, ppo 69.9 +- 11.3, ppo_095 31.8 +- 4.6, on_policy 76.4 +- 1.9, one_ahead 77.4 +-
-0.4. experiments/mini/README.md has the table.
+Measured (held-out pass@1 in %, seeds 0 to 2): grpo 76.0 +- 1.9, token_mean 77.7 +- 2.6, dr_grpo
+78.4 +- 1.4, dapo 77.5 +- 2.7, cispo 77.4 +- 1.5, gspo 42.5 +- 2.7, ppo 72.6 +- 9.3, ppo_095 36.9 +-
+9.5, on_policy 77.1 +- 1.9, one_ahead 77.6 +- 0.4. experiments/mini/README.md has the table.
 """
 
 from pathlib import Path
