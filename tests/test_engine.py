@@ -251,6 +251,21 @@ def test_memory_decides_the_slots() -> None:
     }
 
 
+def test_no_more_prompt_rows_than_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    by = engine(8, 4, 8, 2)
+    held: list[int] = []
+    empty = by.programs.empty_prefix
+
+    def spied(rows: int, columns: int) -> Any:
+        held.append(rows)
+        return empty(rows, columns)
+
+    monkeypatch.setattr(by.programs, "empty_prefix", spied)
+    generate(by, prompts_of([3, 5]), SAMPLINGS["greedy"], group_size=3)
+    generate(by, prompts_of([4] * 12), SAMPLINGS["greedy"])
+    assert held == [2, 8]
+
+
 def test_a_check_ends_rows() -> None:
     """At whatever chunk size, a row ends where the check says, and its slot goes on."""
 

@@ -288,3 +288,46 @@ def test_the_command(tmp_path: Path, args: list[str], code: int, said: str) -> N
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# -- the pipeline's picture ------------------------------------------------------------------------
+
+
+def test_places_of_stages() -> None:
+    reads = {
+        "zero": [],
+        "cold": ["zero"],
+        "judge": [],
+        "dev1": ["cold"],
+        "r1": ["dev1", "judge"],
+        "other": ["zero"],
+    }
+    # the longest chain lies in row 0; what has time stands just before who reads it
+    assert figures._places(reads) == {
+        "zero": (0, 0),
+        "cold": (1, 0),
+        "dev1": (2, 0),
+        "r1": (3, 0),
+        "judge": (2, 1),
+        "other": (1, 1),
+    }
+
+
+def test_the_pipeline_is_drawn_without_its_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    text = figures.Figure.subplots
+
+    def spied(figure: Any) -> Any:
+        ax = text(figure)
+        draw = ax.text
+        ax.text = lambda x, y, s, **kwargs: texts.append(s) or draw(x, y, s, **kwargs)
+        return ax
+
+    monkeypatch.setattr(figures.Figure, "subplots", spied)
+    stages = {
+        "zero": {"stage": "grpo", "reads": [], "complete": True, "model": "runs/base"},
+        "cold_start": {"stage": "rejection", "reads": ["zero"], "complete": False},
+        "eval_zero": {"stage": "evaluate", "reads": ["zero"], "complete": False},
+    }
+    assert figures.draw_pipeline(stages).startswith(b"\x89PNG")
+    assert texts == ["zero\ngrpo\nof base", "cold_start\nrejection"]
