@@ -42,6 +42,7 @@ from r1jax.cost_report import params_of
 from r1jax.metrics import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
+SAMPLED = "grpo/rollout/decode_seconds"  # in the first line of an iteration that sampled
 
 
 def define_flags() -> None:
@@ -71,11 +72,14 @@ def bench(config: ConfigDict) -> dict[str, Any]:
     if "evaluation" in config:
         config.evaluation = {"every": 0}
     config.checkpoint_every = 0
+    config.keep_rollouts = 0
     sizes = section(grpo.CONFIG, config)
-    if sizes.total_steps <= sizes.updates_per_rollout:
+    # The first iteration compiles, and with rollouts_ahead the last one samples nothing.
+    least = (1 + sizes.rollouts_ahead) * sizes.updates_per_rollout
+    if sizes.total_steps <= least:
         raise ConfigError(
-            f"config.total_steps {sizes.total_steps} is one iteration, which compiles; bench needs"
-            f" two, so more than updates_per_rollout {sizes.updates_per_rollout}"
+            f"config.total_steps {sizes.total_steps} leaves no iteration to time: bench needs more"
+            f" than {least}, as the first one compiles"
         )
     peak = matmul_peak()
     with tempfile.TemporaryDirectory(prefix="r1jax-bench-") as workdir:
@@ -89,11 +93,13 @@ def bench(config: ConfigDict) -> dict[str, Any]:
         ]
         parameters = params_of(path)
         peak = max(peak, matmul_peak())
-        rollouts = [read_jsonl(file) for file in sorted((path / "rollouts").glob("*.jsonl"))]
+        files = sorted((path / "rollouts").glob("*.jsonl"), key=lambda file: int(file.stem))
+        rollouts = [read_jsonl(file) for file in files]
     each = sizes.updates_per_rollout
     iterations = [
         iteration_figures(rows[i * each : (i + 1) * each], rollout, parameters, peak)
         for i, rollout in enumerate(rollouts)
+        if SAMPLED in rows[i * each]
     ]
     figures: dict[str, Any] = {
         name: statistics.median(iteration[name] for iteration in iterations[1:])
@@ -132,7 +138,7 @@ def iteration_figures(
         "step_seconds": seconds("total"),
         "rollout_seconds": seconds("rollout"),
         "prefill_seconds": first["grpo/rollout/prefill_seconds"],
-        "decode_seconds": first["grpo/rollout/decode_seconds"],
+        "decode_seconds": first[SAMPLED],
         "rollout_tokens_per_s": first["grpo/rollout/tokens_per_s"],
         "wasted_slot_share": first["grpo/rollout/wasted_slot_share"],
         "ref_seconds": seconds("ref_logprobs"),

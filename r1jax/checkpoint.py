@@ -20,11 +20,11 @@ import safetensors
 import safetensors.flax
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from r1jax.config import ConfigError, UserError
 from r1jax.metrics import METRICS, SAMPLES, absolute, write_atomic
+from r1jax.sharding import wait_for_all
 
 CHECKPOINTS, STATE, EXTRA, MANIFEST = "checkpoints", "state", "extra.json", "manifest.json"
 CONFIG, MODEL, PARAMS, TOKENIZER = "config.json", "model.json", "params.safetensors", "tokenizer"
@@ -70,14 +70,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             _delete(directory)
             directory.mkdir(parents=True)
-        _barrier(f"checkpoint {step} begins")
+        wait_for_all(f"checkpoint {step} begins")
         self._checkpointer.save(directory / STATE, args=ocp.args.PyTreeSave(state))
         if jax.process_index() == 0:
             write_atomic(directory / EXTRA, _json(extra or {}))
             manifest = {"leaves": _leaf_specs(state), "files": _checksums(directory)}
             write_atomic(directory / MANIFEST, _json(manifest))
             self._delete_old()
-        _barrier(f"checkpoint {step} is complete")
+        wait_for_all(f"checkpoint {step} is complete")
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """State with the shardings of `abstract_state` (ShapeDtypeStructs), and `extra`.
@@ -117,11 +117,6 @@ def _delete(directory: epath.Path) -> None:
     (directory / MANIFEST).unlink(missing_ok=True)
     if directory.exists():
         directory.rmtree()
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _json(value: Any) -> bytes:

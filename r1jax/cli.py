@@ -29,7 +29,9 @@ def run_command(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)
+        same = "the same command without --restart_from" if restarts else "the same command"
+        print(f"interrupted; {same} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

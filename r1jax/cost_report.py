@@ -11,8 +11,10 @@ from typing import Any
 
 from etils import epath
 
+from r1jax.checkpoint import CONFIG
 from r1jax.metrics import STATISTICS, absolute
 from r1jax.models.config import ModelConfig
+from r1jax.models.load import open_model
 from r1jax.report import ROWS, Row, Run, last_cell, metric_names, read_run
 from r1jax.table import Cell, Table
 from r1jax.train_state import count_params
@@ -84,7 +86,7 @@ class Match:
     rl: str
     distilled: str
     traces: str  # the rejection sampling whose teacher wrote them
-    teacher: str
+    teacher: str | None  # the stage that trained that teacher; None = a model from outside
 
 
 def matches(stages: Stages) -> list[Match]:
@@ -99,7 +101,8 @@ def matches(stages: Stages) -> list[Match]:
         for rl in are(list(stages), "grpo"):
             shared = [name for name in students if name in stages[rl]["reads"]]
             if traces and shared:
-                teacher = are(stages[traces[0]]["reads"], "grpo")[0]
+                read = stages[traces[0]]["reads"]
+                teacher = next(iter(are(read, "grpo") + are(read, "sft")), None)
                 found.append(Match(shared[0], rl, distilled, traces[0], teacher))
     return found
 
@@ -144,7 +147,10 @@ def teacher_flop(root: epath.Path, stages: Stages, match: Match, cost: Spent) ->
     statistics = json.loads((root / match.traces / STATISTICS).read_text())
     reads_logits = match.teacher in stages[match.distilled]["reads"]
     tokens = statistics["completion_tokens"] + (cost.trained if reads_logits else 0)
-    return 2.0 * params_of(root / match.teacher) * tokens
+    if match.teacher is not None:
+        return 2.0 * params_of(root / match.teacher) * tokens
+    path = json.loads((root / match.traces / CONFIG).read_text())["model"]["path"]
+    return 2.0 * count_params(open_model(path).config) * tokens
 
 
 def _curve_name(run: Run) -> str | None:

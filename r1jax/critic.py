@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from r1jax.checkpoint import Checkpoints
 from r1jax.losses import Metrics, token_values, value_loss
+from r1jax.models.attention import choose_kernel
 from r1jax.models.load import ModelSource, open_source
 from r1jax.models.transformer import Transformer
 from r1jax.train_state import (
@@ -58,11 +59,16 @@ class Critic:
         seed: int,
         total_steps: int,
         start: int,
+        share_prompts: bool,
     ) -> None:
-        """Begins at the policy's model with a new head, or at the checkpoint of update `start`."""
+        """Begins at the policy's model with a new head, or at the checkpoint of update `start`.
+
+        `share_prompts`: completions are packed behind one copy of their prompt.
+        """
         source = dataclasses.replace(source, override=source.override | {"scalar_head": True})
         opened = open_source(source, workdir)
-        model = Transformer(opened.config, mesh)
+        kernel = choose_kernel(opened.config, mesh, share_prompts)
+        model = Transformer(dataclasses.replace(opened.config, attention=kernel), mesh)
         schedule = make_schedule(config.optimizer, total_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         shardings = state_shardings(opened.config, optimizer, mesh)

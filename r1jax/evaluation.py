@@ -49,7 +49,7 @@ class BenchmarkConfig:
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
     )
     prefix: Any = ""  # text that every completion begins with, or one by metadata["language"]
-    rewards: dict[str, Any] = field(
+    rewards: Any = field(  # a dict, or pairs as in load_rewards
         default_factory=lambda: {STRICT: 1.0, LENIENT: 0.0, "format": 0.0}
     )
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -508,9 +509,10 @@ def make_tables(runs: Sequence[Run]) -> list[Table]:
             tables.append(paper_table(groups))
     if evaluated:
         tables.append(models_table(evaluated))
-        tables += [
-            replace(evaluation_table(run), name=f"benchmarks_{run.name}") for run in evaluated
-        ]
+        names = Counter(run.name for run in evaluated)
+        for run in evaluated:
+            name = run.name if names[run.name] == 1 else f"{run.workdir.parent.name}-{run.name}"
+            tables.append(replace(evaluation_table(run), name=f"benchmarks_{name}"))
     return [table for table in tables if table.rows]
 
 

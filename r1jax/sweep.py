@@ -26,6 +26,7 @@ from absl import flags
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
+from r1jax.metrics import write_atomic
 
 CONFIG = flags.DEFINE_string(
     "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True
@@ -160,7 +161,7 @@ def _start(run: Run, cores: set[int]) -> subprocess.Popen[bytes]:
 
 def _finish(run: Run, code: int) -> int:
     if code == 0:
-        (run.workdir / COMPLETE).write_text(json.dumps(run.config))
+        write_atomic(run.workdir / COMPLETE, json.dumps(run.config).encode())
     print(f"{_outcome(code):8} {run.name}", flush=True)
     return code
 

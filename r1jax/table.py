@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import rich.box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 MISSING = "-"
@@ -118,10 +119,13 @@ def print_rich(table: Table) -> None:
     """A table on the terminal, or 100 columns wide in a file."""
     numbers = number_columns(table)
     shown = RichTable(
-        title=table.title, caption=table.note, box=rich.box.SIMPLE_HEAD, pad_edge=False
+        title=escape(table.title),
+        caption=escape(table.note),
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     for i, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if i in numbers else "left")
+        shown.add_column(escape(name), justify="right" if i in numbers else "left")
     for row in table.rows:
-        shown.add_row(*map(text_of, row))
+        shown.add_row(*(escape(text_of(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 100).print(shown)

@@ -18,6 +18,7 @@ from r1jax import report
 from r1jax.claims import write_claims
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
+from r1jax.metrics import absolute
 from r1jax.pipeline_report import is_pipeline, pipeline_tables, write_pipeline_report
 from r1jax.table import print_rich
 
@@ -28,8 +29,20 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Directory to write to.", required=True)
 
 
+def joined(parts: list[str]) -> list[str]:
+    """The directories among parts that were split at commas; a sweep's names hold commas."""
+    found: list[str] = []
+    rest = list(parts)
+    while rest:
+        counts = range(len(rest), 0, -1)
+        count = next((n for n in counts if absolute(",".join(rest[:n])).exists()), 1)
+        found.append(",".join(rest[:count]))
+        rest = rest[count:]
+    return found
+
+
 def main() -> None:
-    workdirs, output = flags.FLAGS.workdirs, flags.FLAGS.output
+    workdirs, output = joined(flags.FLAGS.workdirs), flags.FLAGS.output
     if not workdirs:
         raise ConfigError("--workdirs names no directory")
     if flags.FLAGS.claims:

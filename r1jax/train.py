@@ -12,8 +12,8 @@ import contextlib
 from absl import flags
 
 from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
-from r1jax.config import ConfigError, section
-from r1jax.stages import stage_of
+from r1jax.config import ConfigError
+from r1jax.stages import checked, stage_of
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
 WORKDIR = flags.DEFINE_string(
@@ -29,9 +29,9 @@ flags.mark_flag_as_required("config")
 def main() -> None:
     config, workdir, restart_from = CONFIG.value, WORKDIR.value, RESTART_FROM.value
     stage = stage_of(config)
-    checked = section(stage.CONFIG, config)  # a wrong key is an error before the workdir exists
+    found = checked(config)  # a wrong key is an error before the workdir exists
     if DRY_RUN.value:
-        print(f"{config.stage}: {stage.describe(checked)}")
+        print(f"{config.stage}: {stage.describe(found)}")
         return
     set_up_jax()
 

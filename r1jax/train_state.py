@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r1jax.config import ConfigError
+from r1jax.config import check_choice
 from r1jax.losses import Metrics, add_partial
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, init_params, param_shardings
@@ -36,13 +36,12 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # on matrices only
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
+
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up, then the named schedule until total_steps."""
-    if config.schedule not in SCHEDULES:
-        raise ConfigError(
-            f"optimizer.schedule {config.schedule!r} is not one of {', '.join(SCHEDULES)}"
-        )
     top, warmup = config.learning_rate, config.warmup_steps
     rest = max(total_steps - warmup, 1)
     after = {

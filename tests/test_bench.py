@@ -97,7 +97,14 @@ def test_the_peak_counts_all_devices() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"total_steps": 2}, "config.total_steps 2 is one iteration, which compiles; bench needs"),
+        (
+            {"total_steps": 2},
+            "config.total_steps 2 leaves no iteration to time: bench needs more than 2",
+        ),
+        (
+            {"total_steps": 4, "rollouts_ahead": 1, "loss": {"importance_cap": 2.0}},
+            "config.total_steps 4 leaves no iteration to time: bench needs more than 4",
+        ),
         ({"group_siz": 2}, "unknown key config.group_siz"),
     ],
 )

@@ -110,8 +110,14 @@ def test_a_tokens_value_does_not_know_it() -> None:
 
 
 @pytest.mark.usefixtures("compilation_cache", "one_device")
-def test_ppo_resumes_exactly(tokenizer_dir: str, tmp_path: Path) -> None:
+def test_ppo_resumes_exactly(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two minibatches a rollout, a KL in the reward; gone on from update 2 it ends the same."""
+    shared: list[bool] = []
+    monkeypatch.setattr(
+        "r1jax.critic.choose_kernel", lambda config, mesh, prompts: shared.append(prompts) or "xla"
+    )
     critic = {"gae_lambda": 0.95, "kl_coef": 0.01, "optimizer": {"learning_rate": 1e-2}}
     config = grpo_config(tokenizer_dir, critic=critic, loss={"kl_coef": 0.0})
     grpo.run(config, str(tmp_path))
@@ -119,6 +125,7 @@ def test_ppo_resumes_exactly(tokenizer_dir: str, tmp_path: Path) -> None:
     steps = metrics_by_step(tmp_path)
     assert all(np.isfinite(steps[s]["grpo/critic/loss"]) for s in (1, 2, 3, 4))
     assert steps[1]["grpo/critic/loss"] != steps[2]["grpo/critic/loss"]
+    assert shared and all(shared)  # its rows are the policy's, with shared prompts
     for directory in ("checkpoints", "critic/checkpoints"):
         assert sorted(p.name for p in (tmp_path / directory).iterdir()) == ["2", "4"]
         shutil.rmtree(tmp_path / directory / "4")

@@ -147,6 +147,30 @@ def test_a_missing_key_is_named(missing: str, message: str) -> None:
         to_example(row, 2, "rows.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"answer": None}, "row 3: key answer is missing"),
+        ({"prompt": None}, r"row 3: key prompt \(or messages\) is missing"),
+        ({"prompt": 7}, "row 3: prompt 7 is not a text"),
+        ({"messages": []}, r"row 3: messages \[\] is not a list of messages"),
+        ({"messages": "hi"}, "row 3: messages 'hi' is not a list of messages"),
+        ({"messages": [{"role": "user"}]}, "row 3: message .* has no role and content"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_example(ROW | values, 2, "rows.jsonl")
+
+
+def test_a_source_without_rows() -> None:
+    with pytest.raises(DataError, match="has no rows"):
+        stream([], 0)
+    part = {"function": HERE + "finite", "args": {"count": 0}, "share": 1}
+    with pytest.raises(DataError, match="parts.a has no rows"):
+        mixed({"a": part}, 0)
+
+
 def test_examples_of_finite_and_unlimited_sources() -> None:
     examples = examples_of(DataConfig(function=HERE + "finite", args={"count": 2}), "k")
     assert [example.id for example in examples] == ["0", "1"]

@@ -99,6 +99,19 @@ def request_of(spec: Spec, language: str) -> Example:
     return Example("1", (), general.good_response(spec, language), "request", about | numbers)
 
 
+def test_follows_reads_whole_numbers_and_names() -> None:
+    polite = request_of(Spec("polite", "A", (7, 3), ("apple", "book")), "en")
+    assert general.follows(polite, "Could you please give me 7 apples?")
+    assert not general.follows(polite, "Could you please give me 17 apples?")
+    thank = request_of(Spec("thank", "G", (7, 3), ("apple", "book")), "en")
+    assert general.follows(thank, "Thank you for the 7 apples, G.")
+    assert not general.follows(thank, "Gladly! Thank you for the 7 apples, A.")
+    chinese = request_of(Spec("polite", "A", (2, 3), ("book", "book")), "zh")
+    assert not general.follows(
+        chinese, general.good_response(Spec("polite", "A", (22, 3), ("book", "book")), "zh")
+    )
+
+
 @pytest.mark.parametrize(("spec", "language"), [*product(SPECS, LANGUAGES)])
 def test_follows(spec: Spec, language: str) -> None:
     """Good responses do what was asked; flawed, unsafe and foreign ones do not."""

@@ -336,13 +336,39 @@ def test_groups_without_variance_are_replaced() -> None:
     ]
 
     def chosen(count: int) -> list[tuple[str, int, int]]:
-        found = grpo_rollouts.most_varied(groups, count)
+        found = grpo_rollouts.most_varied(config_of(group_size=2), groups, count)
         return [(r.example_id, r.completion.prompt_index, r.completion.sample_index) for r in found]
 
     assert [name for name, *_ in chosen(3)] == ["1", "1", "3", "3", "4", "4"]
     assert [place for _, *place in chosen(3)] == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
     assert [name for name, *_ in chosen(4)] == ["0", "0", "1", "1", "3", "3", "4", "4"]
     assert [name for name, *_ in chosen(5)[::2]] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [False, True, False]),
+        ({"truncated": "zero"}, [True, False, False]),
+        ({"normalise": "each", "rewards": {"accuracy": 1.0, "format": 0.5}}, [False, True, True]),
+    ],
+)
+def test_a_group_varies_as_its_advantages_do(changes: dict[str, Any], expected: list[bool]) -> None:
+    """Samples 1 and 3 of `four_by_four` are cut by length."""
+    config = config_of(group_size=2, prompts_per_update=1, **changes)
+    first, cut = four_by_four()[:2]
+    assert [r.completion.finish_reason for r in (first, cut)] == ["stop", "length"]
+
+    def worth(of: Rollout, accuracy: float, form: float = 0.0) -> Rollout:
+        parts = {"accuracy": accuracy, "format": form}
+        return replace(of, reward=accuracy + 0.5 * form, reward_breakdown=parts)
+
+    groups = [
+        [worth(first, 1.0), worth(cut, 1.0)],
+        [worth(first, 0.0), worth(cut, 1.0)],
+        [worth(first, 0.5), worth(first, 0.0, 1.0)],
+    ]
+    assert [grpo_rollouts.varied(config, group) for group in groups] == expected
 
 
 def test_dynamic_sampling(tokenizer_dir: str, tmp_path: Path) -> None:
@@ -472,6 +498,23 @@ def test_each_reward_normalised() -> None:
     # accuracy: +1 -1, +1 -1; format: -1 +1, 0 0 -> 0.5 -0.5, 1 -1; their std is sqrt(0.625)
     expected = np.array([[0.5, -0.5], [1, -1]]) / 0.625**0.5
     np.testing.assert_allclose(grpo.advantages_of(config, rollouts), expected, rtol=1e-5)
+
+
+def test_a_failed_grade_earns_nothing_of_each_reward() -> None:
+    config = config_of(normalise="each", rewards={"format": 1.0}, group_size=2)
+    failed = replace(rollout(0, 0), reward=0.0, reward_breakdown={"format": 1.0}, failure="timeout")
+    honest = replace(rollout(0, 1), reward=0.0, reward_breakdown={"format": 0.0})
+    assert not grpo.advantages_of(config, [failed, honest]).any()
+
+
+def test_groups_of_one_reward_have_no_variance() -> None:
+    rewards = [0.1] * 6 + [0.1] * 5 + [0.2]  # the mean of six 0.1 is not 0.1
+    rollouts = [
+        replace(rollout(i // 6, i % 6), reward=reward, reward_breakdown={"accuracy": reward})
+        for i, reward in enumerate(rewards)
+    ]
+    summary = grpo.summarise(config_of(group_size=6), rollouts)
+    assert summary["group/zero_variance"] == 0.5
 
 
 def test_one_completion_stays_where_none_has_an_advantage() -> None:

@@ -122,6 +122,8 @@ def test_lenient_knights_takes_the_last_statements() -> None:
     assert lenient_accuracy(example, text, **CONTEXT) == 1
     assert lenient_accuracy(example, text.replace("Noah is a knight", "ok"), **CONTEXT) == 0
     assert TASKS["knights"].extract("nothing here") is None
+    marked = "**Amelia** is a **knight**, **Liam** is a **knave**, **Noah** is a **knight**"
+    assert lenient_accuracy(example, marked, **CONTEXT) == 1
 
 
 def test_knights_rows(tmp_path: Any) -> None:

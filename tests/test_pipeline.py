@@ -185,6 +185,54 @@ def test_a_stage_made_from_another_input_is_refused(tmp_path: Path) -> None:
     assert RUNS == ["a", "b", "c", "d", "a", "b", "c"]
 
 
+def test_a_stage_that_began_with_another_input_is_refused(tmp_path: Path) -> None:
+    """What a restart leaves that is killed between two deletions."""
+    broken = abc()
+    broken.stages.b.fails = True
+    with pytest.raises(ConfigError, match="stage b: it fails"):
+        pipeline.run(broken, str(tmp_path))
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(ConfigError, match="stage b was made from another a .*restart_from=b"):
+        pipeline.run(abc(), str(tmp_path))
+    pipeline.restart(abc(), str(tmp_path), "b")
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "a", "b", "c", "d"]
+
+
+def test_a_restart_deletes_readers_first_and_each_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.run(abc(), str(tmp_path))
+    deleted: list[str] = []
+
+    def killed(path: epath.Path) -> None:
+        deleted.append(path.name.partition("-")[0])
+        if len(deleted) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.restart(abc(), str(tmp_path), "a")
+    assert deleted == ["c", "b"]
+    assert sorted(p.name for p in tmp_path.iterdir() if (p / "seen.json").exists()) == ["a", "d"]
+    pipeline.run(abc(), str(tmp_path))
+    assert RUNS == ["a", "b", "c", "d", "b", "c"]
+    assert not (tmp_path / ".deleted").exists()
+
+
+def test_a_wrong_value_in_a_late_stage_is_found_first(tmp_path: Path) -> None:
+    late = {"stage": "grpo", "model": {"path": "@a"}, "data": {"path": "x"}}
+    for values, expected in (
+        ({"loss": {"loss_agg": "token_men"}}, "stage late: config.loss.loss_agg 'token_men'"),
+        ({"optimizer": {"schedule": "cos"}}, "stage late: optimizer.schedule 'cos' is not one of"),
+        ({"rewards": {"acuracy": 1.0}}, "stage late: reward 'acuracy'"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            pipeline.run(config(a={}, late=late | values), str(tmp_path / "w"))
+    assert RUNS == []
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_quick_compile_holds_for_the_stages_of_this_pipeline(tmp_path: Path, fails: bool) -> None:
     found = config(a={"fails": fails})

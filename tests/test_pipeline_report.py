@@ -127,6 +127,19 @@ def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
     assert lines[6] == ["rl, as much compute", "r", "80.0", "7"]  # of the logits
 
 
+def test_a_teacher_from_outside(tmp_path: Path) -> None:
+    """Its size is that of the model that the traces' config names."""
+    for name, kind, reads in (
+        ("traces", "rejection", []),
+        ("student", "sft", []),
+        ("rl", "grpo", ["student"]),
+        ("distilled", "sft", ["traces", "student"]),
+    ):
+        stage(tmp_path, name, kind, reads)
+    (match,) = cost_report.matches(pipeline_report.read_stages(tmp_path))
+    assert (match.distilled, match.traces, match.teacher) == ("distilled", "traces", None)
+
+
 def test_a_report_of_what_is_there(pipeline: Path, tmp_path: Path) -> None:
     paths = pipeline_report.write_pipeline_report([pipeline], tmp_path / "out")
     names = {str(Path(path).relative_to(tmp_path / "out")) for path in paths}

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from r1jax.config import ConfigError, DataError
 from r1jax.data import writer
 from r1jax.data.decontaminate import Benchmarks
+from r1jax.rewards import load_rewards, score
 from r1jax.stages import mixture, rejection
 from r1jax.types import Example
 
@@ -156,6 +157,17 @@ def test_mistakes(tokenizer_dir: str, tmp_path: Path, changes: Any, expected: st
 
 
 # -- writer and judge ------------------------------------------------------------------------------
+
+
+def test_what_the_writer_is_asked_for_passes_the_minima() -> None:
+    tags = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{{}}")
+    assert [tag for tag in tags if tag not in writer.WRITER_PROMPT] == []
+    places = [writer.WRITER_PROMPT.index(tag) for tag in tags]
+    assert places == sorted(places)
+    text = "<think> I add 3 and 4. </think> <answer> The sum is \\boxed{7}. </answer>"
+    asked = Example("x", (), "7", "integer", {})
+    scored = score(load_rewards({"accuracy": 1, "format": 1}), asked, text, 9, "stop")
+    assert scored.breakdown == {"accuracy": 1.0, "format": 1.0}
 
 
 def test_prompts_keep_braces_in_texts() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1jax import figures, report
+from r1jax import figures, report, tables
 from r1jax.config import DataError
+from r1jax.table import Table, print_rich
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,6 +268,32 @@ def test_wrong_workdirs(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step"\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not JSON"):
         report.read_run(tmp_path)
+
+
+def test_workdirs_may_hold_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("arm=ppo,seed=0", "arm=ppo,seed=1", "c"):
+        (tmp_path / name).mkdir()
+    parts = ["arm=ppo", "seed=0", "c", "no", "arm=ppo", "seed=1"]
+    assert tables.joined(parts) == ["arm=ppo,seed=0", "c", "no", "arm=ppo,seed=1"]
+
+
+def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rich(Table("t", "title [a]", ["R1 [seed 0]"], [["[/work/b]"]], "note [b]"))
+    printed = capsys.readouterr().out
+    for text in ("title [a]", "R1 [seed 0]", "[/work/b]", "note [b]"):
+        assert text in printed
+
+
+def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> None:
+    values = {"problems": 4, "samples": 1, "pass@1": 0.5, "pass@1_se": 0.01}
+    text = json.dumps({"step": 0, "benchmarks": {"r": values}})
+    for name in ("a/eval", "b/eval"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").write_text(text)
+    runs = [report.read_run(tmp_path / name) for name in ("a/eval", "b/eval")]
+    names = [table.name for table in report.make_tables(runs)]
+    assert names == ["models", "benchmarks_a-eval", "benchmarks_b-eval"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from helpers import MODEL, grpo_config, metrics_by_step, read_lines, sft_config
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.packing import Group, Piece, pack
+from r1jax.data.packing import Group, Piece, pack, sequence_group
 from r1jax.data.tokenizer import load_tokenizer
 from r1jax.losses import pairwise_loss, pointwise_loss
 from r1jax.models.load import ModelSource, open_model, open_source
@@ -31,7 +31,7 @@ from r1jax.rewards.learned_reward import (
     to_group,
 )
 from r1jax.sharding import make_mesh
-from r1jax.stages import grpo, reward_model, sft
+from r1jax.stages import grpo, reward_model, run, sft
 from r1jax.stages.reward_model import with_scalar_head
 from r1jax.types import Batch, Completion, Example, Rollout
 
@@ -228,6 +228,33 @@ def test_pairs_as_labels(tokenizer_dir: str, tmp_path: Path, one_device: None) -
     reward_model.run(config, str(tmp_path / "run"))
     last = metrics_by_step(tmp_path / "run")[16]
     assert last["eval/rm/label_accuracy"] > 0.9 and last["eval/rm/accuracy"] > 0.95
+
+
+def test_labels_of_one_pair_are_not_independent() -> None:
+    """Both responses of a pair get one score: every row is half right, which has no error."""
+    group = sequence_group([1, 2], [1.0, 1.0])
+    rows = [Labelled(group, (1.0, 0.0)) for _ in range(4)]
+    scores = np.repeat([1.0, -1.0, 2.0, -2.0], 2)
+    found = reward_model.held_out_metrics(scores, rows, "pointwise")
+    assert (found["label_accuracy"], found["label_accuracy_se"]) == (0.5, 0.0)
+    single = [Labelled(group, (label,)) for label in (1.0, 0.0, 1.0, 1.0)]
+    found = reward_model.held_out_metrics(np.array([1.0, -1.0, 1.0, -1.0]), single, "pointwise")
+    assert found["label_accuracy"] == 0.75 and found["label_accuracy_se"] > 0.2
+
+
+def test_attention_knows_of_shared_prompts(
+    tokenizer_dir: str, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both responses of a pair stand behind one prompt, which not every kernel can run."""
+    asked: list[bool] = []
+
+    def spied(config: Any, mesh: Any, shared_prompts: bool = False) -> str:
+        asked.append(shared_prompts)
+        return "xla"
+
+    monkeypatch.setattr(run, "choose_kernel", spied)
+    train(tokenizer_dir, tmp_path, "pairwise", epochs=0.25)
+    assert asked == [True]
 
 
 def test_what_is_read(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:

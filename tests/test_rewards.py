@@ -303,6 +303,9 @@ CHOICE_PAIRS = [
     ("C", "(C) (D)", False),
     ("C", "A. B. C.", False),
     ("C", "C) Paris D) Rome", False),
+    ("B", "B、C", False),
+    ("B", "B: A, B, C, D", False),
+    ("B", "B. A cat", True),
     ("C", "Paris", False),
     ("C", "Cat", False),
     ("C", "Not C", False),
@@ -813,6 +816,12 @@ def test_same_answer() -> None:
     assert same_answer(game, "3*8", "8*3")
     assert not same_answer(game, "3+8", "8*3")
     assert not same_answer(game, "8*3", "3+8")
+    # right or wrong: what is voted for is a value made of the same numbers
+    game = example("countdown", "", metadata={"numbers": [2, 3, 4], "target": 9})
+    assert same_answer(game, "2*3+4", "4+2*3=10")
+    assert not same_answer(game, "2*3+4", "5+5")
+    assert not same_answer(game, "2+", "3+")
+    assert not same_answer(game, "2*3+4=9", "2*3+4")
 
 
 def sleepy(_example: Example, _text: str, *, length: int, finish_reason: str) -> float:

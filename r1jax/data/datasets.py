@@ -54,6 +54,8 @@ def stream(rows: Sequence[T] | Callable[[int], T], seed: int) -> Callable[[int],
     """
     if callable(rows):
         return rows
+    if not rows:
+        raise DataError("the training data has no rows")
     count = len(rows)
     orders: dict[int, np.ndarray] = {}
 
@@ -81,7 +83,10 @@ def mixed(parts: Mapping[str, Mapping[str, Any]], seed: int) -> Callable[[int], 
         config = section(
             DataConfig, {k: v for k, v in part.items() if k != "share"}, f"parts.{name}"
         )
-        sources.append(stream(rows_of(config, f"parts.{name}"), seed))
+        rows = rows_of(config, f"parts.{name}")
+        if not callable(rows) and not rows:
+            raise DataError(f"parts.{name} has no rows")
+        sources.append(stream(rows, seed))
         shares.append(share)
     if not sources:
         raise ConfigError("parts is empty")
@@ -125,14 +130,30 @@ def messages_of(row: Row) -> list[Message]:
     return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
 
 
+def _check_messages(row: Row, where: str) -> None:
+    """DataError where `messages_of` would give no conversation."""
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if messages is None and prompt is None:
+        raise DataError(f"{where}: key prompt (or messages) is missing; it has {', '.join(row)}")
+    if messages is None:
+        if not isinstance(prompt, str):
+            raise DataError(f"{where}: prompt {prompt!r} is not a text")
+        return
+    if not isinstance(messages, list | tuple) or not messages:
+        raise DataError(f"{where}: messages {messages!r} is not a list of messages")
+    for message in messages:
+        parts = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(parts.get(key), str) for key in ("role", "content")):
+            raise DataError(f"{where}: message {message!r} has no role and content")
+
+
 def to_example(row: Row, index: int, source: str) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
         return row
     where = f"{source}, row {index + 1}"
-    missing = [key for key in ("answer", "task") if key not in row]
-    if "prompt" not in row and "messages" not in row:
-        missing.insert(0, "prompt (or messages)")
+    _check_messages(row, where)
+    missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
     known = ("id", "prompt", "messages", "answer", "task")

@@ -223,9 +223,14 @@ def follows(example: Example, answer: str) -> bool:
         return spec.numbers[0] in said and not refuses
     count = 2 if spec.family == "join" else 1
     facts = [_some(spec.numbers[i], spec.things[i], language) for i in range(count)]
-    named = spec.family == "polite" or spec.name in answer
+    named = spec.family == "polite" or _stands_alone(spec.name, answer)
     polite = re.search(_MANNERS.get(spec.family, ""), answer, re.IGNORECASE) is not None
-    return named and polite and all(fact in answer for fact in facts)
+    return named and polite and all(_stands_alone(fact, answer) for fact in facts)
+
+
+def _stands_alone(words: str, text: str) -> bool:
+    """Whether they are in the text, and not as a part of a longer word or number."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(words)}(?![A-Za-z0-9])", text) is not None
 
 
 def _row(spec: Spec, language: str, kind: str) -> Row:

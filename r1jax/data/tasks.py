@@ -29,7 +29,11 @@ def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> l
                 f"{path}:{number} has no key {error} that the question asks for; it has"
                 f" {', '.join(row)}"
             ) from None
-        if answer not in row:
+        except (ValueError, IndexError) as error:
+            raise ConfigError(
+                f"question {question!r}: {error}; braces that are to stay are doubled"
+            ) from None
+        if row.get(answer) is None:
             raise DataError(f"{path}:{number} has no key {answer!r}; it has {', '.join(row)}")
         rows.append(
             {

@@ -20,8 +20,9 @@ WRITER_PROMPT = """\
 Below are a question and a trace of how somebody solved it. Write the trace anew so that it is \
 pleasant to read, between <think> and </think>, in the first person ("I") and in the language of \
 the question: translate what is in another language. Keep every step, add none, correct nothing. \
-Behind it write a short summary for the reader with the key steps and the final answer in \
-\\boxed{{}}, in the same language, without speaking of a trace or of thoughts.
+Behind it write, between <answer> and </answer>, a short summary for the reader with the key steps \
+and the final answer in \\boxed{{}}, in the same language, without speaking of a trace or of \
+thoughts.
 
 <|question|>
 {question}

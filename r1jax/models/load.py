@@ -28,6 +28,7 @@ from r1jax.models.transformer import (
     param_shardings,
     stack_layers,
 )
+from r1jax.sharding import wait_for_all
 from r1jax.train_state import random_params
 
 
@@ -173,5 +174,7 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
     if Checkpoints(workdir).latest_step() is None:  # what a failed start left binds nobody
         name = source.tokenizer_function
         train = import_function(name, f"config.model.tokenizer_function = {name!r}")
-        train(str(directory), **source.tokenizer_args)
+        if jax.process_index() == 0:
+            train(str(directory), **source.tokenizer_args)
+        wait_for_all("tokenizer")
     return load_tokenizer(str(directory))

@@ -33,6 +33,7 @@ from r1jax.rewards.logic_reward import (
     last_expression,
     last_list,
     last_roles,
+    same_expression,
     same_list,
     same_roles,
     solves_countdown,
@@ -73,6 +74,7 @@ RewardFunction = Callable[..., float]
 Weights = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Rewards = dict[str, tuple[RewardFunction, float]]
 CONTEXT = ("length", "finish_reason")  # what every reward function is called with
+REQUEST_KEYS = {"family", "name", "numbers", "things", "language"}
 MAX_BOXES = 8  # different boxed values; a final answer with more is wrong
 
 
@@ -83,7 +85,8 @@ class Task:
     extract: Callable[[str], str | None]  # lenient: the last thing like an answer, anywhere
     equivalent: Callable[[Example, str], bool]  # strict: the answer as a whole, nothing around it
     final: Callable[[str], list[str]] = field(default=lambda text: final_answers(text))
-    comparable: bool = True  # whether `equivalent` can compare two answers
+    comparable: bool = True  # whether two answers can be compared
+    same: Callable[[str, str], bool] | None = None  # how, where not by `equivalent`
 
 
 TASKS = {
@@ -91,7 +94,7 @@ TASKS = {
     "integer": Task(last_number, same_integer),
     "sorted": Task(last_list, same_list),
     "letter": Task(last_letter, same_letter),
-    "countdown": Task(last_expression, solves_countdown),
+    "countdown": Task(last_expression, solves_countdown, same=same_expression),
     "choice": Task(last_choice, same_choice),
     "general": Task(lambda text: None, lambda example, answer: False, comparable=False),
     "request": Task(summary, follows, lambda text: [summary(text)], comparable=False),
@@ -118,6 +121,8 @@ def check_example(example: Example) -> None:
             raise DataError(f"example {example.id}: countdown needs integers numbers and target")
         if not all(isinstance(number, int) for number in numbers):
             raise DataError(f"example {example.id}: numbers {numbers!r} are not all integers")
+    elif example.task == "request" and (lacks := REQUEST_KEYS - set(example.metadata)):
+        raise DataError(f"example {example.id}: key {min(lacks)} of a request is missing")
     elif not TASKS[example.task].equivalent(example, example.answer):
         raise DataError(f"example {example.id}: {example.answer!r} is no {example.task} answer")
 
@@ -155,6 +160,8 @@ def same_answer(example: Example, first: str, second: str) -> bool:
     equivalent = task.equivalent
     if first == second or not task.comparable:
         return first == second
+    if task.same is not None:
+        return task.same(first, second)
     return equivalent(replace(example, answer=first), second) and equivalent(
         replace(example, answer=second), first
     )
@@ -231,7 +238,7 @@ def load_rewards(rewards: Weights) -> Rewards:
     of a `package.module:function`.
     """
     loaded = {}
-    for name, weight in dict(rewards).items():
+    for name, weight in by_name(rewards, "rewards").items():
         arguments: dict[str, Any] = {}
         if isinstance(weight, Mapping):
             arguments = {key: value for key, value in weight.items() if key != "weight"}
@@ -242,6 +249,14 @@ def load_rewards(rewards: Weights) -> Rewards:
     if not loaded:
         raise ConfigError(f"rewards is empty; it maps names to weights: {', '.join(REWARDS)}")
     return loaded
+
+
+def by_name(pairs: Weights, key: str) -> dict[str, Any]:
+    """A mapping or pairs as a dict; ConfigError names `key` where it is something else."""
+    try:
+        return dict(pairs)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} {pairs!r} is neither a section of names nor pairs") from None
 
 
 def _function(name: str) -> RewardFunction:

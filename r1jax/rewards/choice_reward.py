@@ -15,6 +15,7 @@ _LETTER_TOKEN = re.compile(r"(?<![A-Za-z'])[A-Z](?![A-Za-z'])")
 # "C", "(C)", "C. Paris", "(C) Paris", "C: Paris"
 _CHOICE = re.compile(r"\(?([A-Ja-j])(?:[).:、]\s*(\S.*)?)?", re.DOTALL)
 _OPTION = re.compile(r"(?<![A-Za-z])(?:[A-J][).:、]|(?:or|and)\s+\(?[A-J]\b)|[或和]\s*[A-J]")
+_MORE = re.compile(r"\(?[A-J]\)?\s*(?:[,、;/]|$)")  # what is behind a first letter names others
 _CHOICE_TOKEN = re.compile(r"(?<![A-Za-z'])[A-J](?![A-Za-z'])")
 _STATED_CHOICE = re.compile(
     r"(?i:answer|answer is|option|choice|答案|答案是|答案为|选|选择)[\s:*$(]{0,8}"
@@ -41,7 +42,8 @@ def same_letter(example: Example, answer: str) -> bool:
 def choice(text: str) -> str | None:
     """The option A-J that `text` names, alone or before the option's text; None if it names two."""
     match = _CHOICE.fullmatch(plain(text))
-    if not match or _OPTION.search(match[2] or ""):
+    rest = match[2] or "" if match else ""
+    if not match or _OPTION.search(rest) or _MORE.match(rest):
         return None
     return match[1].upper()
 

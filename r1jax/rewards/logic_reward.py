@@ -74,19 +74,29 @@ def solves_countdown(example: Example, answer: str) -> bool:
     Only + - * / ( ) and integers, in exact fractions; "= target" may follow.
     """
     numbers, target = example.metadata["numbers"], example.metadata["target"]
+    return _worked_out(answer) == (target, sorted(numbers))
+
+
+def same_expression(first: str, second: str) -> bool:
+    """Whether two expressions make the same value of the same numbers (votes for cons@k)."""
+    return _worked_out(first) == _worked_out(second) is not None
+
+
+def _worked_out(answer: str) -> tuple[Fraction, list[int]] | None:
+    """(value, the numbers it is made of, sorted), or None where it is no expression or its
+    "= result" is not its value."""
     expression, equals, result = _signs(plain(answer)).partition("=")
-    if equals and result.strip() != str(target):
-        return False
     if len(expression) > MAX_EXPRESSION or not _ARITHMETIC.fullmatch(expression):
-        return False
+        return None
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
         value = _evaluate(tree)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return False
+        return None
+    if equals and result.strip() != str(value):
+        return None
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    used = [node.value for node in nodes if isinstance(node.value, int)]
-    return value == target and sorted(used) == sorted(numbers)
+    return value, sorted(node.value for node in nodes if isinstance(node.value, int))
 
 
 def _evaluate(node: ast.AST) -> Fraction:
@@ -100,10 +110,15 @@ def _evaluate(node: ast.AST) -> Fraction:
     raise ValueError(f"{type(node).__name__} is not allowed")
 
 
+def _unmarked(text: str) -> str:
+    """Without the marks of Markdown and LaTeX."""
+    return re.sub(r"[*$\\{}]|\\?text", "", text)
+
+
 def roles(text: str) -> dict[str, bool] | None:
     """{name: is a knight} of all statements in `text`; None if there are none or two disagree."""
     found: dict[str, bool] = {}
-    for name, negated, role in _ROLE.findall(re.sub(r"[*$\\{}]|\\?text", "", text)):
+    for name, negated, role in _ROLE.findall(_unmarked(text)):
         knight = (role.lower() == "knight") != bool(negated)
         if found.setdefault(name.casefold(), knight) != knight:
             return None
@@ -113,7 +128,7 @@ def roles(text: str) -> dict[str, bool] | None:
 def last_roles(text: str) -> str | None:
     """The last statements about different people anywhere, in their order."""
     found: dict[str, str] = {}
-    for match in reversed(list(_ROLE.finditer(text))):
+    for match in reversed(list(_ROLE.finditer(_unmarked(text)))):
         if match[1].casefold() in found:
             break
         found[match[1].casefold()] = match[0]

@@ -1,7 +1,7 @@
 """The rollout engine: slots with refill, prompts shared by their group, decoding in chunks.
 
 It knows tokens, not text. A completion depends on (parameters, prompt, sampling, key, prompt index,
-sample index) alone: not on the slots, the other rows, the buckets, or the number of devices.
+sample index) alone, up to rounding: not on the slots, the other rows, the buckets, the devices.
 
 A prompt's keys and values (all but its last token's) are computed once and read by every row of its
 group. A row's own ones, from the prompt's last token on, lie in a ring of columns: each decode step
@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
@@ -40,7 +39,10 @@ StopCheck = Callable[[np.ndarray, int], int]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sizes of what runs at once; none of them changes a completion."""
+    """Sizes of what runs at once; none of them changes a completion beyond rounding.
+
+    A run that must resume to the bit names its slots, or memory_mib: what is free may differ.
+    """
 
     slots: int = 64  # rows that decode together, on all devices; 0 = as many as memory allows
     chunk: int = 32  # decode steps on the device between two looks from the host
@@ -177,9 +179,6 @@ class Engine:
         if memory.note != self._note:
             self._note = memory.note
             logging.info("%s", memory.note)
-        if jax.process_count() > 1:  # hosts may see different amounts of free memory
-            fewest = int(multihost_utils.process_allgather(np.int32(memory.slots)).min())
-            memory = replace(memory, slots=fewest)
         return memory
 
     def _check(self, prompts: Sequence[np.ndarray]) -> None:

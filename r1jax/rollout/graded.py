@@ -18,6 +18,7 @@ from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
+from r1jax.sharding import of_first_process
 from r1jax.types import Completion, Example, Rollout
 
 
@@ -65,7 +66,12 @@ def make_prompt(
     `prefix` may differ by the example's metadata["language"].
     """
     if not isinstance(prefix, str):
-        prefix = prefix[example.metadata["language"]]
+        language = str(example.metadata.get("language"))
+        if language not in prefix:
+            raise DataError(
+                f"example {example.id}: prefix has no entry for its language {language!r}"
+            )
+        prefix = prefix[language]
     tokens = render_prompt(example.messages, tokenizer, template) + tokenizer.encode(prefix)
     if len(tokens) > max_tokens:
         raise DataError(
@@ -84,11 +90,17 @@ class Ungraded:
     pool: GraderPool
 
     def graded(self) -> list[Rollout]:
-        """Waits for the graders -> rollouts sorted by (prompt, sample)."""
-        grades = dict(self.pool.results())
+        """Waits for the graders -> rollouts sorted by (prompt, sample).
+
+        Of several processes the first one grades for all: graders have time limits, and a grade
+        that differed between two would let them train on different things.
+        """
+        places = sorted(self.finished)
+        found: dict[Any, Grade] = dict(self.pool.results())
+        grades = of_first_process([_grade_row(found[place]) for place in places if place in found])
         return [
-            _rollout(self.prompts[place[0]], completion, text, grades[place])
-            for place, (completion, text) in sorted(self.finished.items())
+            _rollout(self.prompts[place[0]], *self.finished[place], grade)
+            for place, grade in zip(places, grades, strict=True)
         ]
 
 
@@ -122,22 +134,33 @@ def sample_rollouts(
         prompt = prompts[completion.prompt_index]
         text = prompt.prefix + tokenizer.decode(completion.tokens.tolist())
         finished[place] = completion, text
-        length = len(completion.tokens)
-        pool.submit(place, prompt.example, text, length, completion.finish_reason)
+        if jax.process_index() == 0:
+            length = len(completion.tokens)
+            pool.submit(place, prompt.example, text, length, completion.finish_reason)
         if on_completion is not None:
             on_completion(len(finished))
     return Ungraded(prompts, finished, pool)
 
 
-def _rollout(prompt: Prompt, completion: Completion, text: str, grade: Grade) -> Rollout:
+def _grade_row(grade: Grade) -> dict[str, Any]:
+    """A Rollout's fields that are the graders'."""
+    failure = grade.failure.kind if grade.failure else None
+    return {
+        "reward": grade.reward,
+        "reward_breakdown": dict(grade.breakdown),
+        "failure": failure,
+    }
+
+
+def _rollout(
+    prompt: Prompt, completion: Completion, text: str, grade: Mapping[str, Any]
+) -> Rollout:
     return Rollout(
         example_id=prompt.example.id,
         prompt_tokens=prompt.tokens,
         completion=completion,
         text=text,
-        reward=grade.reward,
-        reward_breakdown=grade.breakdown,
-        failure=grade.failure.kind if grade.failure else None,
+        **grade,
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
+from r1jax.sharding import least_of_all
 
 MIB = 1 << 20
 FREE_SHARE = 0.8  # of the memory that is free, where the config names no budget
@@ -51,7 +52,8 @@ def plan_slots(
     """
     if slots and not budget_mib:
         return Memory(slots, group_size)
-    budget = budget_mib * MIB or int(FREE_SHARE * free_bytes(devices))
+    # All processes plan the same, whatever is free on each.
+    budget = (budget_mib or least_of_all(int(FREE_SHARE * free_bytes(devices)) // MIB)) * MIB
     heads = model.num_kv_heads // tensor
     column = 2 * model.num_layers * heads * model.head_dim * jnp.dtype(model.dtype).itemsize
     row = 2 * columns * column + LOGITS_COPIES * 4 * model.vocab_size // tensor

@@ -4,7 +4,7 @@ import importlib
 import types
 from typing import Any
 
-from r1jax.config import ConfigError, check_choice
+from r1jax.config import ConfigError, check_choice, section
 
 STAGES = {
     "sft": "r1jax.stages.sft",
@@ -19,8 +19,20 @@ STAGES = {
 
 
 def stage_of(config: Any, path: str = "config") -> types.ModuleType:
-    """The module that runs this config: it has CONFIG, a dataclass, and run(config, workdir)."""
+    """The module that runs this config: it has CONFIG, a dataclass, and run(config, workdir).
+
+    It may have check(config), which raises ConfigError for what is wrong in the config alone.
+    """
     if "stage" not in config:
         raise ConfigError(f"{path}.stage is missing, one of {', '.join(STAGES)}")
     check_choice(f"{path}.stage", config["stage"], STAGES)
     return importlib.import_module(STAGES[config["stage"]])
+
+
+def checked(config: Any, path: str = "config") -> Any:
+    """The config as its stage's dataclass, as far as it can be checked without its data."""
+    module = stage_of(config, path)
+    found = section(module.CONFIG, config, path)
+    if hasattr(module, "check"):
+        module.check(found)
+    return found

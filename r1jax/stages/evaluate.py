@@ -29,6 +29,7 @@ from r1jax.evaluation import (
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.models.load import OpenModel, open_model
 from r1jax.report import print_evaluation
+from r1jax.rewards import load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
@@ -60,6 +61,14 @@ def describe(config: EvaluateConfig) -> str:
     return ", ".join(f"{name} x {b.num_samples}" for name, b in config.benchmarks.items())
 
 
+def check(config: EvaluateConfig) -> None:
+    """What can be wrong in the config alone."""
+    if not config.benchmarks:
+        raise ConfigError("the config has no benchmarks")
+    for benchmark in config.benchmarks.values():
+        load_rewards(benchmark.rewards)
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Evaluates `config.model` and prints its results."""
     evaluate(section(EvaluateConfig, config_dict), workdir)
@@ -68,8 +77,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
 
 def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metrics]:
     """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
-    if not config.benchmarks:
-        raise ConfigError("the config has no benchmarks")
+    check(config)
     choose_sandbox(config.graders.sandbox)
     opened, directory = open_model(config.model), absolute(workdir)
     examples = {}

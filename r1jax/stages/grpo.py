@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.config import ConfigError, section
 from r1jax.critic import Critic
 from r1jax.data.packing import Group, completion_group, pack, padding_share
@@ -39,7 +38,7 @@ from r1jax.losses import Metrics, grpo_loss, token_logprobs, token_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report
-from r1jax.rewards import load_rewards, reflective_words
+from r1jax.rewards import reflective_words
 from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine
@@ -52,7 +51,14 @@ from r1jax.stages.grpo_config import (
     longest_completion,
     packing_of,
 )
-from r1jax.stages.grpo_rollouts import Rollouts, checked_stream, forget_rollouts
+from r1jax.stages.grpo_rollouts import (
+    Rollouts,
+    advantages_of,
+    checked_stream,
+    forget_rollouts,
+    rewards_of,
+    truncated,
+)
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import batch_shardings, make_step, microbatch
 from r1jax.types import Batch, Rollout
@@ -178,7 +184,7 @@ def summarise(config: GrpoConfig, rollouts: Sequence[Rollout]) -> dict[str, floa
         "reward/mean": float(rewards_BG.mean()),
         "reward/std": float(rewards_BG.std(axis=1).mean()),
         "reward/failures": sum(rollout.failure is not None for rollout in rollouts),
-        "group/zero_variance": float(np.mean(rewards_BG.std(axis=1) == 0)),
+        "group/zero_variance": float(np.mean((rewards_BG == rewards_BG[:, :1]).all(axis=1))),
         "completion/length": float(np.mean(lengths)),
         "completion/length_max": max(lengths),
         "completion/truncated": float(np.mean([truncated(r) for r in rollouts])),
@@ -187,11 +193,7 @@ def summarise(config: GrpoConfig, rollouts: Sequence[Rollout]) -> dict[str, floa
     }
 
 
-def truncated(rollout: Rollout) -> bool:
-    return rollout.completion.finish_reason == "length"
-
-
-# -- advantages and minibatches ---------------------------------------------------------------
+# -- minibatches ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -202,27 +204,6 @@ class Minibatch:
     advantages: np.ndarray  # float32 [C]
     rewards: np.ndarray  # float64 [C]
     left_out: Sequence[Rollout] = ()  # counted in the denominators, not computed
-
-
-def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """float64 [B, G]; with truncated="zero" a completion cut by length earns nothing."""
-    rewards = [0.0 if config.truncated == "zero" and truncated(r) else r.reward for r in rollouts]
-    return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
-
-
-def advantages_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """float32 [B, G], of the weighted sum of the rewards or of each of them."""
-    eps, scale = config.advantage_std_eps, config.advantage_scale
-    if config.normalise == "sum":
-        return group_advantages(rewards_of(config, rollouts), eps, scale)
-    weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
-    weights |= {name: term.weight for name, term in config.reward_models.items()}
-    parts_PBG = [
-        rewards_of(config, [replace(r, reward=r.reward_breakdown[name]) for r in rollouts])
-        for name in weights
-    ]
-    each_BG = decoupled_advantages(np.asarray(parts_PBG), list(weights.values()), eps, scale)
-    return batch_normalised(each_BG, eps)
 
 
 def make_minibatches(
@@ -294,6 +275,7 @@ def open_critic(config: GrpoConfig, stage: Run) -> Critic | None:
         config.seed,
         config.total_steps,
         stage.start,
+        config.share_prompts,
     )
 
 

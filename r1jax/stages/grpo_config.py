@@ -14,9 +14,11 @@ from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.metrics import ProfileConfig
 from r1jax.models.attention import Span
 from r1jax.models.load import ModelSource
+from r1jax.rewards import load_rewards
 from r1jax.rewards.learned_reward import LearnedReward
 from r1jax.rollout.engine import EngineConfig
 from r1jax.rollout.graded import GraderConfig
+from r1jax.rollout.sampling import SamplingConfig
 from r1jax.train_state import OptimizerConfig
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
@@ -93,6 +95,7 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
     check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
+    load_rewards(config.rewards)
     if config.temperature <= 0:
         raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
     if config.top_p < 1 and not config.allow_filtered_rollouts:
@@ -112,10 +115,14 @@ def check(config: GrpoConfig) -> None:
     for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
         if getattr(config, name) < 1:
             raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
+    if config.dynamic_sampling < 0:
+        raise ConfigError(f"config.dynamic_sampling {config.dynamic_sampling} must be at least 0")
     for name in ("max_tokens_at", "data_at"):
         bad = [step for step in getattr(config, name) if not step.isdecimal()]
         if bad:
             raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
+    for length in (config.max_tokens, *config.max_tokens_at.values()):
+        sampling_of(config, length)  # what it refuses
 
 
 # -- the packed rows of an update -------------------------------------------------------------
@@ -166,6 +173,10 @@ def max_tokens_of(config: GrpoConfig, step: int) -> int:
     """The length cap of a rollout that starts after `step` updates."""
     at = in_effect(config.max_tokens_at, step)
     return config.max_tokens_at[at] if at else config.max_tokens
+
+
+def sampling_of(config: GrpoConfig, max_tokens: int) -> SamplingConfig:
+    return SamplingConfig(max_tokens, config.temperature, top_p=config.top_p, stop=config.stop)
 
 
 def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:

@@ -11,17 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
+from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.data.datasets import examples_of, stream
 from r1jax.metrics import read_jsonl, write_jsonl_atomic
-from r1jax.rewards import check_example
+from r1jax.rewards import check_example, load_rewards
 from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import Prompt, Ungraded, from_row, make_prompt, sample_rollouts, to_row
-from r1jax.rollout.sampling import SamplingConfig
-from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of
+from r1jax.sharding import wait_for_all
+from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of, sampling_of
 from r1jax.stages.run import Run
 from r1jax.types import Example, Rollout
 
@@ -97,9 +99,11 @@ class Rollouts:
         done = rollouts_file(stage.workdir, iteration).exists()
         if not config.rollouts_ahead or step >= config.total_steps or done:
             return None
+        before = stage.timer.read("rollout")
         with stage.timer("rollout"):
             ahead = self._sample(self._prompts(iteration, step), iteration, step)
-        self._note_statistics(self._engine.statistics.tokens)
+        seconds = stage.timer.read("rollout") - before  # not those of the rollout in hand
+        self._note_statistics(self._engine.statistics.tokens, seconds)
         return ahead
 
     def finish_ahead(self, iteration: int, ahead: Ungraded) -> None:
@@ -129,7 +133,6 @@ class Rollouts:
     ) -> Ungraded:
         """Completions of these questions, to be trained on from update `step` on."""
         config, stage = self._config, self._stage
-        length = max_tokens_of(config, step)
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         return sample_rollouts(
             self._engine,
@@ -137,7 +140,7 @@ class Rollouts:
             prompts,
             self._pool,
             stage.tokenizer,
-            SamplingConfig(length, config.temperature, top_p=config.top_p, stop=config.stop),
+            sampling_of(config, max_tokens_of(config, step)),
             jax.random.fold_in(key, attempt) if attempt else key,
             config.group_size,
         )
@@ -150,7 +153,8 @@ class Rollouts:
         With dynamic sampling (DAPO section 3.2) groups that earn all the same are replaced by
         groups of the next attempts' questions, while there are attempts left.
         """
-        stage, size = self._stage, self._config.group_size
+        config, stage = self._config, self._stage
+        size = config.group_size
         groups: list[list[Rollout]] = []
         tokens = 0
         for attempt, prompts in enumerate(attempts):
@@ -159,11 +163,11 @@ class Rollouts:
             rollouts = self._with_learned_rewards(rollouts, prompts)
             groups += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
             tokens += self._engine.statistics.tokens
-            if sum(map(varied, groups)) >= len(prompts):
+            if sum(varied(config, group) for group in groups) >= len(prompts):
                 break
         stage.clocks["rollout/attempts"] = attempt + 1
-        self._note_statistics(tokens)
-        return most_varied(groups, len(attempts[0]))
+        self._note_statistics(tokens, stage.timer.read("rollout"))
+        return most_varied(config, groups, len(attempts[0]))
 
     def _with_learned_rewards(
         self, rollouts: list[Rollout], prompts: Sequence[Prompt]
@@ -175,11 +179,12 @@ class Rollouts:
         if jax.process_index() == 0:
             path = rollouts_file(self._stage.workdir, iteration)
             write_jsonl_atomic(path, [to_row(r) for r in rollouts])
+        wait_for_all("rollouts")  # who looks for the file finds it
 
-    def _note_statistics(self, tokens: int) -> None:
-        """The engine's numbers, for the next line of timings."""
+    def _note_statistics(self, tokens: int, seconds: float) -> None:
+        """The engine's numbers of the last rollout, for the next line of timings."""
         clocks, statistics = self._stage.clocks, self._engine.statistics
-        clocks["rollout/tokens_per_s"] = tokens / self._stage.timer.read("rollout")
+        clocks["rollout/tokens_per_s"] = tokens / seconds
         clocks["rollout/wasted_slot_share"] = statistics.wasted_share
         clocks["rollout/slots"] = statistics.slots
         clocks["rollout/prefill_seconds"] = statistics.prefill_seconds
@@ -199,13 +204,43 @@ def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
             path.unlink()
 
 
-def varied(group: Sequence[Rollout]) -> bool:
-    return len({rollout.reward for rollout in group}) > 1
+# -- what they are worth -------------------------------------------------------------------------
 
 
-def most_varied(groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:
+def truncated(rollout: Rollout) -> bool:
+    return rollout.completion.finish_reason == "length"
+
+
+def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float64 [B, G]; with truncated="zero" a completion cut by length earns nothing."""
+    rewards = [0.0 if config.truncated == "zero" and truncated(r) else r.reward for r in rollouts]
+    return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
+
+
+def advantages_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float32 [B, G], of the weighted sum of the rewards or of each of them."""
+    eps, scale = config.advantage_std_eps, config.advantage_scale
+    if config.normalise == "sum":
+        return group_advantages(rewards_of(config, rollouts), eps, scale)
+    weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
+    weights |= {name: term.weight for name, term in config.reward_models.items()}
+
+    def part(rollout: Rollout, name: str) -> Rollout:
+        return replace(rollout, reward=0.0 if rollout.failure else rollout.reward_breakdown[name])
+
+    parts_PBG = [rewards_of(config, [part(r, name) for r in rollouts]) for name in weights]
+    each_BG = decoupled_advantages(np.asarray(parts_PBG), list(weights.values()), eps, scale)
+    return batch_normalised(each_BG, eps)
+
+
+def varied(config: GrpoConfig, group: Sequence[Rollout]) -> bool:
+    """Whether a group has an advantage to learn from."""
+    return bool(advantages_of(config, group).any())
+
+
+def most_varied(config: GrpoConfig, groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:
     """`count` groups in the order they came, those without variance only if there are too few."""
-    ranked = sorted(range(len(groups)), key=lambda i: not varied(groups[i]))  # stable
+    ranked = sorted(range(len(groups)), key=lambda i: not varied(config, groups[i]))  # stable
     chosen = [groups[i] for i in sorted(ranked[:count])]
     return [
         replace(rollout, completion=replace(rollout.completion, prompt_index=place))

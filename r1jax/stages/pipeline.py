@@ -27,10 +27,12 @@ from r1jax.checkpoint import changes, jsonable
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
 from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
-from r1jax.stages import stage_of
+from r1jax.stages import checked, stage_of
 from r1jax.table import print_rich
 
-COMPLETE = "stage_complete.json"  # in a stage's workdir, written last
+BEGUN = "stage_inputs.json"  # in a stage's workdir, written first: the ids of what it reads
+COMPLETE = "stage_complete.json"  # the same, written last
+DELETED = ".deleted"  # in the pipeline's workdir
 MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a stage
 
 
@@ -75,7 +77,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     config = section(PipelineConfig, config_dict)
     root = absolute(workdir)
     steps = plan(config_dict, root)
-    check(steps)
+    if jax.process_index() == 0:
+        _delete(root / DELETED)  # what a restart that was killed has left
+    check_steps(steps)
     with quick_compile(config.quick_compile):
         run_stages(steps, root)
     _write_overview(root, steps)
@@ -97,6 +101,8 @@ def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
         _write_overview(root, steps)
         start = time.time()
         config = resolved(step, root)
+        if jax.process_index() == 0:
+            _write_json(step.workdir / BEGUN, inputs_of(step, steps))
         try:
             stage_of(config).run(config, str(step.workdir))
         except UserError as error:
@@ -140,11 +146,22 @@ def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:
     for step in steps:
         if stale & set(step.reads):
             stale.add(step.name)
-    for step in steps:
+    # Who reads goes before what is read, and each at once: a kill leaves nothing half made.
+    for step in reversed(steps):
         if step.name in stale and step.workdir.exists() and jax.process_index() == 0:
-            (step.workdir / COMPLETE).unlink(missing_ok=True)
-            step.workdir.rmtree()
+            _delete(step.workdir)
             print(f"deleted {step.workdir}")
+
+
+def _delete(path: epath.Path) -> None:
+    """Out of the way by one renaming, then deleted."""
+    if not path.exists():
+        return
+    if path.name != DELETED:
+        trash = path.parent / DELETED / f"{path.name}-{uuid.uuid4().hex}"
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        path = path.rename(trash)
+    path.rmtree()
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -184,10 +201,13 @@ def _step(name: str, config: Any, root: epath.Path) -> Step:
         raise ConfigError(f"{where} is not a section of keys")
     if name.startswith(".") or "/" in name:
         raise ConfigError(f"{where}: a stage's name is that of a directory")
-    module = stage_of(config, where)
+    stage_of(config, where)
     if config.stage == "pipeline":
         raise ConfigError(f"{where}: a pipeline cannot be a stage of a pipeline")
-    section(module.CONFIG, config, where)
+    try:
+        checked(config, where)
+    except ConfigError as error:
+        raise ConfigError(f"stage {name}: {error}") from None
     reads = tuple(dict.fromkeys(text[1:].partition("/")[0] for text in _references(config)))
     return Step(name, config.stage, jsonable(config), reads, root / name)
 
@@ -226,19 +246,18 @@ def completion(step: Step) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def check(steps: Sequence[Step]) -> None:
-    """Raises ConfigError where a complete stage isn't what the config asks for any more."""
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raises ConfigError where a stage that is complete, or has begun, isn't what the config asks
+    for any more."""
     done = {step.name: found for step in steps if (found := completion(step))}
     for step in steps:
-        found = done.get(step.name)
-        if found is None:
-            continue
         how = f"take another --workdir, or --restart_from={step.name}"
-        if differing := changes(found["config"], dict(step.config)):
+        found = done.get(step.name)
+        if found and (differing := changes(found["config"], dict(step.config))):
             raise ConfigError(
                 f"stage {step.name} is complete with another config ({'; '.join(differing)}); {how}"
             )
-        for name, identity in found["reads"].items():
+        for name, identity in (found["reads"] if found else begun_with(step)).items():
             if done.get(name, {}).get("id") != identity:
                 raise ConfigError(
                     f"stage {step.name} was made from another {name} than the one in"
@@ -246,17 +265,32 @@ def check(steps: Sequence[Step]) -> None:
                 )
 
 
-def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
+def begun_with(step: Step) -> dict[str, str]:
+    """{stage: id} of what the stage read when it began; {} where it has not begun."""
+    path = step.workdir / BEGUN
+    found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def inputs_of(step: Step, steps: Sequence[Step]) -> dict[str, str]:
+    """{stage: id} of the complete stages that it reads."""
     by_name = {other.name: other for other in steps}
-    reads = {name: (completion(by_name[name]) or {})["id"] for name in step.reads}
+    return {name: (completion(by_name[name]) or {})["id"] for name in step.reads}
+
+
+def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
     about = {
         "id": uuid.uuid4().hex,
         "seconds": round(seconds, 1),  # of the last start, where it was resumed
-        "reads": reads,
+        "reads": inputs_of(step, steps),
         "config": dict(step.config),
     }
-    text = json.dumps(about, indent=1, ensure_ascii=False)
-    write_atomic(step.workdir / COMPLETE, (text + "\n").encode())
+    _write_json(step.workdir / COMPLETE, about)
+
+
+def _write_json(path: epath.Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode())
 
 
 def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
@@ -273,8 +307,7 @@ def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
         if model := _model_from_outside(step):
             about["model"] = model
         overview[step.name] = about | ({"seconds": found["seconds"]} if found else {})
-    text = json.dumps({"stages": overview}, indent=1, ensure_ascii=False)
-    write_atomic(root / PIPELINE, (text + "\n").encode())
+    _write_json(root / PIPELINE, {"stages": overview})
 
 
 def _model_from_outside(step: Step) -> str | None:

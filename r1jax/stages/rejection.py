@@ -35,7 +35,7 @@ from r1jax.metrics import (
     write_jsonl_atomic,
 )
 from r1jax.models.load import ModelSource, open_source
-from r1jax.rewards import Grade, check_example, load_rewards
+from r1jax.rewards import Grade, Weights, by_name, check_example, load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.chat_models import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -64,8 +64,9 @@ class RejectionConfig:
     stage: str
     model: ModelSource
     data: DataConfig  # questions as in RL; an unlimited source needs `limit`
-    # What each reward must reach; with arguments: {"minimum": ..., argument: value}.
-    minimum: dict[str, Any] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    # What each reward must reach; with arguments: {"minimum": ..., argument: value}. A dict, or
+    # pairs as in load_rewards.
+    minimum: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     num_samples: int = 16
     per_prompt: int = 1
     template: str = "r1_zero"
@@ -91,11 +92,17 @@ def describe(config: RejectionConfig) -> str:
     return f"{config.num_samples} completions a question, at most {config.per_prompt} of them kept"
 
 
+def check(config: RejectionConfig) -> None:
+    """What can be wrong in the config alone."""
+    if config.writer is not None and config.rewriter is not None:
+        raise ConfigError("config.writer and config.rewriter: at most one of them")
+    split_minimum(config.minimum)
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Samples, filters, rewrites; a finished workdir is left as it is."""
     config = section(RejectionConfig, config_dict)
-    if config.writer is not None and config.rewriter is not None:
-        raise ConfigError("config.writer and config.rewriter: at most one of them")
+    check(config)
     choose_sandbox(config.graders.sandbox)
     path = absolute(workdir)
     examples = finite_examples(config.data, "config.data")
@@ -118,11 +125,11 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     print(f"rows are in {path / DATA}")
 
 
-def split_minimum(minimum: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+def split_minimum(minimum: Weights) -> tuple[dict[str, Any], dict[str, float]]:
     """(rewards as `load_rewards` takes them, {name: what it must reach})."""
     weights: dict[str, Any] = {}
     minima: dict[str, float] = {}
-    for name, value in minimum.items():
+    for name, value in by_name(minimum, "config.minimum").items():
         arguments = dict(value) if isinstance(value, Mapping) else {"minimum": value}
         least = arguments.pop("minimum", None)
         if isinstance(least, bool) or not isinstance(least, int | float):

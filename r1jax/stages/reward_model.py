@@ -97,7 +97,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         "eval/rm/accuracy": "held-out pairs",
         "eval/rm/label_accuracy": "held-out labels",
     }
-    with open_run(config, config_dict, workdir, shown) as stage:
+    with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         groups = _fitting(rows, stage.tokenizer, config, "config.data")
         held_out_groups = _fitting(held_out_rows, stage.tokenizer, config, "config.held_out.data")
@@ -197,12 +197,13 @@ def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> tu
 
 
 def held_out_metrics(scores: np.ndarray, rows: Sequence[Labelled], kind: str) -> dict[str, float]:
-    """Accuracy with its standard error: of labels for a pointwise model, of pairs (a tie is half
-    right) where the rows are pairs."""
+    """Accuracy with its standard error over rows: of labels for a pointwise model, of pairs (a tie
+    is half right) where the rows are pairs."""
     metrics: dict[str, float] = {"rows": len(rows)}
     if kind == "pointwise":
         labels = np.array([label for row in rows for label in row.labels])
-        metrics |= _accuracy("label_accuracy", (scores > 0) == (labels > 0.5))
+        right = np.split((scores > 0) == (labels > 0.5), np.cumsum([len(r.labels) for r in rows]))
+        metrics |= _accuracy("label_accuracy", np.array([r.mean() for r in right[:-1]]))
     if all(len(row.labels) == 2 for row in rows):
         margins = scores[0::2] - scores[1::2]
         metrics |= _accuracy("accuracy", (margins > 0) + 0.5 * (margins == 0))

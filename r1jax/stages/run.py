@@ -129,8 +129,9 @@ def open_run(
     checkpoints = Checkpoints(path)
     latest = checkpoints.latest_step()
     if latest is None:  # later these files are not touched: a kill could tear them
-        write_model_json(path, dataclasses.asdict(source.config))
-        source.tokenizer.save(str(path / "tokenizer"))
+        if jax.process_index() == 0:
+            write_model_json(path, dataclasses.asdict(source.config))
+            source.tokenizer.save(str(path / "tokenizer"))
         params = source.load(mesh, config.seed)
         ref_params = jax.tree.map(jnp.copy, params) if reference else None
         state = new_state(params, optimizer, shardings)
