@@ -59,7 +59,9 @@ def test_a_warmup_longer_than_the_run() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ConfigError, match="optimizer.schedule 'cosin' is not one of 'constant', 'cosine', 'linear'"):
+    with pytest.raises(
+        ConfigError, match="optimizer.schedule 'cosin' is not one of 'constant', 'cosine', 'linear'"
+    ):
         rates([0], schedule="cosin")
 
 
