@@ -1,7 +1,6 @@
 """Tiny configs and reward functions that several test files share. Imports no jax."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,3 @@ def metrics_by_step(workdir: Path) -> dict[int, dict[str, Any]]:
     for line in read_lines(workdir / "metrics.jsonl"):
         steps.setdefault(line["step"], {}).update(line)
     return steps
-
-
-def by_process(example: Any, text: str, *, length: int, finish_reason: str) -> float:
-    """A grader that would say something else on every process of a run."""
-    return ascii_share(example, text, length=length, finish_reason=finish_reason) + (
-        int(os.environ.get("JAX_PROCESS_ID", "0")) * (len(text) % 7)
-    )

@@ -12,9 +12,9 @@ tokens the first 1,000 train (the chosen responses as safe, the rejected ones as
 PAIRS.jsonl has ShareGPT pairs (DPO-En-Zh-20k's demonstration: 300 English ones, of which those of
 at most 768 tokens are taken).
 
-Measured (seed 0, 2 cores): safety 57.2 +- 2.2 -> 65.4 +- 2.1 % of held-out pairs, 50.0 -> 59.6 +-
-1.6 % of their 1,000 labels, 32 updates of 20 seconds and 7 GB; helpful 41.8 +- 6.7 -> 67.3 +- 6.4 %
-of 55 held-out pairs, 14 updates of 53 seconds and 17 GB.
+Measured (seed 0, 2 cores): safety 57.2 +- 2.2 -> 65.4 +- 2.1 % of held-out pairs, 50.0 -> 59.6 %
+of their 1,000 labels, 32 updates of 20 seconds and 7 GB; helpful 41.8 +- 6.7 -> 67.3 +- 6.4 % of 55
+held-out pairs, 14 updates of 53 seconds and 17 GB.
 
 The paper: batch 256, learning rate 6e-6, one epoch. Here batch 32 (16 for the helpful model), 2e-5,
 one epoch (two): there are a thousand times fewer rows.

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -33,7 +34,7 @@ from r1jax.rewards import load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
-from r1jax.sharding import make_mesh
+from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.types import Example, Rollout
 
 ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
@@ -103,7 +104,9 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metri
         for name, benchmark in config.benchmarks.items()
     }
     label = {"label": config.label} if config.label else {}
-    write_results(directory, results, {}, asked | label)
+    if jax.process_index() == 0:
+        write_results(directory, results, {}, asked | label)
+    wait_for_all("results")
     return results
 
 
@@ -133,7 +136,8 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
                 f"{directory} holds an evaluation with another {' and '.join(different)};"
                 " take another --workdir"
             )
-    write_atomic(path, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+    if jax.process_index() == 0:
+        write_atomic(path, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _run(
@@ -160,7 +164,8 @@ def _run(
                 config.graders,
                 functools.partial(progress.update, values={}),
             )
-        write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
+        if jax.process_index() == 0:
+            write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
 
 
 def _summary(

@@ -21,6 +21,7 @@ from r1jax.data.datasets import DataConfig, finite_examples, rows_of
 from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.metrics import STATISTICS, absolute, write_data
+from r1jax.sharding import wait_for_all
 
 DATA = "data.jsonl"
 Row = dict[str, Any]
@@ -67,6 +68,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         order = np.random.default_rng(config.seed).permutation(len(rows))
         rows = [rows[i] for i in order]
         write_data(path, DATA, rows, {"sources": lost, "domains": by_domain(rows)})
+    wait_for_all("mixture")
     print((path / STATISTICS).read_text())
     print(f"rows are in {path / DATA}")
 

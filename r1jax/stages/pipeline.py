@@ -27,6 +27,7 @@ from r1jax.checkpoint import changes, jsonable
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
 from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
+from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
 from r1jax.table import print_rich
 
@@ -111,6 +112,7 @@ def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
             ) from None
         if jax.process_index() == 0:
             _mark(step, steps, time.time() - start)
+        wait_for_all(f"stage {step.name}")
         if mapped_share() > MOST_MAPPED:
             jax.clear_caches()
 

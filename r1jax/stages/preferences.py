@@ -20,7 +20,7 @@ from r1jax.data.datasets import DataConfig, messages_of, rows_of
 from r1jax.data.preferences import QUERIES, judge_pairs
 from r1jax.metrics import STATISTICS, absolute, read_jsonl, write_data, write_jsonl_atomic
 from r1jax.rollout.chat_models import ChatModelConfig, open_chat_model
-from r1jax.sharding import make_mesh
+from r1jax.sharding import make_mesh, wait_for_all
 
 PAIRS, CANDIDATES = "pairs.jsonl", "candidates.jsonl"
 
@@ -54,12 +54,15 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         raise ConfigError(f"config.data.limit must be set: {config.data.function} has no end")
     path, mesh = absolute(workdir), make_mesh(config.mesh)
     check_config(path, config_dict)
-    if not (path / STATISTICS).exists():
+    missing = not (path / STATISTICS).exists()
+    wait_for_all("looked")  # before one process writes it
+    if missing:
         candidates = _candidates(config, rows, path, mesh)
         judge = open_chat_model(config.judge, mesh)
         pairs, statistics = judge_pairs(candidates, judge, config.seed, config.queries)
         if jax.process_index() == 0:
             write_data(path, PAIRS, pairs, dataclasses.asdict(statistics))
+        wait_for_all("pairs")
     print((path / STATISTICS).read_text())
     print(f"pairs are in {path / PAIRS}")
 

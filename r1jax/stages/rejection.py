@@ -48,7 +48,7 @@ from r1jax.rollout.graded import (
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.sharding import make_mesh
+from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.types import Example, Rollout
 
 DATA = "data.jsonl"
@@ -121,6 +121,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             raise DataError(f"none of the completions is a row; what they failed at: {fates}")
         if jax.process_index() == 0:
             write_data(path, DATA, rows, statistics)
+        wait_for_all("rows")
     print((path / STATISTICS).read_text())
     print(f"rows are in {path / DATA}")
 
@@ -156,12 +157,15 @@ def _portions(
         for number, start in enumerate(starts):
             kept = path / "kept" / f"{number:06d}.jsonl"
             part = examples[start : start + config.portion]
-            if not kept.exists():
+            missing = not kept.exists()
+            wait_for_all("looked")  # before one process writes it
+            if missing:
                 rollouts = sampler(number, part)
                 rows, fates = _select(config, part, rollouts, weights, minima, judge, rewrite)
                 if jax.process_index() == 0:
                     tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
                     write_jsonl_atomic(kept, [{"fates": fates, "tokens": tokens}, *rows])
+                wait_for_all("kept")
             about, *rows = list(read_jsonl(kept))
             progress.update(start + len(part), {})
             yield {**about, "rows": rows}
