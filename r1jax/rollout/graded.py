@@ -144,11 +144,10 @@ def sample_rollouts(
 
 def _grade_row(grade: Grade) -> dict[str, Any]:
     """A Rollout's fields that are the graders'."""
-    failure = grade.failure.kind if grade.failure else None
     return {
         "reward": grade.reward,
         "reward_breakdown": dict(grade.breakdown),
-        "failure": failure,
+        "failure": grade.failure.kind if grade.failure else None,
     }
 
 

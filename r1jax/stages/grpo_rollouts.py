@@ -1,4 +1,4 @@
-"""The rollouts of GRPO: questions, sampled and graded, an iteration at a time.
+"""The rollouts of GRPO: questions, sampled and graded, an iteration at a time, and their worth.
 
 An iteration's rollouts are written down before its first update, so that a resumed run neither
 samples nor grades them again.
