@@ -1,11 +1,18 @@
 """Tiny configs and reward functions that several test files share. Imports no jax."""
 
+from __future__ import annotations
+
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
 
 MODEL = {
     "embed_dim": 16,
@@ -23,6 +30,14 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def example(
+    task: str, answer: str, question: str = "?", metadata: Mapping[str, Any] | None = None
+) -> Example:
+    from r1jax.types import Example
+
+    return Example("e", ({"role": "user", "content": question},), answer, task, metadata or {})
+
+
 def ascii_share(example: Any, text: str, *, length: int, finish_reason: str) -> float:
     """A reward that anybody can learn: the share of the completion's characters that are ASCII."""
     return sum(character.isascii() for character in text) / max(len(text), 1)
@@ -33,6 +48,11 @@ def sleeps(example: Any, text: str, *, length: int, finish_reason: str) -> float
     while len(text) % 3 == 0:
         time.sleep(1)
     return 1.0
+
+
+def process(example: Any, text: str, *, length: int, finish_reason: str) -> float:
+    """Another reward on every process of a run, as where graders run out of time on one of them."""
+    return 0.1 * int(os.environ.get("JAX_PROCESS_ID", 0)) * (length % 3)
 
 
 def raises(example: Any, text: str, *, length: int, finish_reason: str) -> float:
