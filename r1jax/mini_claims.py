@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from r1jax.claims import Claim, Comparison, Measured, curve, final, minus, runs
-from r1jax.report import ROWS, Run, groups_table, read_paper
+from r1jax.report import ROWS, groups_table, read_paper
+from r1jax.run_files import Run
 from r1jax.table import Table
 
 PAPER = read_paper()

@@ -22,13 +22,12 @@ from r1jax.report import (
     ERROR,
     ROWS,
     Row,
-    Run,
     last_cell,
-    questions_of_models,
     read_paper,
-    read_run,
     with_k,
 )
+from r1jax.run_files import Run, read_run
+from r1jax.samples import questions_of_models
 from r1jax.table import Cell, Table, to_csv, to_latex, to_markdown
 
 PIPELINE = "pipeline.json"

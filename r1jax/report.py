@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from etils import epath
 
-from r1jax.config import DataError
-from r1jax.data.tokenizer import load_tokenizer
-from r1jax.html_report import Question, Sample, html_page
-from r1jax.metrics import METRICS, SAMPLES, absolute, read_jsonl, read_metrics, write_atomic
+from r1jax.html_report import html_page
+from r1jax.metrics import absolute, write_atomic
+from r1jax.run_files import FORCED, Run, benchmark_names, group_runs, read_run
+from r1jax.samples import questions_of_models, questions_of_training, samples_page
 from r1jax.table import (
     MISSING,
     Cell,
@@ -34,91 +33,6 @@ from r1jax.table import (
 )
 
 PAPER = Path(__file__).parent / "paper.json"
-FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
-FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
-NUM_SAMPLES = 6  # completions shown in samples.md
-
-
-# ---- what a workdir holds ----
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One results.json: {benchmark: {metric: value}} at a step."""
-
-    step: int
-    benchmarks: Mapping[str, Mapping[str, float]]
-    directory: epath.Path
-    model: str = ""  # MODEL, where `evaluate` wrote it
-    label: str = ""  # the model's name
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one workdir says of itself."""
-
-    name: str
-    workdir: epath.Path
-    config: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, by step
-    evaluations: Sequence[Evaluation]  # by step
-
-    @property
-    def label(self) -> str:
-        """What the newest evaluation says the model is called, or the workdir's name."""
-        return next((e.label for e in self.evaluations[::-1] if e.label), self.name)
-
-
-def read_run(workdir: epath.PathLike) -> Run:
-    """Raises DataError where the workdir doesn't exist or holds no measurements."""
-    path = absolute(workdir)
-    if not path.is_dir():
-        raise DataError(f"workdir {workdir} does not exist")
-    has_metrics = (path / METRICS).exists() and (path / METRICS).stat().length > 0
-    metrics = read_metrics(path) if has_metrics else []
-    directories = [*sorted((path / "evaluations").glob("*")), path]
-    found = [_read_evaluation(d) for d in directories if (d / "results.json").exists()]
-    if not metrics and not found:
-        raise DataError(f"workdir {workdir} has neither {METRICS} nor results.json")
-    config = json.loads((path / "config.json").read_text()) if _has_config(path) else {}
-    return Run(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
-
-
-def _has_config(path: epath.Path) -> bool:
-    return (path / "config.json").exists()
-
-
-def _read_evaluation(directory: epath.Path) -> Evaluation:
-    try:
-        values = json.loads((directory / "results.json").read_text())
-        about = {key: str(values.get(key, "")) for key in ("model", "label")}
-        return Evaluation(values["step"], values["benchmarks"], directory, **about)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
-
-
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of one config, whatever their seeds, under a common name."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(_without_seeds(run.config), sort_keys=True), []).append(run)
-    names = [_common_name(members) for members in groups.values()]
-    unique = [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names, start=1)]
-    return dict(zip(unique, groups.values(), strict=True))
-
-
-def _without_seeds(config: Any) -> Any:
-    if isinstance(config, Mapping):
-        return {k: _without_seeds(v) for k, v in config.items() if k not in FREE}
-    return config
-
-
-def _common_name(runs: Sequence[Run]) -> str:
-    """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; runs named by their seed keep all names."""
-    names = [run.name for run in runs]
-    stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
-    has_stem = len(names) > 1 and len(stems) == 1 and stems != {""}
-    return stems.pop() if has_stem else ", ".join(names)
 
 
 # ---- base against what came of it ----
@@ -190,13 +104,6 @@ def _note(groups: Mapping[str, Sequence[Run]]) -> str:
         counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
         return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED} {FORCED_NOTE}"
     return f"{ERROR} {EXPLAINED} {FORCED_NOTE}"
-
-
-def benchmark_names(runs: Sequence[Run]) -> list[str]:
-    """Benchmarks of the runs; X_forced belongs to X where there is an X."""
-    evaluations = [evaluation for run in runs for evaluation in run.evaluations]
-    names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
-    return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
 
 
 def _rows_for(runs: Sequence[Run], benchmark: str) -> list[Row]:
@@ -401,95 +308,6 @@ def end_mean(curve: Sequence[float], end: int, name: str) -> float:
     """Of a held-out curve its first or last point, of a training curve its first or last 5 %."""
     window = max(1, len(curve) // 20) if name.startswith("grpo/") else 1
     return fmean(curve[:window] if end == 0 else curve[-window:])
-
-
-# ---- completions to read ----
-
-
-def samples_page(run: Run) -> str:
-    """What base and trained model wrote for the same problems, as Markdown; "" without both."""
-    evaluations = [e for e in run.evaluations if e.directory != run.workdir]
-    if len(evaluations) < 2:
-        return ""
-    first, last = evaluations[0], evaluations[-1]
-    name = benchmark_names([run])[0]
-    pairs = zip(sample_rows(first, name), sample_rows(last, name), strict=False)
-    decode = _decoder(run)
-    parts = [f"# Completions of {run.name}, benchmark {name}\n"]
-    for before, after in pairs:
-        parts.append(
-            f"## Problem {before['example_id']}\n\n{_fenced(decode(before['prompt_tokens']))}"
-        )
-        for title, row in ((f"Step {first.step}", before), (f"Step {last.step}", after)):
-            parts.append(f"**{title}**, {_graded(row)}\n\n{_fenced(row['text'])}")
-    return "\n".join(parts)
-
-
-def sample_rows(evaluation: Evaluation, name: str) -> Iterator[dict[str, Any]]:
-    """The first sample of a few problems, evenly spread (NAME.jsonl is sorted)."""
-    path = evaluation.directory / f"{name}.jsonl"
-    if not path.exists() or name not in evaluation.benchmarks:
-        return
-    values = evaluation.benchmarks[name]
-    stride = max(1, int(values["problems"]) // NUM_SAMPLES) * int(values["samples"])
-    with path.open("r") as file:
-        for line in islice(file, 0, stride * NUM_SAMPLES, stride):
-            yield json.loads(line)
-
-
-def questions_of_models(runs: Sequence[Run]) -> list[Question]:
-    """The first sample of a few problems of every benchmark, by each model that was evaluated."""
-    evaluations = [(run.label, run.evaluations[-1]) for run in runs]
-    found = []
-    for name in dict.fromkeys(name for _, e in evaluations for name in e.benchmarks):
-        prompts: dict[str, str] = {}
-        samples: dict[str, list[Sample]] = {}
-        for label, evaluation in evaluations:
-            for row in sample_rows(evaluation, name):
-                problem = row["example_id"]
-                prompts.setdefault(problem, _prompt_of(evaluation, row))
-                sample = Sample(label, row["text"], row["reward"], row["reward_breakdown"])
-                samples.setdefault(problem, []).append(sample)
-        found += [Question(f"{name}: {p}", prompts[p], samples[p]) for p in prompts]
-    return found
-
-
-def questions_of_training(run: Run) -> list[Question]:
-    """Completions out of samples.jsonl, from early to late."""
-    path = run.workdir / SAMPLES
-    rows = list(read_jsonl(path)) if path.exists() else []
-    return [
-        Question(
-            f"step {row['step']}: {row['question'][:80]}",
-            row["question"],
-            [Sample("completion", row["completion"], row["reward"], row["reward_breakdown"])],
-        )
-        for row in rows[:: max(1, len(rows) // (2 * NUM_SAMPLES))]
-    ]
-
-
-def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
-    """The prompt's text, by the tokenizer of the model that was asked."""
-    if evaluation.model and absolute(evaluation.model).exists():
-        return load_tokenizer(evaluation.model).decode(row["prompt_tokens"])
-    return f"({len(row['prompt_tokens'])} prompt tokens; the model is not there any more)"
-
-
-def _decoder(run: Run) -> Callable[[Sequence[int]], str]:
-    path = run.workdir / "tokenizer"
-    if path.is_dir():
-        return load_tokenizer(path).decode
-    return lambda tokens: f"({len(tokens)} prompt tokens; the workdir has no tokenizer)"
-
-
-def _graded(row: Mapping[str, Any]) -> str:
-    parts = ", ".join(f"{name} {value:g}" for name, value in row["reward_breakdown"].items())
-    return f"{len(row['tokens'])} tokens, reward {row['reward']:g} ({parts})"
-
-
-def _fenced(text: str) -> str:
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}\n"
 
 
 # ---- everything ----

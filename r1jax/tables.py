@@ -20,6 +20,7 @@ from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.metrics import absolute
 from r1jax.pipeline_report import is_pipeline, pipeline_tables, write_pipeline_report
+from r1jax.run_files import read_run
 from r1jax.table import print_rich
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     if pipelines:
         tables_of_pipelines(pipelines, output)
         return
-    runs = [report.read_run(workdir) for workdir in workdirs]
+    runs = [read_run(workdir) for workdir in workdirs]
     for table in report.make_tables(runs):
         if table.name in ("results", "models"):  # the others are too wide for a terminal
             print_rich(table)

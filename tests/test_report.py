@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1jax import figures, report, tables
+from r1jax import figures, report, samples, tables
 from r1jax.config import DataError
+from r1jax.run_files import group_runs, read_run
 from r1jax.table import Table, print_rich
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +88,8 @@ def lines_of(table: report.Table) -> dict[str, list[str]]:
 
 
 def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
-    run = report.read_run(seeds[0])
-    table = report.results_table(report.group_runs([run]))
+    run = read_run(seeds[0])
+    table = report.results_table(group_runs([run]))
     assert table.header == ["Benchmark", "Metric", "Base", "Forced", "R1-Zero", "Change"]
     assert lines_of(table) == {
         "pass@1 strict (%)": ["10.0 ± 2.0", "15.0 ± 2.0", "70.0 ± 2.0", "60.0"],
@@ -101,7 +102,7 @@ def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
 
 
 def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path]) -> None:
-    groups = report.group_runs([report.read_run(path) for path in seeds])
+    groups = group_runs([read_run(path) for path in seeds])
     assert list(groups) == ["zero"]
     table = report.results_table(groups)
     assert lines_of(table)["pass@1 strict (%)"] == [
@@ -115,12 +116,12 @@ def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path])
 def test_runs_that_are_named_by_their_seeds(tmp_path: Path) -> None:
     """As a sweep over seeds alone names them: there is no common name."""
     paths = [write_run(tmp_path / f"seed={seed}", seed, 0.1, 0.4) for seed in (0, 1)]
-    assert list(report.group_runs([report.read_run(path) for path in paths])) == ["seed=0, seed=1"]
+    assert list(group_runs([read_run(path) for path in paths])) == ["seed=0, seed=1"]
 
 
 def test_another_config_is_another_group(seeds: list[Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "kl", 0, 0.1, 0.4, kl=0.2)
-    groups = report.group_runs([report.read_run(path) for path in [*seeds, other]])
+    groups = group_runs([read_run(path) for path in [*seeds, other]])
     assert {label: len(runs) for label, runs in groups.items()} == {"zero": 2, "kl": 1}
     table = report.results_table(groups)
     assert table.header[0] == "Run"
@@ -131,7 +132,7 @@ def test_what_was_not_measured_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_evaluation(run / "evaluations/000000", 0, test=results(0.1, **{"pass@1_se": None}))
     (run / "metrics.jsonl").write_text('{"step": 0, "grpo/loss": 1.0}\n')
-    table = report.results_table(report.group_runs([report.read_run(run)]))
+    table = report.results_table(group_runs([read_run(run)]))
     assert table.header == ["Benchmark", "Metric", "Base", "After RL", "Change"]
     assert lines_of(table)["pass@1 strict (%)"] == ["10.0", "-", "-"]
 
@@ -161,7 +162,7 @@ def test_the_three_forms_of_a_table() -> None:
 
 
 def test_the_papers_numbers_beside_ours(seeds: list[Path]) -> None:
-    groups = report.group_runs([report.read_run(path) for path in seeds])
+    groups = group_runs([read_run(path) for path in seeds])
     rows = [[report.text_of(c) for c in row] for row in report.paper_table(groups).rows]
     found = {row[1]: row[2:] for row in rows}
     assert found["held-out pass@1 (%) (held)"] == [
@@ -242,7 +243,7 @@ def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixtur
 def test_evaluations_of_models_side_by_side(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "small", 0, math=results(0.25))
     write_evaluation(tmp_path / "large", 0, math=results(0.5), code=results(0.75))
-    runs = [report.read_run(tmp_path / name) for name in ("small", "large")]
+    runs = [read_run(tmp_path / name) for name in ("small", "large")]
     models, small, _ = report.make_tables(runs)
     assert models.header == ["pass@1 (%)", "small", "large"]
     assert [[report.text_of(c) for c in row] for row in models.rows] == [
@@ -254,20 +255,20 @@ def test_evaluations_of_models_side_by_side(tmp_path: Path) -> None:
 
 
 def test_text_in_a_sample_cannot_close_its_fence() -> None:
-    assert report._fenced("a ```` b") == "`````text\na ```` b\n`````\n"
+    assert samples._fenced("a ```` b") == "`````text\na ```` b\n`````\n"
 
 
 def test_wrong_workdirs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no does not exist"):
-        report.read_run(tmp_path / "no")
+        read_run(tmp_path / "no")
     with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json"):
-        report.read_run(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "results.json").write_text('{"step": 0}')
     with pytest.raises(DataError, match=r"results\.json is not an evaluation: KeyError"):
-        report.read_run(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step"\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not JSON"):
-        report.read_run(tmp_path)
+        read_run(tmp_path)
 
 
 def test_workdirs_may_hold_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +292,7 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
     for name in ("a/eval", "b/eval"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(text)
-    runs = [report.read_run(tmp_path / name) for name in ("a/eval", "b/eval")]
+    runs = [read_run(tmp_path / name) for name in ("a/eval", "b/eval")]
     names = [table.name for table in report.make_tables(runs)]
     assert names == ["models", "benchmarks_a-eval", "benchmarks_b-eval"]
 
