@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
+from r1jax.processes import end_with_starter
 
 LOCK = ".lock"
 # One heap for all threads, in pages of 2 MiB, that never shrinks.
@@ -22,6 +23,7 @@ MALLOC = ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**62}")
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
+    end_with_starter()
     _keep_memory()
     try:
         app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)

@@ -9,12 +9,9 @@ are complete and resumes the others.
 """
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +24,7 @@ from absl import flags
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
 from r1jax.metrics import write_atomic
+from r1jax.processes import LOG, Processes
 
 CONFIG = flags.DEFINE_string(
     "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True
@@ -37,7 +35,6 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and their com
 WHERE = flags.DEFINE_enum("where", "local", ["local"], "Where the runs are started.")
 
 COMPLETE = "sweep_complete.json"  # in a run's workdir: the config that it has completed
-LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -115,48 +112,17 @@ def _name(overrides: Overrides, labels: dict[str, str]) -> str:
 def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
     """{name: exit code}, at most `parallel` at a time; one that fails doesn't stop the others."""
     waiting = list(reversed(runs))
-    shares = core_shares(parallel)
-    running: dict[str, tuple[Run, set[int], subprocess.Popen[bytes]]] = {}
+    by_name = {run.name: run for run in runs}
     codes: dict[str, int] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                run, cores = waiting.pop(), shares.pop()
-                running[run.name] = (run, cores, _start(run, cores))
-            for run, cores, process in list(running.values()):
-                if process.poll() is not None:
-                    del running[run.name]
-                    shares.append(cores)
-                    codes[run.name] = _finish(run, process.returncode)
-            time.sleep(0.05)
-    finally:
-        for _, _, process in running.values():
-            process.terminate()
+    with Processes(parallel) as processes:
+        while waiting or processes.running:
+            while waiting and processes.free:
+                run = waiting.pop()
+                print(f"started  {run.name}", flush=True)
+                processes.start(run.name, run.command, run.workdir)
+            for name, code in processes.wait().items():
+                codes[name] = _finish(by_name[name], code)
     return codes
-
-
-def core_shares(parallel: int) -> list[set[int]]:
-    """Which cores each of the parallel runs may use: threads of two runs on one slow both down.
-
-    Empty sets, which leave a run where it is, where the system cannot tell or has fewer cores.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    cores = sorted(affinity(0)) if affinity else []
-    if parallel == 1 or len(cores) < parallel:
-        return [set() for _ in range(parallel)]
-    return [set(cores[i::parallel]) for i in range(parallel)]
-
-
-def _start(run: Run, cores: set[int]) -> subprocess.Popen[bytes]:
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    print(f"started  {run.name}", flush=True)
-    with (run.workdir / LOG).open("ab") as log:
-        process = subprocess.Popen(
-            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
-    if cores:
-        os.sched_setaffinity(process.pid, cores)  # before it has imported anything
-    return process
 
 
 def _finish(run: Run, code: int) -> int:

@@ -1,10 +1,13 @@
 """Trains: any stage, or a whole pipeline, from a config file, into a workdir.
 
     python -m r1jax.train --config experiments/FILE.py[:arg,arg=value] --workdir DIR \\
-        [--config.section.key=value ...] [--restart_from STAGE] [--dry_run]
+        [--config.section.key=value ...] [--dry_run]
+        [--restart_from STAGE] [--only STAGE] [--parallel N]
 
 The same command again resumes; what is complete is not run again. `--dry_run` only checks the
-config and prints its numbers of steps. Start reading at stages/grpo.py.
+config and prints its numbers of steps. The last three flags are for pipelines.
+
+Start reading at stages/grpo.py.
 """
 
 import contextlib
@@ -22,28 +25,41 @@ WORKDIR = flags.DEFINE_string(
 RESTART_FROM = flags.DEFINE_string(
     "restart_from", None, "A pipeline's stage: it and all that was made from it are deleted first."
 )
+ONLY = flags.DEFINE_string(
+    "only", None, "A pipeline's stage: it alone is run; what it reads must be complete."
+)
+PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "A pipeline's stages at the same time, on a CPU.", lower_bound=1
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only check the config and print its step counts.")
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    config, workdir, restart_from = CONFIG.value, WORKDIR.value, RESTART_FROM.value
+    config, workdir = CONFIG.value, WORKDIR.value
+    restart_from, only, parallel = RESTART_FROM.value, ONLY.value, PARALLEL.value
     stage = stage_of(config)
     found = checked(config)  # a wrong key is an error before the workdir exists
     if DRY_RUN.value:
         print(f"{config.stage}: {stage.describe(found)}")
         return
+    wanted = {"restart_from": restart_from, "only": only, "parallel": parallel > 1}
+    for name in (name for name, value in wanted.items() if value and config.stage != "pipeline"):
+        raise ConfigError(f"--{name} is for pipelines; this is the stage {config.stage!r}")
+    if only and (restart_from or parallel > 1):
+        raise ConfigError("--only runs one stage, without --restart_from and --parallel")
     set_up_jax()
 
     import jax
 
     first = jax.process_index() == 0
-    if restart_from and not hasattr(stage, "restart"):
-        raise ConfigError(f"--restart_from is for pipelines; this is the stage {config.stage!r}")
+    if only:
+        stage.run_only(config, workdir, only)
+        return
     with lock_workdir(workdir) if first else contextlib.nullcontext():
         if restart_from:
             stage.restart(config, workdir, restart_from)
-        stage.run(config, workdir)
+        stage.run(config, workdir, **({"parallel": parallel} if parallel > 1 else {}))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("r1jax.sweep.time.sleep", interrupt)
+    monkeypatch.setattr("r1jax.processes.time.sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_all([make_run(tmp_path, "a", code)], 1)
     monkeypatch.undo()

@@ -9,7 +9,6 @@ import the parent's main module again, hence jax, and an accelerator belongs to 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -23,6 +22,7 @@ from queue import SimpleQueue
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from r1jax.processes import end_with_parent
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
 from r1jax.rewards.sandbox import Mode, choose_sandbox
 
@@ -199,9 +199,7 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 
 def work(descriptor: int) -> None:
     """A worker's life: the rewards, then item after item, until the parent's end is closed."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # elsewhere a worker hung in an item outlives a killed parent
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # where there is no Linux, a worker hung in an item outlives a killed parent
     signal.signal(signal.SIGTERM, _end)
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, _Terminated):

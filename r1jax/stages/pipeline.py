@@ -6,17 +6,22 @@ handed on, and the only way. A stage that is complete is not run again, an inter
 by itself. A complete stage whose config has changed since, or whose inputs were made anew, is an
 error that says what differs; `--restart_from NAME` deletes that stage and all that was made from
 it. `pipeline.json` says what came from what, `figures/pipeline.png` shows it.
+
+`--only NAME` runs one stage. `--parallel N` runs up to N at the same time, each in a process with
+its share of the cores: for small models on a CPU, which threads make no faster.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,9 +29,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.checkpoint import changes, jsonable
+from r1jax.cli import lock_workdir
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
 from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
+from r1jax.processes import LOG, Processes
 from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
 from r1jax.table import print_rich
@@ -73,16 +80,29 @@ class Step:
     workdir: epath.Path
 
 
-def run(config_dict: ConfigDict, workdir: str) -> None:
-    """Runs what is not complete, then writes the tables and figures of all of it."""
+def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
+    """Runs what is not complete, then writes the tables and figures of all of it.
+
+    With `parallel` > 1 this process must have been started as a command: it starts itself again,
+    for one stage each.
+    """
     config = section(PipelineConfig, config_dict)
     root = absolute(workdir)
     steps = plan(config_dict, root)
+    local = jax.default_backend() == "cpu" and jax.process_count() == 1 and "://" not in str(root)
+    if parallel > 1 and not local:
+        raise ConfigError(
+            "--parallel is for one process on CPUs with a local --workdir; on accelerators a stage"
+            " has all devices"
+        )
     if jax.process_index() == 0:
         _delete(root / DELETED)  # what a restart that was killed has left
     check_steps(steps)
-    with quick_compile(config.quick_compile):
-        run_stages(steps, root)
+    if parallel > 1:
+        run_in_parallel(steps, root, parallel)
+    else:
+        with quick_compile(config.quick_compile):
+            run_stages(steps, root)
     _write_overview(root, steps)
     if jax.process_index() == 0:
         for table in pipeline_tables([root]):
@@ -93,16 +113,27 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
 
 
 def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
-    for number, step in enumerate(steps, start=1):
-        title = f"{number}/{len(steps)} {step.name} ({step.kind})"
+    for step in steps:
         if completion(step):
-            print(f"-- {title}: complete", flush=True)
+            print(f"-- {title(step, steps)}: complete", flush=True)
             continue
-        print(f"-- {title}", flush=True)
+        print(f"-- {title(step, steps)}", flush=True)
         _write_overview(root, steps)
-        start = time.time()
-        config = resolved(step, root)
-        if jax.process_index() == 0:
+        run_stage(step, steps, root)
+        if mapped_share() > MOST_MAPPED:
+            jax.clear_caches()
+
+
+def title(step: Step, steps: Sequence[Step]) -> str:
+    return f"{steps.index(step) + 1}/{len(steps)} {step.name} ({step.kind})"
+
+
+def run_stage(step: Step, steps: Sequence[Step], root: epath.Path) -> None:
+    first = jax.process_index() == 0
+    start = time.time()
+    config = resolved(step, root)
+    with lock_workdir(step.workdir) if first else nullcontext():
+        if first:
             _write_json(step.workdir / BEGUN, inputs_of(step, steps))
         try:
             stage_of(config).run(config, str(step.workdir))
@@ -110,11 +141,81 @@ def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
             raise type(error)(
                 f"stage {step.name}: {error} (--restart_from={step.name} begins it anew)"
             ) from None
-        if jax.process_index() == 0:
+        if first:
             _mark(step, steps, time.time() - start)
-        wait_for_all(f"stage {step.name}")
-        if mapped_share() > MOST_MAPPED:
-            jax.clear_caches()
+    wait_for_all(f"stage {step.name}")
+
+
+def run_only(config_dict: ConfigDict, workdir: str, name: str) -> None:
+    """Runs one stage, unless it is complete; ConfigError where one that it reads is not."""
+    root = absolute(workdir)
+    steps = plan(config_dict, root)
+    check_choice("--only", name, [step.name for step in steps])
+    check_steps(steps)
+    step = next(step for step in steps if step.name == name)
+    missing = [other.name for other in steps if other.name in step.reads and not completion(other)]
+    if missing:
+        raise ConfigError(f"stage {name} reads {missing[0]}, which is not complete")
+    if completion(step):
+        print(f"stage {name} is complete")
+        return
+    with quick_compile(section(PipelineConfig, config_dict).quick_compile):
+        run_stage(step, steps, root)
+
+
+def run_in_parallel(steps: Sequence[Step], root: epath.Path, parallel: int) -> None:
+    """Each stage as a command of its own, `parallel` at a time.
+
+    Of those that can begin, one for which more stages in a row are waiting goes first. Behind a
+    stage that fails no other is started; those that run may end.
+    """
+    in_a_row = stages_behind(steps)
+    waiting = sorted((s for s in steps if not completion(s)), key=lambda s: -in_a_row[s.name])
+    by_name = {step.name: step for step in steps}
+    failed: dict[str, int] = {}
+    with Processes(parallel) as processes:
+        while waiting or processes.running:
+            unmade = {step.name for step in waiting} | {*processes.running}
+            ready = [step for step in waiting if unmade.isdisjoint(step.reads)]
+            for step in ready[: processes.free]:
+                print(f"-- {title(step, steps)} begins", flush=True)
+                waiting.remove(step)
+                processes.start(step.name, command_of(step.name), Path(step.workdir))
+            _write_overview(root, steps)
+            for name, code in processes.wait().items():
+                found = completion(by_name[name])
+                if code or not found:
+                    failed[name] = code
+                    waiting = []
+                else:
+                    seconds = f"{found['seconds']:.0f} s"
+                    print(f"-- {title(by_name[name], steps)} is complete, {seconds}", flush=True)
+    if failed:
+        _write_overview(root, steps)
+        raise UserError("\n".join(_failure(by_name[name], code) for name, code in failed.items()))
+
+
+def stages_behind(steps: Sequence[Step]) -> dict[str, int]:
+    """{stage: how many stages, one made from the other, come after it at the longest}."""
+    found: dict[str, int] = {}
+    for step in reversed(steps):
+        readers = [found[other.name] for other in steps if step.name in other.reads]
+        found[step.name] = 1 + max(readers) if readers else 0
+    return found
+
+
+def command_of(stage: str) -> list[str]:
+    """This process's command for one stage; of a flag given twice the last counts."""
+    flags = "--parallel=1", "--restart_from=", f"--only={stage}"
+    return [sys.executable, *sys.orig_argv[1:], *flags]
+
+
+def _failure(step: Step, code: int) -> str:
+    """What the stage's log ends with, where it is an error in words."""
+    log = step.workdir / LOG
+    last = log.read_text().rstrip().rpartition("\n")[2]
+    said = last.removeprefix("error: ") if code == 2 else f"stage {step.name}: exit code {code}"
+    return f"{said} (see {log})"
 
 
 @contextmanager

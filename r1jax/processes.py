@@ -1,0 +1,94 @@
+"""Commands that run at the same time, each on its own share of the CPU's cores."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+LOG = "log.txt"  # in a command's workdir: what it prints
+PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
+
+
+class Processes:
+    """At most `parallel` commands at a time; leaving the `with` block ends those that still run."""
+
+    def __init__(self, parallel: int) -> None:
+        self._shares = core_shares(parallel)
+        self.running: dict[str, tuple[set[int], subprocess.Popen[bytes]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _cores, process in self.running.values():
+            process.terminate()
+
+    @property
+    def free(self) -> int:
+        """How many may be started now."""
+        return len(self._shares)
+
+    def start(self, name: str, command: Sequence[str], workdir: Path) -> None:
+        """Starts it; what it prints is appended to WORKDIR/log.txt."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        cores = self._shares.pop()
+        with (workdir / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {PARENT: str(os.getpid())},
+            )
+        if cores:
+            os.sched_setaffinity(process.pid, cores)  # before it has imported anything
+        self.running[name] = (cores, process)
+
+    def wait(self) -> dict[str, int]:
+        """{name: exit code} of the commands that have ended, once there are any."""
+        codes: dict[str, int] = {}
+        while not codes:
+            time.sleep(0.05)
+            codes = {
+                name: process.returncode
+                for name, (_, process) in self.running.items()
+                if process.poll() is not None
+            }
+        for name in codes:
+            self._shares.append(self.running.pop(name)[0])
+        return codes
+
+
+def core_shares(parallel: int) -> list[set[int]]:
+    """Which cores each of the commands may use: threads of two on one core slow both down.
+
+    Empty sets, which leave a command where it is, where the system cannot tell or has fewer cores.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = sorted(affinity(0)) if affinity else []
+    if parallel == 1 or len(cores) < parallel:
+        return [set() for _ in range(parallel)]
+    return [set(cores[i::parallel]) for i in range(parallel)]
+
+
+def end_with_parent() -> None:
+    """This process is killed when its parent ends, however that dies (Linux only)."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_starter() -> None:
+    """The same for a command that `Processes` has started; others go on without their parent."""
+    parent = os.environ.pop(PARENT, "")
+    if parent:
+        end_with_parent()
+        if os.getppid() != int(parent):  # it has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
