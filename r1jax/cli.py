@@ -1,12 +1,10 @@
-"""What the commands share: errors as one sentence, JAX's set-up, one process per workdir."""
+"""What the commands share: errors as one sentence, JAX's set-up."""
 
-import fcntl
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from ml_collections import config_flags
 from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
 from r1jax.processes import end_with_starter
 
-LOCK = ".lock"
 # One heap for all threads, in pages of 2 MiB, that never shrinks.
 MALLOC = ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**62}")
 
@@ -116,26 +113,3 @@ def _env_number(name: str) -> int:
             f"with JAX_COORDINATOR_ADDRESS set, {name} must be a number, not {text!r}"
         )
     return int(text)
-
-
-@contextmanager
-def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the workdir for this process; ConfigError if another one has it.
-
-    A POSIX record lock: it ends with its process, however that dies, and children don't hold it.
-    Object stores (gs://) have no locks: there nothing is held.
-    """
-    if "://" in os.fspath(workdir):
-        yield
-        return
-    path = Path(workdir).expanduser() / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ConfigError(f"{workdir} is in use by process {file.read().strip()}") from None
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
-        yield

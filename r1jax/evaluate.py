@@ -23,9 +23,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from r1jax import report
-from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
+from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
 from r1jax.metrics import absolute
+from r1jax.processes import lock_workdir
 from r1jax.stages.evaluate import EvaluateConfig, evaluate
 
 

@@ -1,17 +1,22 @@
-"""Commands that run at the same time, each on its own share of the CPU's cores."""
+"""Commands that run at the same time: a share of the cores each, one process per workdir."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from r1jax.config import ConfigError
+
+LOCK = ".lock"
 LOG = "log.txt"  # in a command's workdir: what it prints
 PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
 
@@ -76,6 +81,29 @@ def core_shares(parallel: int) -> list[set[int]]:
     if parallel == 1 or len(cores) < parallel:
         return [set() for _ in range(parallel)]
     return [set(cores[i::parallel]) for i in range(parallel)]
+
+
+@contextmanager
+def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the workdir for this process; ConfigError if another one has it.
+
+    A POSIX record lock: it ends with its process, however that dies, and children don't hold it.
+    Object stores (gs://) have no locks: there nothing is held.
+    """
+    if "://" in os.fspath(workdir):
+        yield
+        return
+    path = Path(workdir).expanduser() / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(f"{workdir} is in use by process {file.read().strip()}") from None
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
 
 
 def end_with_parent() -> None:

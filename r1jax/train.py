@@ -14,8 +14,9 @@ import contextlib
 
 from absl import flags
 
-from r1jax.cli import define_config, lock_workdir, run_command, set_up_jax
+from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError
+from r1jax.processes import lock_workdir
 from r1jax.stages import checked, stage_of
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")

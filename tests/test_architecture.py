@@ -18,12 +18,13 @@ PACKAGE = Path(r1jax.__file__).parent
 # above everything.
 ROOMS = [
     ["config", "types", "advantages", "passk"],
-    ["metrics", "sharding", "table"],
+    ["metrics", "processes", "sharding", "table"],
     ["models", "data", "rewards"],
     ["losses", "train_state", "checkpoint", "rollout"],
     ["models.load", "figures", "html_report"],
     ["rewards.learned_reward", "rollout.chat_models"],
-    ["evaluation", "report", "cost_report", "pipeline_report", "claims", "mini_claims", "critic"],
+    ["evaluation", "critic", "run_files", "samples"],
+    ["report", "cost_report", "pipeline_report", "claims", "mini_claims"],
     ["stages.run"],
     ["stages"],
     ["cli"],

@@ -141,7 +141,7 @@ def test_stage_errors(directory: Path, seed: int, code: int, said: str) -> None:
 
 def test_one_process_per_workdir(tmp_path: Path) -> None:
     hold = (
-        "from r1jax.cli import lock_workdir\n"
+        "from r1jax.processes import lock_workdir\n"
         "with lock_workdir('w'):\n    print('held', flush=True)\n    input()\n"
     )
     holder = subprocess.Popen(
