@@ -88,7 +88,8 @@ def set_up_jax() -> None:
     """Joins the other processes of a multi-host run and turns the compilation cache on.
 
     Several processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-    R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm).
+    R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm). But for errors, only the
+    first process prints.
     R1JAX_COMPILATION_CACHE is the cache's directory, empty for none.
     """
     import jax
@@ -104,6 +105,10 @@ def set_up_jax() -> None:
         jax.distributed.initialize(num_processes=processes, process_id=process)
     elif os.environ.get("R1JAX_DISTRIBUTED"):
         jax.distributed.initialize()
+    else:
+        return
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # the first process says it all
 
 
 def _env_number(name: str) -> int:

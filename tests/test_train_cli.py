@@ -169,6 +169,20 @@ def test_processes_must_be_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         set_up_jax()
 
 
+@pytest.mark.parametrize(("process", "said"), [(0, "here\n"), (1, "")])
+def test_the_first_process_speaks(
+    process: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("R1JAX_COMPILATION_CACHE", "")
+    monkeypatch.setenv("R1JAX_DISTRIBUTED", "1")
+    monkeypatch.setattr("jax.distributed.initialize", lambda: None)
+    monkeypatch.setattr("jax.process_index", lambda: process)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored afterwards
+    set_up_jax()
+    print("here")
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize(
     ("module", "tunables", "restarts"),
     [("r1jax.train", None, True), ("r1jax.train", "", False), ("pytest.__main__", None, False)],
