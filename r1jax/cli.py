@@ -108,7 +108,7 @@ def set_up_jax() -> None:
     else:
         return
     if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")  # the first process says it all
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the first process says it all
 
 
 def _env_number(name: str) -> int:
