@@ -24,6 +24,13 @@ MODEL = {
     "max_length": 64,
 }
 
+# `python -c RUN_FAKE`, where there is a fake.py: the train command with one more stage.
+RUN_FAKE = """
+import r1jax.stages, r1jax.train
+r1jax.stages.STAGES["fake"] = "fake"
+r1jax.train.run_command(r1jax.train.main)
+"""
+
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from helpers import RUN_FAKE
 
 from r1jax.stages.pipeline import Step, stages_behind
 
@@ -56,11 +57,6 @@ def run(config, workdir):
     if config.get("model"):
         assert (Path(config.model) / "made").exists()
     (Path(workdir) / "made").touch()
-"""
-RUN_FAKE = """
-import r1jax.stages, r1jax.train
-r1jax.stages.STAGES["fake"] = "fake"
-r1jax.train.run_command(r1jax.train.main)
 """
 
 

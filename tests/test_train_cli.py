@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+from helpers import RUN_FAKE
 
 from r1jax.cli import _keep_memory, set_up_jax
 from r1jax.config import ConfigError
@@ -40,11 +41,6 @@ def run(config, workdir):
     if config.seed == 2:
         raise KeyboardInterrupt
     print("ran", config.grpo.kl_coef, config.grpo.get("eps"), workdir)
-"""
-RUN_FAKE = """
-import r1jax.stages, r1jax.train
-r1jax.stages.STAGES["fake"] = "fake"
-r1jax.train.run_command(r1jax.train.main)
 """
 
 
