@@ -13,7 +13,24 @@
 
 DIR holds GSM8K as train.jsonl and test.jsonl (`problem`, `answer`, `solution`); without it all is
 about sums. `:model=DIR` takes another directory of the model, `:smoke` runs every stage at a few
-steps. Made for one sitting of 150 minutes on two slow cores.
+steps. Made for one sitting of 150 minutes on two cores.
+
+Measured once (seed 0), held out, temperature 0.6, top-p 0.95, no demonstrations, strict pass@1 in %
+with its standard error over problems:
+
+                    chain sums (192 x 4)   GSM8K (200 x 1)
+    base            0 (lenient 5.1 +- 1.0)   0 (lenient 1.5 +- 0.9)
+    Dev1            18.4 +- 2.3              2.0 +- 1.0
+    Dev2            31.6 +- 3.2              1.0 +- 0.7
+    Dev3            31.6 +- 3.1              2.0 +- 1.0
+    R1              27.0 +- 3.0              3.0 +- 1.2
+
+The cold start brings the format (99.9 % on sums, 83 % on GSM8K; base 0) and 13 points, RL on top of
+it 13 more; SFT of the base on Dev2's samples keeps them; the last RL, at temperature 0.7, adds
+nothing. GSM8K changes by no more than its errors. Rejection sampling kept 84 rows of 1,536 traces,
+137 of 768 sums and 14 of 1,024 word problems. metrics/r1 has the files. Two sittings on two cores of
+190 to 215 GFLOP/s (LOG.md), tests beside them: 193 minutes of stages in all, of which some 15 stood
+still. Alone in one sitting it was not run.
 
 The base writes its traces behind four worked demonstrations; what is right is put into R1's tags by
 rule and learnt without the demonstrations, so that everything after it has short prompts. Of GSM8K
