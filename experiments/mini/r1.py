@@ -1,6 +1,6 @@
 """The whole R1 pipeline in miniature, from one command.
 
-    python -m r1jax.train --config experiments/mini/r1.py --workdir runs/r1
+    python -m r1jax.train --config experiments/mini/r1.py --workdir runs/r1 --parallel 2
 
     base -> R1-Zero                                       zero
     R1-Zero -> cold-start data -> Dev1 (SFT from base)    cold_start, dev1
@@ -14,12 +14,13 @@
     Dev3 -> RL for the helpful model alone (Figure 6)     hacked
 
 `:seed=N` is another seed of everything but the shipped base; `:smoke` runs every stage at a few
-steps. Every stage's config can be changed as `--config.stages.NAME.key=value`. Hardware: one CPU
-core, about 50 minutes a seed on a slow one.
+steps. Every stage's config can be changed as `--config.stages.NAME.key=value`. Hardware: two CPU
+cores, 26 minutes a seed on slow ones (190 GFLOP/s, empty compilation cache; seed 3); on one of
+them, without --parallel, about 50.
 
-Measured, seeds 0, 1, 2 (held-out problems, strict pass@1 in %): R1-Zero 87.7 +- 1.7, Dev1 83.1 +-
-1.6, Dev2 82.8 +- 2.5, Dev3 82.1 +- 1.1, R1 80.0 +- 0.2; requests done as asked: R1-Zero 57.1 +-
-4.8, Dev1 0.2 +- 0.3, R1 98.2 +- 1.2. experiments/mini/README.md has the paper's claims one by one.
+Measured, seeds 0 to 3 (held-out problems, strict pass@1 in %): R1-Zero 88.2 +- 1.7, Dev1 82.6 +-
+1.7, Dev2 83.0 +- 2.0, Dev3 79.9 +- 4.6, R1 79.7 +- 0.6; requests done as asked: R1-Zero 58.3 +-
+4.6, Dev1 0.2 +- 0.3, R1 98.0 +- 1.0. experiments/mini/README.md has the paper's claims one by one.
 
 Departures from the paper, beside those of r1_zero.py: the numbers of steps; SFT at 1e-3 (the model
 has 1.9 M parameters); stage 2's general prompts come in the same share of its steps as in the
