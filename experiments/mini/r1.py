@@ -355,5 +355,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def sweep() -> list[Overrides]:
-    """Four seeds; `tables --workdirs` of all three gives means."""
+    """Four seeds; `tables --workdirs` of all gives means."""
     return product(**{":seed": [0, 1, 2, 3]})
