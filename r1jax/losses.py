@@ -32,43 +32,78 @@ MAX_LOG_RATIO = 20.0
 def token_logprobs(
     model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 128
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-probabilities, entropies) of the tokens [B, L] under log_softmax(logits / temperature).
+    """(log-probabilities, entropies) of the targets [B, L] under log_softmax(logits / temperature).
 
-    Entry l is log p(tokens[l] | the tokens before it); entry 0 of a row is 0. The head is applied
-    to `chunk` positions at a time and recomputed in the backward pass: no [B, L, V] array exists.
-    The entropies carry no gradient.
+    Entry l is log p(tokens[l] | the tokens before it), 0 where the loss mask is 0. The head is
+    applied to `chunk` positions at a time and recomputed in the backward pass: no [B, L, V] array
+    exists. The entropies carry no gradient.
     """
-    output = forward(
-        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
-    )
-    head_DV = head_weights(params).astype(output.hidden.dtype)
+    hidden_BLD = _hidden(model, params, batch)
+    head_DV = head_weights(params).astype(hidden_BLD.dtype)
+
+    def of_chunk(h_BCD: jax.Array, tokens_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
+        logprobs_BC, entropy_BC = _of_targets(logits_BCV, tokens_BC)[:2]
+        return logprobs_BC, jax.lax.stop_gradient(entropy_BC)
+
     targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
-
-    @jax.checkpoint
-    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        logits_BCV = _logits(x[0], head_DV, temperature, model.mesh)
-        logprobs_BC, entropy_BC = _of_targets(logits_BCV, x[1])[:2]
-        return None, (logprobs_BC, jax.lax.stop_gradient(entropy_BC))
-
-    chunks = (_split(output.hidden, chunk), _split(targets_BL, chunk))
-    _, found = jax.lax.scan(one, None, chunks)
-    logprobs_BL, entropy_BL = (_to_targets(x, batch.tokens.shape[1]) for x in found)
+    logprobs_BL, entropy_BL = _of_chunks(of_chunk, (hidden_BLD, targets_BL), batch, chunk)
     return logprobs_BL, entropy_BL
 
 
-def _split(x_BL: jax.Array, chunk: int) -> jax.Array:
-    """[B, L, ...] -> [chunks, B, chunk, ...], padded with zeros."""
-    rows, length, *rest = x_BL.shape
+def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
+    place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
+    return forward(model, params, *place).hidden
+
+
+def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
+    """`function` of `chunk` columns of the arrays [B, L, ...] at a time -> [B, L], at targets.
+
+    Its outcomes are float32 [B, C]. It is skipped for chunks that predict no target, is recomputed
+    in the backward pass, and 0 stands wherever there is no target.
+    """
+    order_BL = _targets_first(batch)
+    mask_BL = batch.loss_mask > 0
+    mask_NBC, *chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, chunk)
+
+    @jax.checkpoint
+    def one(_: None, x: Any) -> tuple[None, Any]:
+        mask_BC, *args = x
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *args))
+        return None, jax.lax.cond(jnp.any(mask_BC), function, lambda *_: zeros, *args)
+
+    _, found = jax.lax.scan(one, None, (mask_NBC, *chunks))
+    back_BL = jnp.argsort(order_BL, axis=1)
+
+    def in_place(x_NBC: jax.Array) -> jax.Array:
+        x_BL = x_NBC.swapaxes(0, 1).reshape(mask_BL.shape[0], -1)
+        x_BL = jnp.take_along_axis(x_BL, back_BL, axis=1)  # at the column that predicts
+        return jnp.where(mask_BL, jnp.roll(x_BL, 1, axis=1), 0.0)
+
+    return jax.tree.map(in_place, found)
+
+
+def _targets_first(batch: Batch) -> jax.Array:
+    """The columns of each row [B, L], those in front whose next token is a target.
+
+    So columns that the head is not needed for come together: prompts, padding, ends.
+    """
+    return jnp.argsort(jnp.roll(batch.loss_mask, -1, axis=1) == 0, axis=1, stable=True)
+
+
+def _chunks(tree: Any, order_BL: jax.Array, chunk: int) -> Any:
+    """Leaves [B, L, ...] -> [N, B, chunk, ...]: columns in this order, padded with zeros."""
+    length = order_BL.shape[1]
     chunk = min(chunk, length)
     padded = -(-length // chunk) * chunk
-    x_BL = jnp.pad(x_BL, [(0, 0), (0, padded - length)] + [(0, 0)] * len(rest))
-    return x_BL.reshape(rows, padded // chunk, chunk, *rest).swapaxes(0, 1)
 
+    def one(x_BL: jax.Array) -> jax.Array:
+        x_BL = jax.vmap(lambda x_L, order_L: x_L[order_L])(x_BL, order_BL)
+        rest = x_BL.shape[2:]
+        x_BL = jnp.pad(x_BL, [(0, 0), (0, padded - length)] + [(0, 0)] * len(rest))
+        return x_BL.reshape(x_BL.shape[0], -1, chunk, *rest).swapaxes(0, 1)
 
-def _to_targets(x_NBC: jax.Array, length: int) -> jax.Array:
-    """[chunks, B, chunk] of the tokens that predict -> [B, L] of the predicted ones."""
-    x_BL = x_NBC.swapaxes(0, 1).reshape(x_NBC.shape[1], -1)[:, : length - 1]
-    return jnp.pad(x_BL, [(0, 0), (1, 0)])
+    return jax.tree.map(one, tree)
 
 
 def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any, mesh: Any) -> jax.Array:
@@ -106,15 +141,14 @@ def token_loss(
     A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
     while they exist, where autodiff of `token_logprobs` would make them again.
     """
-    output = forward(
-        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
-    )
-    head_DV = head_weights(params).astype(output.hidden.dtype)
+    hidden_BLD = _hidden(model, params, batch)
+    head_DV = head_weights(params).astype(hidden_BLD.dtype)
+    order_BL = _targets_first(batch)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
     predicted = jax.tree.map(
-        lambda x: _split(jnp.roll(x, -1, axis=1), chunk) if x.ndim == 2 else x, batch
+        lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
     )
-    hidden_NBCD = _split(output.hidden, chunk)
+    hidden_NBCD = _chunks(hidden_BLD, order_BL, chunk)
     return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
 
 
@@ -127,7 +161,10 @@ def _head_loss(
     loss: TokenLoss,
     mesh: Any,
 ) -> tuple[jax.Array, Metrics]:
-    """(loss, metrics) of a batch whose token-level leaves are [N, B, C], a chunk at a time."""
+    """(loss, metrics) of a batch whose token-level leaves are [N, B, C], a chunk at a time.
+
+    The chunks that predict a target come first.
+    """
     return _head_loss_forward(hidden_NBCD, head_DV, batch, temperature, loss, mesh)[0]
 
 
@@ -142,8 +179,8 @@ def _head_loss_forward(
     def chunk_of(index: Any) -> Batch:
         return jax.tree.map(lambda x: x[index] if x.ndim == 3 else x, batch)
 
-    def one(carry: tuple[jax.Array, Any], index: Any) -> tuple[tuple[jax.Array, Any], jax.Array]:
-        head_grad_DV, total = carry
+    def one(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_grad_NBCD, head_grad_DV, total = carry
         h_BCD, part = hidden_NBCD[index], chunk_of(index)
         logits_BCV = _logits(h_BCD, head_DV, temperature, mesh)
         logprobs_BC, entropy_BC, lse_BC = _of_targets(logits_BCV, part.tokens)
@@ -155,14 +192,21 @@ def _head_loss_forward(
         head_grad_DV += jnp.einsum(
             "bcd,bcv->dv", h_BCD, grad_BCV, preferred_element_type=jnp.float32
         )
-        return (head_grad_DV, add_partial(total, found)), h_grad_BCD
+        return (
+            hidden_grad_NBCD.at[index].set(h_grad_BCD),
+            head_grad_DV,
+            add_partial(total, found),
+        )
 
     first = chunk_of(0)
     float_BC = jax.ShapeDtypeStruct(first.tokens.shape, jnp.float32)
-    shapes = jax.eval_shape(loss, float_BC, float_BC, first)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (head_grad_DV, result), hidden_grad_NBCD = jax.lax.scan(
-        one, (jnp.zeros(head_DV.shape, jnp.float32), start), jnp.arange(len(hidden_NBCD))
+    start = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, float_BC, float_BC, first))
+    with_targets = jnp.sum(jnp.any(batch.loss_mask > 0, axis=(1, 2)))
+    hidden_grad_NBCD, head_grad_DV, result = jax.lax.fori_loop(
+        0,
+        with_targets,
+        one,
+        (jnp.zeros_like(hidden_NBCD), jnp.zeros(head_DV.shape, jnp.float32), start),
     )
     return result, (hidden_grad_NBCD, head_grad_DV.astype(head_DV.dtype))
 
@@ -244,27 +288,26 @@ def teacher_kl(
     temperature: float = 1.0,
     chunk: int = 128,
 ) -> jax.Array:
-    """KL(teacher || student) of every token's distribution [B, L], aligned to targets.
+    """KL(teacher || student) of the targets' distributions [B, L]; 0 where the loss mask is 0.
 
     Both are softmax(logits / temperature); no gradient reaches the teacher, and logits exist for
     `chunk` positions at a time.
     """
-    place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
-    hidden = forward(model, params, *place).hidden
-    teachers = jax.lax.stop_gradient(forward(teacher, teacher_params, *place).hidden)
-    head_DV = head_weights(params).astype(hidden.dtype)
-    teachers_head_DV = jax.lax.stop_gradient(head_weights(teacher_params)).astype(teachers.dtype)
+    hidden_BLD = _hidden(model, params, batch)
+    teachers_BLD = jax.lax.stop_gradient(_hidden(teacher, teacher_params, batch))
+    head_DV = head_weights(params).astype(hidden_BLD.dtype)
+    teachers_head_DV = jax.lax.stop_gradient(head_weights(teacher_params))
+    teachers_head_DV = teachers_head_DV.astype(teachers_BLD.dtype)
 
-    @jax.checkpoint
-    def one(_: None, x: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        logits_BCV = _logits(x[0], head_DV, temperature, model.mesh)
-        teachers_BCV = _logits(x[1], teachers_head_DV, temperature, model.mesh)
+    def of_chunk(h_BCD: jax.Array, teachers_BCD: jax.Array) -> jax.Array:
+        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
+        teachers_BCV = _logits(teachers_BCD, teachers_head_DV, temperature, model.mesh)
         wanted_BCV = jax.nn.log_softmax(teachers_BCV)
         gap_BCV = wanted_BCV - jax.nn.log_softmax(logits_BCV)
-        return None, jnp.sum(jnp.exp(wanted_BCV) * gap_BCV, axis=-1)
+        return jnp.sum(jnp.exp(wanted_BCV) * gap_BCV, axis=-1)
 
-    _, kl = jax.lax.scan(one, None, (_split(hidden, chunk), _split(teachers, chunk)))
-    return _to_targets(kl, batch.tokens.shape[1])
+    kl_BL: jax.Array = _of_chunks(of_chunk, (hidden_BLD, teachers_BLD), batch, chunk)
+    return kl_BL
 
 
 def clipped_surrogate(

@@ -189,7 +189,7 @@ def make_step(
             return add_partial(total, grads_of(index))
 
         grads, metrics = jax.lax.fori_loop(
-            0, microbatches, accumulate, jax.tree.map(_zeros, jax.eval_shape(grads_of, 0))
+            0, microbatches, accumulate, jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0))
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
@@ -198,7 +198,3 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros(shape.shape, shape.dtype)

@@ -82,9 +82,13 @@ def test_long_rows_have_a_front_and_a_window() -> None:
     assert packing_of(split) == Packing(960, 13, Span(448, 129), 448)  # seven groups, maybe
 
 
+@pytest.mark.parametrize("kept", [1.0, 0.6])
 @pytest.mark.parametrize("group_size", [1, 2, 8])
-def test_any_completions_fit_into_the_rows(group_size: int) -> None:
-    """As many short ones behind the longest prompts, as many of any length, as the longest."""
+def test_any_completions_fit_into_the_rows(group_size: int, kept: float) -> None:
+    """As many short ones behind the longest prompts, as many of any length, as the longest.
+
+    Some may be left out, which makes the groups smaller than the rows' front assumes.
+    """
     config = config_of(
         max_prompt_tokens=9,
         max_tokens=20,
@@ -95,10 +99,11 @@ def test_any_completions_fit_into_the_rows(group_size: int) -> None:
     found = packing_of(config)
     assert found.span is not None
     rng = np.random.default_rng(0)
-    for shortest, longest in ((1, 1), (1, 20), (1, 6), (20, 20)):
+    for shortest, longest in 5 * [(1, 1), (1, 20), (1, 6), (15, 20), (20, 20)]:
         groups = []
         for _ in range(16):
             lengths = rng.integers(shortest, longest + 1, group_size)
+            lengths = lengths[rng.random(group_size) < kept]
             completions = [np.zeros(length, np.int32) for length in lengths]
             logprobs = [np.zeros(length, np.float32) for length in lengths]
             groups.append(completion_group(np.zeros(9, np.int32), completions, logprobs))

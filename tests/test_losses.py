@@ -346,29 +346,31 @@ class Bigram:
 
 
 def random_batch(rows: int, length: int, vocab_size: int) -> Batch:
-    """One segment a row, every token but the first a target."""
+    """One segment a row, of its tokens some, never the first, targets."""
     tokens = jax.random.randint(jax.random.key(1), (rows, length), 0, vocab_size)
     positions = jnp.tile(jnp.arange(length), (rows, 1))
+    chosen = jax.random.bernoulli(jax.random.key(2), 0.6, tokens.shape)
+    mask = (chosen & (positions > 0)).astype(jnp.float32)
     return Batch(
         tokens=tokens,
         positions=positions,
         segment_ids=jnp.ones_like(tokens),
         completion_ids=jnp.ones_like(tokens),
-        loss_mask=(positions > 0).astype(jnp.float32),
-        lengths=jnp.array([1.0, rows * (length - 1)]),
+        loss_mask=mask,
+        lengths=jnp.array([1.0, mask.sum()]),
     )
 
 
 def dense_logprobs(
     model: Any, params: Any, batch: Batch, temperature: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The formula on all logits at once."""
+    """The formula on all logits at once, for targets."""
     hidden_BLD = forward(model, params, batch.tokens, batch.positions, batch.segment_ids).hidden
     logprobs_BLV = jax.nn.log_softmax(hidden_BLD @ head_weights(params) / temperature)
     chosen = jnp.take_along_axis(logprobs_BLV[:, :-1], batch.tokens[:, 1:, None], axis=-1)
     entropy = -jnp.sum(jnp.exp(logprobs_BLV) * logprobs_BLV, axis=-1)[:, :-1]
     pad = [(0, 0), (1, 0)]
-    return jnp.pad(chosen[..., 0], pad), jnp.pad(entropy, pad)
+    return tuple(jnp.pad(x, pad) * batch.loss_mask for x in (chosen[..., 0], entropy))
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 128])
@@ -393,9 +395,9 @@ def test_token_loss_is_the_loss_of_token_logprobs(config: GrpoLossConfig, chunk:
     near = [logprobs_BL + jnp.asarray(rng.normal(size=(2, 13)) / 50, jnp.float32) for _ in "osr"]
     batch = batch.replace(
         completion_ids=ids,
-        lengths=jnp.array([1.0, 12.0, 12.0]),
+        lengths=jnp.append(1.0, batch.loss_mask.sum(axis=1)),
         advantages=jnp.array([0.0, 1.5, -0.5]),
-        num_targets=jnp.float32(24),
+        num_targets=batch.loss_mask.sum(),
         old_logprobs=near[0],
         sampler_logprobs=near[1],
         ref_logprobs=near[2] if config.kl_coef else None,
@@ -455,7 +457,32 @@ def test_token_logprobs_is_the_dense_log_softmax() -> None:
                 expected,
             )
     assert float(jnp.std(result[1][0])) > 0.5  # far from uniform, or the temperature hides
-    assert (result[1][0][:, 0] == 0).all()
+
+
+def test_the_head_is_applied_to_columns_before_targets_alone() -> None:
+    """Other hidden states are not numbers; one would spoil what its chunk gives to the head."""
+    rng = np.random.default_rng(0)
+    params = {
+        "embedding": jnp.asarray(rng.normal(size=(37, 8)), jnp.float32).at[36].set(jnp.nan),
+        "head": jnp.asarray(rng.normal(size=(8, 37)), jnp.float32),
+    }
+    batch = random_batch(2, 9, 36)
+    mask = jnp.array([[0, 1, 1, 0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0, 1, 1, 0]], jnp.float32)
+    before = jnp.roll(mask, -1, axis=1) > 0
+    batch = batch.replace(tokens=jnp.where(before, batch.tokens, 36), loss_mask=mask)
+
+    def of_tokens(logprobs_BL: Any, entropy_BL: Any, batch: Batch) -> Any:
+        return nll_loss(logprobs_BL, batch)
+
+    for chunk in (1, 2, 4):  # a row has four targets
+        logprobs, entropy = token_logprobs(Bigram(), params, batch, chunk=chunk)
+        kl = teacher_kl(Bigram(), params, Bigram(), params, batch, chunk=chunk)
+        grads = jax.grad(lambda p, c=chunk: token_loss(Bigram(), p, batch, of_tokens, chunk=c)[0])(
+            params
+        )
+        for x in (logprobs, entropy, kl, *grads.values()):
+            assert jnp.isfinite(x).all()
+        assert (jnp.abs(logprobs) > 0).sum() == 8
 
 
 def test_teacher_kl_is_the_dense_kl() -> None:
@@ -477,7 +504,7 @@ def test_teacher_kl_is_the_dense_kl() -> None:
 
         wanted = jax.lax.stop_gradient(logprobs(teacher_params))
         kl = jnp.sum(jnp.exp(wanted) * (wanted - logprobs(params)), axis=-1)
-        return jnp.pad(kl, [(0, 0), (1, 0)])
+        return jnp.pad(kl, [(0, 0), (1, 0)]) * batch.loss_mask
 
     weights = jax.random.normal(jax.random.key(2), (2, 13))
     for chunk, temperature in ((1, 1.0), (5, 0.6), (128, 2.0)):
@@ -495,7 +522,7 @@ def test_teacher_kl_is_the_dense_kl() -> None:
     none = jax.grad(lambda q: jnp.sum(ours(student, q)))(teacher)
     assert not any(np.any(x) for x in jax.tree.leaves(none))
     np.testing.assert_allclose(ours(student, student), 0.0, atol=1e-6)
-    assert float(expected[:, 1:].min()) > 0.01
+    assert float(expected[batch.loss_mask > 0].min()) > 0.01
 
 
 def avals_of(jaxpr: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Packing: every token once and in its place; a packed batch is as good as one by one."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from test_transformer import make_params
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.packing import Group, completion_group, pack, padding_share, sequence_group
+from r1jax.data.packing import (
+    Group,
+    completion_group,
+    fullest,
+    pack,
+    padding_share,
+    sequence_group,
+)
 from r1jax.losses import token_logprobs
 from r1jax.models import attention
 from r1jax.models.attention import Span
@@ -40,12 +48,12 @@ def prompt_group(prompt: Sequence[int], *completions: Sequence[int]) -> Group:
 # -- by hand -------------------------------------------------------------------------------------
 
 
-def test_the_fullest_row_that_has_room_takes_a_sequence() -> None:
-    # 13 and 11 open rows (7 and 9 left), 8 fits the second only (1 left); 1 would fit the first too
+def test_a_row_takes_the_longest_that_fits() -> None:
+    # behind 13 neither 11 nor 8 has room, 1 has; they fill the second row
     batch, used = pack(sequences(13, 11, 8, 1), length=20, rows=1)
     assert used == 2
     starts = [sorted(set((row[0][row[0] > 0] // 100).tolist())) for row in batch.tokens]
-    assert starts == [[2, 3, 4], [1]]  # full rows first
+    assert starts == [[2, 3], [1, 4]]  # full rows first
     assert padding_share(batch, used) == pytest.approx(7 / 40)
 
 
@@ -79,6 +87,40 @@ def test_a_shared_prompt_stands_once() -> None:
     assert batch.advantages.tolist() == [0, 0.5, -0.5]
 
 
+def test_a_row_is_filled_with_part_of_a_group() -> None:
+    """The first group has no room as a whole; behind the others one piece of it fits exactly.
+
+    The next row begins with its other two, behind their prompt again.
+    """
+    groups = [
+        prompt_group([10, 11, 12], [20, 21, 22, 23], [30, 31, 32], [40, 41]),  # 2 + 5 + 4 + 3
+        prompt_group([13, 14, 15], [50], [60]),  # 2 + 2 + 2
+        prompt_group([16], [70]),  # 0 + 2
+    ]
+    batch, used = pack(groups, length=13, rows=2, front=4)
+    assert used == 1
+    assert batch.tokens[0].tolist() == [
+        [13, 14, 10, 11, 15, 50, 15, 60, 16, 70, 12, 40, 41],
+        [10, 11, 12, 20, 21, 22, 23, 12, 30, 31, 32, 0, 0],
+    ]
+    assert batch.segment_ids[0].tolist() == [
+        [1, 1, 3, 3, 1, 1, 1, 1, 2, 2, 3, 3, 3],
+        [1] * 11 + [0, 0],
+    ]
+    assert batch.completion_ids[0].tolist() == [
+        [0, 0, 0, 0, 4, 4, 5, 5, 6, 6, 3, 3, 3],
+        [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0],
+    ]
+
+
+def test_groups_that_must_stay_whole() -> None:
+    groups = [prompt_group([1, 2], [3] * n, [4] * n) for n in (2, 3, 1)]  # 7, 9 and 5 tokens
+    batch, used = pack(groups, length=12, rows=1, whole_groups=True)
+    assert used == 2
+    found = [sorted(set(row[0][row[0] > 0].tolist())) for row in batch.completion_ids]
+    assert found == [[1, 2, 5, 6], [3, 4]]  # 12 of 12 tokens, 9 of 12
+
+
 def test_a_prompt_for_each_where_it_is_not_shared() -> None:
     group = prompt_group([10, 11, 12], [20, 21], [30])
     batch, _ = pack([group], length=10, rows=1, share_prompts=False)
@@ -102,8 +144,21 @@ def test_errors_give_both_numbers() -> None:
         pack(sequences(3, 9), length=8, rows=1)
     with pytest.raises(DataError, match="a sequence of 6 tokens does not fit in pack_length 5"):
         pack([prompt_group([1, 2, 3], [4, 5, 6])], length=5, rows=1)
+    with pytest.raises(
+        DataError, match="a prompt of 2 tokens does not fit in the 1 that a row has"
+    ):
+        pack([prompt_group([1, 2, 3], [4, 5, 6])], length=9, rows=1, front=1)
     with pytest.raises(ConfigError, match="3 microbatches of 1 rows do not fit in 2"):
         pack(sequences(4, 4, 4), length=4, rows=1, max_microbatches=2)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(sizes=st.lists(st.integers(1, 12), max_size=7), room=st.integers(-2, 40))
+def test_the_fullest_subset(sizes: list[int], room: int) -> None:
+    chosen = fullest(sizes, room)
+    subsets = (c for n in range(len(sizes) + 1) for c in itertools.combinations(sizes, n))
+    best = max((sum(c) for c in subsets if sum(c) <= room), default=0)
+    assert sum(sizes[i] for i in chosen) == best
 
 
 # -- any groups ----------------------------------------------------------------------------------

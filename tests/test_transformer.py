@@ -12,7 +12,7 @@ import pytest
 from r1jax.config import ConfigError
 from r1jax.losses import token_logprobs
 from r1jax.models import attention
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix
+from r1jax.models.attention import Cache, LayerCache, SharedPrefix, Span
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import (
     Transformer,
@@ -363,28 +363,53 @@ def test_a_bad_config_is_refused(change: dict[str, Any], message: str) -> None:
         replace(TINY, **change)
 
 
+def softmax_attention(q_BLHN: Any, k_BKLN: Any, v_BKLN: Any, mask_BLL: Any) -> Any:
+    """Attention as its formula has it, all scores at once."""
+    group = q_BLHN.shape[2] // k_BKLN.shape[1]
+    k_BHLN, v_BHLN = (jnp.repeat(x, group, axis=1).astype(jnp.float32) for x in (k_BKLN, v_BKLN))
+    scores = jnp.einsum("blhn,bhtn->bhlt", q_BLHN.astype(jnp.float32), k_BHLN)
+    scores = jnp.where(mask_BLL[:, None], scores / q_BLHN.shape[-1] ** 0.5, -1e30)
+    return jnp.einsum("bhlt,bhtn->blhn", jax.nn.softmax(scores, axis=-1), v_BHLN)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("span", [None, Span(5, 6), Span(0, 6), Span(5, 3)])
 @pytest.mark.parametrize(("length", "limits"), [(20, (64, 16)), (21, (4, 16)), (21, (4, 3))])
 def test_blocks_of_queries_are_one_attention(
-    monkeypatch: pytest.MonkeyPatch, length: int, limits: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    limits: tuple[int, int],
+    span: Span | None,
+    dtype: Any,
 ) -> None:
+    """Values and gradients, with two queries to a kv head; the last token of a row is padding."""
     monkeypatch.setattr(attention, "MIN_BLOCK", limits[0])
     monkeypatch.setattr(attention, "MAX_BLOCKS", limits[1])
     rng = np.random.default_rng(0)
-    q_BLHN = jnp.asarray(rng.normal(size=(2, length, 4, 8)), jnp.float32)
-    k_BKLN, v_BKLN = jnp.asarray(rng.normal(size=(2, 2, 2, length, 8)), jnp.float32)
-    segment_ids = jnp.asarray([[1] * 9 + [2] * (length - 9), [1] * length])
-    mask = attention.packed_mask(segment_ids, None)
+    q_BLHN = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype)
+    k_BKLN, v_BKLN = jnp.asarray(rng.normal(size=(2, 2, 2, length, 8)), dtype)
+    mixed_grad = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype).at[:, -1].set(0)
+    rows, columns = np.mgrid[:length, :length]
+    mask = np.broadcast_to(columns <= rows, (2, length, length)).copy()
+    if span:
+        mask &= (columns < span.front) | (columns > rows - span.window)
+    mask[0, 9:, 2:9] = False  # a segment that ends
+    mask[:, -1] = False
 
     def outcome(attend: Any) -> Any:
         def loss(*qkv: jax.Array) -> Any:
-            mixed = attend(*qkv, mask)
-            return jnp.sum(jnp.sin(mixed)), mixed
+            mixed = attend(*qkv, jnp.asarray(mask)).astype(jnp.float32)
+            return jnp.sum(mixed * mixed_grad), mixed[:, :-1]
 
         grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-        return jax.jit(grad)(q_BLHN, k_BKLN, v_BKLN)
+        grads, mixed = jax.jit(grad)(q_BLHN, k_BKLN, v_BKLN)
+        return [x.astype(jnp.float32) for x in (mixed, *grads)]
 
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
-        outcome(attention.attend_causally),
-        outcome(attention.attend),
-    )
+    atol = 1e-5 if dtype == jnp.float32 else 0.05
+    for found, expected in zip(
+        outcome(partial(attention.attend_causally, span=span)),
+        outcome(softmax_attention),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=atol)
+        assert float(jnp.abs(expected).max()) > 0.3

@@ -1,10 +1,11 @@
-"""Packs sequences of different lengths into rows of one fixed length, best fit, longest first.
+"""Packs sequences of different lengths into rows of one fixed length, row by row, longest first.
 
 Shape legend: M microbatches, B rows a microbatch, L tokens a row, C sequences (or completions).
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -29,19 +30,6 @@ class Group:
 
     pieces: Sequence[Piece]
     prefix: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # int32 [P]
-
-
-@dataclass
-class _Row:
-    """A row being filled: per segment its pieces as (completion id, piece).
-
-    The segment's key is the group's index, plus a multiple of the number of groups where every
-    piece is a segment of its own.
-    """
-
-    free: int
-    front: int  # tokens of further prefixes that it takes
-    segments: dict[int, list[tuple[int, Piece]]] = field(default_factory=dict)
 
 
 def sequence_group(tokens: Sequence[int], loss_mask: Sequence[float]) -> Group:
@@ -92,7 +80,8 @@ def pack(
     `whole_groups` all pieces of a group are in one row, as a loss over pairs needs them. `front` is
     how many tokens of prefixes a row has at most.
     """
-    packed = _best_fit(groups, length, share_prompts, whole_groups, front)
+    segments = _segments(groups, length, front, share_prompts, whole_groups)
+    packed = _fill_rows(segments, length, front, split=share_prompts and not whole_groups)
     packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
     used = -(-len(packed) // rows)
     total = max_microbatches or used
@@ -103,7 +92,7 @@ def pack(
     loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for r, row in enumerate(packed):
         start = 0
-        for segment, completion_id, position, piece in _placed(row, groups, share_prompts):
+        for segment, completion_id, position, piece in _placed(row, share_prompts):
             at = slice(start, start + len(piece.tokens))
             tokens[r, at] = piece.tokens
             positions[r, at] = position + np.arange(len(piece.tokens))
@@ -140,81 +129,132 @@ def padding_share(batch: Batch, used: int) -> float:
     return float(np.mean(batch.segment_ids[:used] == 0))
 
 
-def _placed(
-    row: _Row, groups: Sequence[Group], prefixes_first: bool
-) -> list[tuple[int, int, int, Piece]]:
+@dataclass
+class _Segment:
+    """Pieces behind one prefix: what of a group waits for a row, or stands in one."""
+
+    prefix: np.ndarray  # int32 [P]
+    pieces: list[tuple[int, Piece]]  # (completion id, piece)
+
+    @property
+    def size(self) -> int:
+        """Tokens of all of it."""
+        return len(self.prefix) + sum(len(piece.tokens) for _, piece in self.pieces)
+
+
+@dataclass
+class _Row:
+    """A row that is being filled."""
+
+    free: int
+    front: int  # tokens of further prefixes that it takes
+    segments: list[_Segment] = field(default_factory=list)
+
+    def fits(self, segment: _Segment) -> bool:
+        return segment.size <= self.free and len(segment.prefix) <= self.front
+
+    def add(self, segment: _Segment) -> _Segment | None:
+        """Takes the pieces that fill it most, with their prefix -> what is left of the segment."""
+        room = self.free - len(segment.prefix)
+        if len(segment.prefix) > self.front:
+            room = 0
+        chosen = fullest([len(piece.tokens) for _, piece in segment.pieces], room)
+        if not chosen:
+            return segment
+        part, rest = _Segment(segment.prefix, []), _Segment(segment.prefix, [])
+        for i, piece in enumerate(segment.pieces):
+            (part if i in chosen else rest).pieces.append(piece)
+        self.free -= part.size
+        self.front -= len(part.prefix)
+        self.segments.append(part)
+        return rest if rest.pieces else None
+
+
+def _placed(row: _Row, prefixes_first: bool) -> list[tuple[int, int, int, Piece]]:
     """(segment, completion id, first position, piece) in the row's order; a prefix has id 0."""
     parts = []
-    for segment, (key, pieces) in enumerate(row.segments.items(), start=1):
-        prefix = groups[key % len(groups)].prefix
-        parts.append((segment, 0, 0, Piece(prefix, np.zeros(len(prefix), np.float32))))
-        parts += [(segment, number, len(prefix), piece) for number, piece in pieces]
+    for number, segment in enumerate(row.segments, start=1):
+        prefix = Piece(segment.prefix, np.zeros(len(segment.prefix), np.float32))
+        parts.append((number, 0, 0, prefix))
+        parts += [(number, index, len(segment.prefix), piece) for index, piece in segment.pieces]
     if prefixes_first:
         parts.sort(key=lambda part: part[1] != 0)
     return parts
 
 
-@dataclass(frozen=True)
-class _Item:
-    """What is placed at once: a piece, or all pieces of a group, with its prefix."""
+def _segments(
+    groups: Sequence[Group], length: int, front: int | None, share: bool, whole: bool
+) -> list[_Segment]:
+    """What is to be placed, longest first: groups, or each piece with a prefix of its own."""
+    segments, first = [], 1
+    for group in groups:
+        pieces = list(enumerate(group.pieces, start=first))
+        if not pieces:
+            continue
+        first += len(pieces)
+        together = [_Segment(group.prefix, pieces)]
+        apart = [_Segment(group.prefix, [piece]) for piece in pieces]
+        for least in together if whole else apart:
+            if least.size > length:
+                raise DataError(
+                    f"a sequence of {least.size} tokens does not fit in pack_length {length}"
+                )
+        if front is not None and len(group.prefix) > front:
+            raise DataError(
+                f"a prompt of {len(group.prefix)} tokens does not fit in the {front} that a row has"
+                " for prompts"
+            )
+        segments += together if share or whole else apart
+    return sorted(segments, key=lambda segment: -segment.size)
 
-    group: int
-    completion_id: int  # of the first piece
-    pieces: Sequence[Piece]
-    prefix: int  # tokens
 
-    @property
-    def tokens(self) -> int:
-        return sum(len(piece.tokens) for piece in self.pieces)
+def _fill_rows(pending: list[_Segment], length: int, front: int | None, split: bool) -> list[_Row]:
+    """Rows one after the other, from segments by size: what is left of the one that the last row
+    began, then whole ones, the longest that fits first, then, to `split` it, a part of one more.
 
-
-def _items(groups: Sequence[Group], length: int, whole: bool) -> list[_Item]:
-    items, completion_id = [], 1
-    for index, group in enumerate(groups):
-        for pieces in [group.pieces] if whole else [[piece] for piece in group.pieces]:
-            item = _Item(index, completion_id, pieces, len(group.prefix))
-            completion_id += len(pieces)
-            size = item.prefix + item.tokens
-            if size > length:
-                raise DataError(f"a sequence of {size} tokens does not fit in pack_length {length}")
-            items.append(item)
-    return items
-
-
-def _best_fit(
-    groups: Sequence[Group], length: int, share: bool, whole: bool, front: int | None
-) -> list[_Row]:
-    """Longest item first, into the row that it leaves least room in."""
-    items = _items(groups, length, whole)
-    front = length if front is None else front
-
-    def size(item: _Item) -> int:
-        return item.prefix + item.tokens
-
-    if share:  # the items of a group stay together, groups by their longest item
-        longest = {item.group: 0 for item in items}
-        for item in items:
-            longest[item.group] = max(longest[item.group], size(item))
-        items.sort(key=lambda i: (-longest[i.group], i.group, -size(i), i.completion_id))
-    else:
-        items.sort(key=lambda i: (-size(i), i.completion_id))
+    So at most one segment is begun at a time, and while a row has room for a further piece of it,
+    it gets one: each row but the last has at least as many pieces as have room with a prefix each.
+    """
     rows: list[_Row] = []
-    for item in items:
-        key = item.group if share else item.completion_id * len(groups) + item.group
-        best = None
-        for row in rows:
-            prefix = 0 if key in row.segments else item.prefix
-            need = prefix + item.tokens
-            if (need <= row.free and prefix <= row.front) and (
-                best is None or (key in row.segments, -row.free + need) > best[0]
-            ):
-                best = ((key in row.segments, -row.free + need), row, prefix)
-        if best is None:
-            best = ((False, 0), _Row(length, front), item.prefix)
-            rows.append(best[1])
-        _, row, prefix = best
-        row.free -= prefix + item.tokens
-        row.front -= prefix
-        numbered = enumerate(item.pieces, start=item.completion_id)
-        row.segments.setdefault(key, []).extend(numbered)
+    rest: _Segment | None = None
+    while pending or rest:
+        row = _Row(length, length if front is None else front)
+        if rest:
+            rest = row.add(rest)
+        while not rest and (index := _longest_that_fits(pending, row)) is not None:
+            row.add(pending.pop(index))
+        if split and not rest:
+            rest = _begin_one(pending, row)
+        rows.append(row)
     return rows
+
+
+def _begin_one(pending: list[_Segment], row: _Row) -> _Segment | None:
+    """Puts a part of the longest segment that has a piece with room into the row -> its rest."""
+    for index, segment in enumerate(pending):
+        rest = row.add(segment)
+        if rest is not segment:
+            del pending[index]
+            return rest
+    return None
+
+
+def _longest_that_fits(pending: list[_Segment], row: _Row) -> int | None:
+    start = bisect.bisect_left(pending, -row.free, key=lambda segment: -segment.size)
+    fitting = (i for i in range(start, len(pending)) if row.fits(pending[i]))
+    return next(fitting, None)
+
+
+def fullest(sizes: Sequence[int], room: int) -> set[int]:
+    """Which of these sizes have the largest sum that is at most `room`: their indices."""
+    room = max(room, 0)
+    sums = [1]  # bit s: some of the first i sizes have the sum s
+    for size in sizes:
+        sums.append((sums[-1] | sums[-1] << size) & ((2 << room) - 1))
+    total = sums[-1].bit_length() - 1
+    chosen = set()
+    for i in reversed(range(len(sizes))):
+        if not sums[i] >> total & 1:
+            chosen.add(i)
+            total -= sizes[i]
+    return chosen

@@ -5,6 +5,7 @@ Shape legend: B rows, L queries, T keys, H query heads, K key/value heads, N hea
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,35 +98,6 @@ def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) 
     return mask
 
 
-def attend(
-    q_BLHN: jax.Array, k_BKTN: jax.Array, v_BKTN: jax.Array, mask_BLT: jax.Array
-) -> jax.Array:
-    """Softmax attention, scores in float32 -> [B, L, H, N]."""
-    probs_BHLT = jax.nn.softmax(_scores(q_BLHN, k_BKTN, mask_BLT, "bktn"), axis=-1)
-    return _mixed(probs_BHLT, v_BKTN).swapaxes(1, 2)
-
-
-def _scores(q_BLHN: jax.Array, keys: jax.Array, mask_BLT: jax.Array, order: str) -> jax.Array:
-    """Scaled and masked, float32 [B, H, L, T]; the keys' axes are in `order`, bktn or bknt.
-
-    The queries that share a kv head lie in one axis M = (H / K) L, so that this product and the
-    next are plain batched matmuls without a transposed copy of keys or values.
-    """
-    batch, length, heads, head_dim = q_BLHN.shape
-    q_BKMN = q_BLHN.swapaxes(1, 2).reshape(batch, keys.shape[1], -1, head_dim)
-    scores = jnp.einsum(f"bkmn,{order}->bkmt", q_BKMN, keys, preferred_element_type=jnp.float32)
-    bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
-    return scores.reshape(batch, heads, length, -1) * head_dim**-0.5 + bias_B1LT
-
-
-def _mixed(weights_BHLT: jax.Array, v_BKTN: jax.Array) -> jax.Array:
-    """Values, summed by weight [B, H, L, N]."""
-    batch, heads, length, columns = weights_BHLT.shape
-    weights = weights_BHLT.astype(v_BKTN.dtype).reshape(batch, v_BKTN.shape[1], -1, columns)
-    mixed_BKMN = jnp.einsum("bkmt,bktn->bkmn", weights, v_BKTN)
-    return mixed_BKMN.reshape(batch, heads, length, -1)
-
-
 def attend_causally(
     q_BLHN: jax.Array,
     k_BKLN: jax.Array,
@@ -133,41 +105,168 @@ def attend_causally(
     mask_BLL: jax.Array,
     span: Span | None = None,
 ) -> jax.Array:
-    """`attend` for whole rows under a causal mask, without most of the scores that it hides.
+    """Softmax attention of whole rows under a causal mask, scores in float32 -> [B, L, H, N].
 
     Queries come in blocks, each against the keys up to its own end; where the mask shows no more
-    than a `span`, against those of the front and of the window only.
+    than a `span`, against those of the front and of the window only. So most of the scores that
+    the mask hides are not computed.
     """
     length = q_BLHN.shape[1]
-    span = span or Span(length, length)
-    block = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    blocks = _blocks(length, span or Span(length, length))
+    return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries [start, end) of a row; they see nothing but columns [0, front) and [window, end)."""
+
+    start: int
+    end: int
+    front: int
+    window: int
+
+    def queries(self, x_BLHN: jax.Array) -> jax.Array:
+        """Its part of queries, or of what is aligned to them -> [B, H, Q, N]."""
+        return x_BLHN[:, self.start : self.end].swapaxes(1, 2)
+
+    def seen(self, x: jax.Array) -> jax.Array:
+        """The columns T that it sees of keys or values [B, K, L, N], or of the mask's [B, Q, L]."""
+        window = x[:, :, self.window : self.end]
+        if self.front == 0:
+            return window
+        return jnp.concatenate([x[:, :, : self.front], window], axis=2)
+
+    def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array) -> jax.Array:
+        """The total with a gradient of what `seen` gave added where that came from."""
+        if self.front:
+            total_BKLN = total_BKLN.at[:, :, : self.front].add(part_BKTN[:, :, : self.front])
+        return total_BKLN.at[:, :, self.window : self.end].add(part_BKTN[:, :, self.front :])
+
+
+def _blocks(length: int, span: Span) -> tuple[_Block, ...]:
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     blocks = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        front = min(span.front, end)
-        window = max(front, start + 1 - span.window)  # where that of the first query begins
-        keys, values, mask_BQT = (
-            x[:, :, :end]
-            if window == front
-            else jnp.concatenate([x[:, :, :front], x[:, :, window:end]], axis=2)
-            for x in (k_BKLN, v_BKLN, mask_BLL[:, start:end])
-        )
-        blocks.append(attend(q_BLHN[:, start:end], keys, values, mask_BQT))
-    return jnp.concatenate(blocks, axis=1)
+    for start in range(0, length, size):
+        end, window = min(start + size, length), start + 1 - span.window
+        apart = span.front < window  # else front and window are one piece
+        blocks.append(_Block(start, end, *((span.front, window) if apart else (0, 0))))
+    return tuple(blocks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend_in_blocks(
+    q_BLHN: jax.Array,
+    k_BKLN: jax.Array,
+    v_BKLN: jax.Array,
+    mask_BLL: jax.Array,
+    blocks: tuple[_Block, ...],
+) -> jax.Array:
+    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)[0]
+
+
+def _attend_forward(
+    q_BLHN: jax.Array,
+    k_BKLN: jax.Array,
+    v_BKLN: jax.Array,
+    mask_BLL: jax.Array,
+    blocks: tuple[_Block, ...],
+) -> tuple[jax.Array, Any]:
+    mixed, softmaxes = [], []
+    for block in blocks:
+        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), block.seen(k_BKLN))
+        mask_BQT = block.seen(mask_BLL[:, block.start : block.end])
+        weights_BHQT, total_BHQ1, _ = _softmax(scores_BHQT, mask_BQT, q_BLHN.shape[-1])
+        mixed.append(_mixed(weights_BHQT, total_BHQ1, block.seen(v_BKLN)))
+        softmaxes.append((weights_BHQT, total_BHQ1))
+    mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
+    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mixed_BLHN, softmaxes)
+
+
+def _attend_backward(
+    blocks: tuple[_Block, ...], saved: Any, mixed_grad_BLHN: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Autodiff would pad the gradients of each block's keys and values to the whole row.
+
+    With P the softmax, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D), dQ = dS K,
+    dK = dS^T Q. P's denominator is divided out of dO and D, which are smaller.
+    """
+    q_BLHN, k_BKLN, v_BKLN, mixed_BLHN, softmaxes = saved
+    dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
+    q_grads = []
+    k_grad_BKLN, v_grad_BKLN = (jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
+    for block, (weights_BHQT, total_BHQ1) in zip(blocks, softmaxes, strict=True):
+        q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN) / total_BHQ1
+        grad_BHQT = _per_kv_head("bkmn,bktn->bkmt", grad_BHQN, block.seen(v_BKLN))
+        grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1) / total_BHQ1)
+        grad_BHQT *= q_BLHN.shape[-1] ** -0.5
+        q_grads.append(_per_kv_head("bkmt,bktn->bkmn", grad_BHQT, block.seen(k_BKLN)))
+        k_grad_BKLN = block.add(k_grad_BKLN, _over_queries(grad_BHQT, q_BHQN, k_BKLN))
+        v_grad_BKLN = block.add(v_grad_BKLN, _over_queries(weights_BHQT, grad_BHQN, v_BKLN))
+    q_grad_BLHN = jnp.concatenate(q_grads, axis=2).swapaxes(1, 2)
+    return (
+        q_grad_BLHN.astype(q_BLHN.dtype),
+        k_grad_BKLN.astype(k_BKLN.dtype),
+        v_grad_BKLN.astype(v_BKLN.dtype),
+        None,
+    )
+
+
+_attend_in_blocks.defvjp(_attend_forward, _attend_backward)
+
+
+def _per_kv_head(equation: str, x_BHL: jax.Array, of_kv_heads: jax.Array) -> jax.Array:
+    """A product of what each query has with what its kv head has, float32 [B, H, L, ...].
+
+    The queries that share a kv head lie in one axis M = (H / K) L, so that the products are plain
+    batched matmuls without a transposed copy of keys or values.
+    """
+    batch, heads, length, _ = x_BHL.shape
+    x_BKM = x_BHL.reshape(batch, of_kv_heads.shape[1], -1, x_BHL.shape[-1])
+    product = jnp.einsum(
+        equation,
+        x_BKM.astype(of_kv_heads.dtype),
+        of_kv_heads,
+        preferred_element_type=jnp.float32,
+    )
+    return product.reshape(batch, heads, length, -1)
+
+
+def _over_queries(x_BHLT: jax.Array, y_BHLN: jax.Array, like: jax.Array) -> jax.Array:
+    """x^T y over the queries of a kv head, in the type of `like`, float32 [B, K, T, N]."""
+    x_BKMT, y_BKMN = (
+        x.reshape(x.shape[0], like.shape[1], -1, x.shape[-1]).astype(like.dtype)
+        for x in (x_BHLT, y_BHLN)
+    )
+    return jnp.einsum("bkmt,bkmn->bktn", x_BKMT, y_BKMN, preferred_element_type=jnp.float32)
+
+
+def _softmax(
+    scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of scaled, masked scores: (weights [B, H, L, T], denominators and maxima [B, H, L, 1])."""
+    bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
+    scores_BHLT = scores_BHLT * head_dim**-0.5 + bias_B1LT
+    top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
+    weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
+    return weights_BHLT, weights_BHLT.sum(axis=-1, keepdims=True), top_BHL1
+
+
+def _mixed(weights_BHLT: jax.Array, total_BHL1: jax.Array, v_BKTN: jax.Array) -> jax.Array:
+    """Values, averaged by weight, [B, H, L, N] in their type."""
+    sum_BHLN = _per_kv_head("bkmt,bktn->bkmn", weights_BHLT, v_BKTN)
+    return (sum_BHLN / total_BHL1).astype(v_BKTN.dtype)
 
 
 def attend_with_lse(
     q_BLHN: jax.Array, cache: LayerCache, mask_BLT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend` to a cache, and the log of the denominator [B, L, H], by which two can be merged.
+    """Attention to a cache, and the log of the denominator [B, L, H], by which two can be merged.
 
     A query that sees nothing has a denominator near exp(MASKED): merged, it weighs nothing.
     """
-    scores_BHLT = _scores(q_BLHN, cache.keys, mask_BLT, "bknt")
-    top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
-    weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
-    total_BHL1 = weights_BHLT.sum(axis=-1, keepdims=True)
-    mixed_BHLN = _mixed(weights_BHLT, cache.values) / total_BHL1
+    scores_BHLT = _per_kv_head("bkmn,bknt->bkmt", q_BLHN.swapaxes(1, 2), cache.keys)
+    weights_BHLT, total_BHL1, top_BHL1 = _softmax(scores_BHLT, mask_BLT, q_BLHN.shape[-1])
+    mixed_BHLN = _mixed(weights_BHLT, total_BHL1, cache.values)
     lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
     return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL.swapaxes(1, 2)
 
@@ -255,7 +354,7 @@ def attend_by_segments(
 def attend_by_cudnn(
     q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, mask_BLL: jax.Array
 ) -> jax.Array:
-    """`attend` by cuDNN's kernel for NVIDIA GPUs (bfloat16 or float16)."""
+    """Masked attention by cuDNN's kernel for NVIDIA GPUs (bfloat16 or float16)."""
     return jax.nn.dot_product_attention(
         q_BLHN,
         k_BKLN.swapaxes(1, 2),
