@@ -40,9 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss = {"kl_coef": 0.001}
     config.optimizer = {"learning_rate": 1e-6}
     config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
-    config.pack_length = 704
+    config.pack_length = 1280
     config.microbatch_rows = 3
-    config.logits_chunk = 88
+    config.logits_chunk = 64
     config.mesh = {"fsdp": -1}
     if args.smoke:
         config.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2

@@ -69,6 +69,7 @@ class Cache:
     column: jax.Array  # int32 scalar, where the first new token of every row goes
     mask: jax.Array  # bool [B, L, T], columns that a query sees, its own among them
     prefix: SharedPrefix | None = None  # further keys and values, for passes of one token a row
+    sin_cos: tuple[jax.Array, jax.Array] | None = None  # what `rotary` gives, where that is at hand
 
 
 def rotary(positions_BL: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

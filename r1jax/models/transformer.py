@@ -260,6 +260,8 @@ class Transformer(nn.Module):
         else:
             mask_BLT = cache.mask
         sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
+        if cache is not None and cache.sin_cos is not None:
+            sin_cos = cache.sin_cos
         x_BLD, layers = self._layers(x_BLD, sin_cos, mask_BLT, cache)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix
+from r1jax.models.attention import Cache, LayerCache, SharedPrefix, rotary
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import (
     Transformer,
@@ -76,6 +76,8 @@ class Programs:
             kept = (name if "fsdp" not in RULES[name] else None for name in names)
             return NamedSharding(mesh, spec_of(tuple(kept)))
 
+        if self.model_config.weights_left:
+            axes = axes | {"head": ("embed", "vocab")}
         return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
 
     def _prepare(self, params: Any) -> Any:
@@ -84,6 +86,8 @@ class Programs:
             params = unstack_layers(params)
         if self.model_config.fused:
             params = fuse_layers(params, self.model_config)
+        if self.model_config.weights_left:  # here, or every chunk of steps would transpose it
+            params = params | {"head": head_weights(params)}
         return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
 
     def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
@@ -198,19 +202,25 @@ class Programs:
         )
 
     def _resize(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
-        """The slots `keep`, with a ring of `columns` (never fewer) that begins with its oldest."""
+        """The slots `keep`, with a ring of `columns` (never fewer): new ones before its oldest."""
 
         def rows_of(x: jax.Array) -> jax.Array:
             kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
             return kept.reshape(-1, *x.shape[1:])
 
         def ring(x: jax.Array, axis: int) -> jax.Array:
-            x = jnp.roll(rows_of(x), -slots.column, axis)
-            return _padded(x, axis, before=columns - x.shape[axis])
+            x = rows_of(x)
+            more = columns - x.shape[axis]
+            if more == 0:
+                return x
+            place = jnp.arange(columns).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+            return jnp.where(
+                place < slots.column, _padded(x, axis, after=more), _padded(x, axis, before=more)
+            )
 
         layers = self._pin(_columns_changed(slots.layers, ring))
         rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))
-        return replace(rest, layers=layers, column=jnp.int32(0))
+        return replace(rest, layers=layers, column=slots.column)
 
     def _resize_prefix(
         self, prefix: SharedPrefix, keep_ZP: jax.Array, columns: int
@@ -243,8 +253,12 @@ class Programs:
         columns = slots.layers[0].columns
         head_DV = head_weights(params)
 
+        def angles(slots: Slots) -> tuple[jax.Array, jax.Array]:
+            c = self.model_config
+            return rotary(slots.position[:, None], c.head_dim, c.rope_theta)
+
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            i, slots, tokens_BC, logprobs_BC = carry
+            i, slots, sin_cos, tokens_BC, logprobs_BC = carry
             age_T = (slots.column - jnp.arange(columns)) % columns
             own_B = slots.position - slots.start  # columns before this step's
             cache = Cache(
@@ -252,6 +266,7 @@ class Programs:
                 column=slots.column,
                 mask=(age_T <= own_B[:, None])[:, None],
                 prefix=prefix,
+                sin_cos=sin_cos,
             )
             output = forward(
                 self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
@@ -275,7 +290,7 @@ class Programs:
             )
             tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
             logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
-            return i + 1, slots, tokens_BC, logprobs_BC
+            return i + 1, slots, angles(slots), tokens_BC, logprobs_BC
 
         def unfinished(carry: tuple[Any, ...]) -> jax.Array:
             return (carry[0] < steps) & ~jnp.all(carry[1].done)
@@ -283,10 +298,11 @@ class Programs:
         start = (
             jnp.int32(0),
             replace(slots, done=slots.done | idle),
+            angles(slots),  # carried: where a step makes them, XLA makes them in every layer
             jnp.zeros((rows, steps), jnp.int32),
             jnp.zeros((rows, steps), jnp.float32),
         )
-        taken, slots, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
+        taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
         report = (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
         if self.mesh is not None:  # every process looks at the same report
             report = jax.lax.with_sharding_constraint(report, replicated(self.mesh))

@@ -118,7 +118,7 @@ class Schedule:
         self.rows[shard][slot] = None
 
     def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Fewer slots where what is busy fits into 3/4, 1/2, 3/8, 1/4, 1/8, 1/16, ... of them.
+        """Fewer slots where what is busy fits into 7/8, 6/8, ... 1/8, 1/16, ... of them.
 
         Few sizes, as each is a program of its own. Returns the slots to keep [Z, S] and the prompt
         rows to keep [Z, P], or None where nothing changes. Nothing may be queued.
@@ -157,12 +157,10 @@ class Schedule:
 
 def _sizes(slots: int) -> list[int]:
     """Numbers of slots that `shrunk` may choose."""
-    sizes = [slots]
-    if slots % 8 == 0:
-        sizes += [slots * 3 // 4, slots * 3 // 8]
-    while slots % 2 == 0:
-        slots //= 2
-        sizes.append(slots)
+    sizes = [slots * eighths // 8 for eighths in range(1, 8)] if slots % 8 == 0 else []
+    sizes.append(slots)
+    while min(sizes) % 2 == 0:
+        sizes.append(min(sizes) // 2)
     return sizes
 
 
