@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = {"learning_rate": 1e-6}
     config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 1280
-    config.microbatch_rows = 3
+    config.microbatch_rows = 3 if args.max_tokens <= 128 else 2  # six rows there, 12 to 16 at 512
     config.logits_chunk = 64
     config.mesh = {"fsdp": -1}
     if args.smoke:
