@@ -113,6 +113,13 @@ def test_a_row_is_filled_with_part_of_a_group() -> None:
     ]
 
 
+def test_a_group_that_is_begun_goes_on_before_the_next() -> None:
+    groups = [prompt_group([1, 2, 3], *[[4] * 4] * n) for n in (6, 3)]  # 2 + 6 x 5 and 2 + 3 x 5
+    batch, _ = pack(groups, length=12, rows=1)
+    found = [sorted(set(row[0][row[0] > 0].tolist())) for row in batch.completion_ids]
+    assert found == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
+
+
 def test_groups_that_must_stay_whole() -> None:
     groups = [prompt_group([1, 2], [3] * n, [4] * n) for n in (2, 3, 1)]  # 7, 9 and 5 tokens
     batch, used = pack(groups, length=12, rows=1, whole_groups=True)

@@ -155,9 +155,8 @@ class _Row:
 
     def add(self, segment: _Segment) -> _Segment | None:
         """Takes the pieces that fill it most, with their prefix -> what is left of the segment."""
-        room = self.free - len(segment.prefix)
-        if len(segment.prefix) > self.front:
-            room = 0
+        prefix = len(segment.prefix)
+        room = self.free - prefix if prefix <= self.front else 0
         chosen = fullest([len(piece.tokens) for _, piece in segment.pieces], room)
         if not chosen:
             return segment
@@ -165,7 +164,7 @@ class _Row:
         for i, piece in enumerate(segment.pieces):
             (part if i in chosen else rest).pieces.append(piece)
         self.free -= part.size
-        self.front -= len(part.prefix)
+        self.front -= prefix
         self.segments.append(part)
         return rest if rest.pieces else None
 
