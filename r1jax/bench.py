@@ -17,6 +17,7 @@ numbers as JSON, one iteration after the other under `iterations`. The figures:
     padding_share           of the update's tokens
     completion_tokens       of an iteration
     matmul_peak_gflops      2048^3 float32, the best before the first step and after the last
+    programs_compiled       in an iteration: where it is not 0, it took seconds longer for it
     update_peak_share       6 x parameters x (completion tokens + distinct prompt tokens)
                             / update_seconds / the peak
     compile_seconds, programs, programs_after_first, peak_memory_mib, device
@@ -96,8 +97,9 @@ def bench(config: ConfigDict) -> dict[str, Any]:
         files = sorted((path / "rollouts").glob("*.jsonl"), key=lambda file: int(file.stem))
         rollouts = [read_jsonl(file) for file in files]
     each = sizes.updates_per_rollout
+    compiled = [0, *(row["compile/programs"] for row in rows[each - 1 :: each])]
     iterations = [
-        iteration_figures(rows[i * each : (i + 1) * each], rollout, parameters, peak)
+        iteration_figures(rows[i * each : (i + 1) * each], rollout, compiled[i], parameters, peak)
         for i, rollout in enumerate(rollouts)
         if SAMPLED in rows[i * each]
     ]
@@ -122,6 +124,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
 def iteration_figures(
     updates: Sequence[Mapping[str, float]],
     rollouts: Sequence[Mapping[str, Any]],
+    compiled_before: float,
     parameters: int,
     peak: float,
 ) -> dict[str, float]:
@@ -147,6 +150,7 @@ def iteration_figures(
         "update_tokens_per_s": sum(line["grpo/batch/tokens"] for line in updates) / update,
         "padding_share": statistics.fmean(line["grpo/batch/padding_share"] for line in updates),
         "completion_tokens": completion_tokens,
+        "programs_compiled": updates[-1]["compile/programs"] - compiled_before,
         "update_peak_share": flops / update / (peak * 1e9),
     }
 

@@ -38,6 +38,12 @@ def test_figures_fit_together(tokenizer_dir: str, one_device: None) -> None:
     steps = [one["step_seconds"] for one in figures["iterations"][1:]]
     assert figures["step_seconds"] == pytest.approx(sum(steps) / 2)
     assert figures["programs"] > figures["programs_after_first"] >= 0
+    compiled = [one["programs_compiled"] for one in figures["iterations"]]
+    assert compiled[0] > 0
+    assert (sum(compiled), sum(compiled[1:])) == (
+        figures["programs"],
+        figures["programs_after_first"],
+    )
     assert figures["matmul_peak_gflops"] > 1
     assert figures["device"] == "8 x cpu"
     json.dumps(figures)
@@ -55,18 +61,20 @@ def test_one_iteration_by_hand() -> None:
         "grpo/rollout/wasted_slot_share": 0.25,
         "grpo/batch/tokens": 60,
         "grpo/batch/padding_share": 0.5,
+        "compile/programs": 8,
     }
     second = {
         "grpo/seconds/total": 3.0,
         "grpo/seconds/update": 3.0,
         "grpo/batch/tokens": 40,
         "grpo/batch/padding_share": 0.3,
+        "compile/programs": 9,
     }
     rollouts = [
         {"prompt_index": p, "prompt_tokens": [1] * 7, "tokens": [2] * n}
         for p, n in ((0, 3), (0, 5), (1, 4), (1, 8))
     ]
-    figures = iteration_figures([line, second], rollouts, parameters=1_000_000, peak=0.1)
+    figures = iteration_figures([line, second], rollouts, 4, parameters=1_000_000, peak=0.1)
     assert figures == {
         "step_seconds": 13.0,
         "rollout_seconds": 4.0,
@@ -80,6 +88,7 @@ def test_one_iteration_by_hand() -> None:
         "update_tokens_per_s": 20.0,
         "padding_share": 0.4,
         "completion_tokens": 20,
+        "programs_compiled": 5,
         "update_peak_share": 6e6 * (20 + 14) / 5.0 / 1e8,
     }
 

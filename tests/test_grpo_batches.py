@@ -72,19 +72,27 @@ def test_length_caps() -> None:
 
 def test_long_rows_have_a_front_and_a_window() -> None:
     race = {"max_prompt_tokens": 64, "max_tokens": 128, "group_size": 8, "prompts_per_update": 8}
-    assert packing_of(config_of(**race)) == Packing(192, 64, None, None)
-    assert packing_of(config_of(**race, pack_length=256)) == Packing(256, 64, None, None)
+    assert packing_of(config_of(**race)) == Packing((192,), 64, None, None)
+    assert packing_of(config_of(**race, pack_length=256)) == Packing((256,), 64, None, None)
     # room for five completions: of less than one group, so there are two prompts at most
-    assert packing_of(config_of(**race, pack_length=960)) == Packing(960, 13, Span(128, 129), 128)
+    assert packing_of(config_of(**race, pack_length=960)) == Packing(
+        (960,), 13, Span(128, 129), 128
+    )
     apart = config_of(**race, pack_length=960, share_prompts=False)
-    assert packing_of(apart) == Packing(960, 13, Span(0, 192), None)
+    assert packing_of(apart) == Packing((960,), 13, Span(0, 192), None)
     split = config_of(**race, pack_length=960, split_by="output", updates_per_rollout=2)
-    assert packing_of(split) == Packing(960, 13, Span(448, 129), 448)  # seven groups, maybe
+    assert packing_of(split) == Packing((960,), 13, Span(448, 129), 448)  # seven groups, maybe
+    # a row of 720 has room for three
+    choice = packing_of(config_of(**race, pack_length=960, pack_choices=5))
+    assert choice == Packing((960, 900, 840, 780, 720), 22, Span(128, 129), 128)
+    few = packing_of(config_of(**race, pack_length=200, pack_choices=8))
+    assert few.lengths == (200,)  # what is shorter has no room for a prompt and completion of 192
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.6])
 @pytest.mark.parametrize("group_size", [1, 2, 8])
-def test_any_completions_fit_into_the_rows(group_size: int, kept: float) -> None:
+@pytest.mark.parametrize("choices", [1, 6])
+def test_any_completions_fit_into_the_rows(choices: int, group_size: int, kept: float) -> None:
     """As many short ones behind the longest prompts, as many of any length, as the longest.
 
     Some may be left out, which makes the groups smaller than the rows' front assumes.
@@ -95,6 +103,7 @@ def test_any_completions_fit_into_the_rows(group_size: int, kept: float) -> None
         group_size=group_size,
         prompts_per_update=16,
         pack_length=150,
+        pack_choices=choices,
     )
     found = packing_of(config)
     assert found.span is not None
@@ -107,7 +116,7 @@ def test_any_completions_fit_into_the_rows(group_size: int, kept: float) -> None
             completions = [np.zeros(length, np.int32) for length in lengths]
             logprobs = [np.zeros(length, np.float32) for length in lengths]
             groups.append(completion_group(np.zeros(9, np.int32), completions, logprobs))
-        _, used = pack(groups, found.length, 1, found.rows, front=found.front)
+        _, used = pack(groups, found.lengths, 1, found.rows, front=found.front)
         assert used <= found.rows
 
 

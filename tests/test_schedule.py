@@ -46,14 +46,21 @@ def test_everything_decodes_once(
         started += [(start.row.prompt_index, start.row.sample_index) for start in starts]
         assert len(set(started)) == len(started)
         assert started == sorted(started)  # in the queue's order
-        kept = None if work.queue else work.shrunk()
-        if kept is not None:
-            held = {
-                (z, row): held[z, int(old)]
-                for z, olds in enumerate(kept[1])
-                for row, old in enumerate(olds)
-                if (z, int(old)) in held
-            }
+        before = work.slots, work.prompt_rows, list(work.busy())
+        kept_slots, kept_prompts = work.shrunk()
+        assert kept_slots.shape == (shards, work.slots)
+        assert kept_prompts.shape == (shards, work.prompt_rows)
+        assert [(z, kept_slots[z][slot], row) for z, slot, row in work.busy()] == before[2]
+        if work.queue:
+            assert (work.slots, work.prompt_rows) == before[:2]
+        if work.prompt_rows == before[1]:  # the engine leaves them where they are
+            assert (kept_prompts == np.arange(work.prompt_rows)).all()
+        held = {
+            (z, row): held[z, int(old)]
+            for z, olds in enumerate(kept_prompts)
+            for row, old in enumerate(olds)
+            if (z, int(old)) in held
+        }
         busy = list(work.busy())
         assert busy, "slots are free and nothing may start"
         assert all(held[z, row.prompt_row] == row.prompt_index for z, _, row in busy)
@@ -98,7 +105,8 @@ def test_sizes(slots: int, busy: int, left: int) -> None:
     work.refill()
     for slot in range(slots - busy):
         work.finish(0, slot)
-    assert (work.shrunk() is None) == (slots == left)
+    kept_slots, _ = work.shrunk()
+    assert kept_slots.shape == (1, left)
     assert work.slots == left
 
 
@@ -107,9 +115,20 @@ def test_shrinks_to_what_is_busy() -> None:
     work.refill()
     for slot in (0, 1, 2, 4, 5, 6):
         work.finish(0, slot)
-    kept = work.shrunk()
-    assert kept is not None
-    assert kept[0].tolist() == [[3, 7]]
-    assert kept[1].tolist() == [[3, 7]]
+    kept_slots, kept_prompts = work.shrunk()
+    assert kept_slots.tolist() == [[3, 7]]
+    assert kept_prompts.tolist() == [[3, 7]]
     assert [row.prompt_row for _, _, row in work.busy()] == [0, 1]
-    assert work.shrunk() is None
+    assert [kept.tolist() for kept in work.shrunk()] == [[[0, 1]]] * 2
+
+
+def test_prompts_stay_where_there_are_few() -> None:
+    """Two prompts of four rows each; three rows of the second go on, in half of the slots."""
+    work = Schedule(2, 4, 1, 8, 2)
+    work.refill()
+    for slot in (0, 1, 2, 3, 6):
+        work.finish(0, slot)
+    kept_slots, kept_prompts = work.shrunk()
+    assert kept_slots.tolist() == [[4, 5, 7]]
+    assert kept_prompts.tolist() == [[0, 1]]
+    assert [row.prompt_row for _, _, row in work.busy()] == [1, 1, 1]

@@ -4,9 +4,10 @@
     python -m r1jax.bench --config experiments/smollm2/bench.py:max_tokens=128
 
 8 prompts of about 56 tokens x 8 completions, temperature 1, no filters, one update on all 64 with
-a reference policy and the k3 KL; the reward is noise, so that every group has advantages. Four
-iterations, of which the first compiles. `:max_tokens=512` is the case with a long tail;
-`:model=DIR` takes another directory of the model.
+a reference policy and the k3 KL; the reward is noise, so that every group has advantages. Six
+iterations: the first compiles most programs, the next few one or two each. `:max_tokens=512` is the
+case with a long tail; `:steps=3` makes fewer iterations, `:model=DIR` takes another directory of
+the model.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ QUESTION = "What is {expression}? Think step by step, then give the final answer
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = parse_args(arg, smoke=False, max_tokens=128, steps=4, model="")
+    args = parse_args(arg, smoke=False, max_tokens=128, steps=6, model="")
     config = ConfigDict()
     config.stage = "grpo"
     config.model = {
@@ -41,8 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = {"learning_rate": 1e-6}
     config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 1280
+    config.pack_choices = 2
     config.microbatch_rows = 3 if args.max_tokens <= 128 else 2  # six rows there, 12 to 16 at 512
-    config.logits_chunk = 64
     config.mesh = {"fsdp": -1}
     if args.smoke:
         config.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2

@@ -63,7 +63,7 @@ def completion_group(
 
 def pack(
     groups: Sequence[Group],
-    length: int,
+    row_lengths: int | Sequence[int],
     rows: int,
     max_microbatches: int | None = None,
     share_prompts: bool = True,
@@ -71,19 +71,23 @@ def pack(
     whole_groups: bool = False,
     front: int | None = None,
 ) -> tuple[Batch, int]:
-    """Groups -> (Batch with leaves [M, rows, length], number of microbatches used).
+    """Groups -> (Batch with leaves [M, rows, L], number of microbatches used).
 
     Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
-    each. M is `max_microbatches` where given (the rest is padding a step never looks at). A row
-    begins with the prefixes of its groups, each once for all of its pieces there; without
+    each. M is `max_microbatches` where given (the rest is padding a step never looks at). L is that
+    of the row lengths which leaves the fewest tokens to compute, the first of equals.
+    A row begins with the prefixes of its groups, each once for all of its pieces there; without
     `share_prompts` each piece has its prefix directly before it. `advantages` is float32 [C]. With
     `whole_groups` all pieces of a group are in one row, as a loss over pairs needs them. `front` is
     how many tokens of prefixes a row has at most.
     """
-    segments = _segments(groups, length, front, share_prompts, whole_groups)
-    packed = _fill_rows(segments, length, front, split=share_prompts and not whole_groups)
+    fillings = []
+    for length in [row_lengths] if isinstance(row_lengths, int) else row_lengths:
+        segments = _segments(groups, length, front, share_prompts, whole_groups)
+        packed = _fill_rows(segments, length, front, split=share_prompts and not whole_groups)
+        fillings.append((-(-len(packed) // rows), length, packed))
+    used, length, packed = min(fillings, key=lambda filling: filling[0] * filling[1])
     packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
-    used = -(-len(packed) // rows)
     total = max_microbatches or used
     if used > total:
         raise ConfigError(f"{used} microbatches of {rows} rows do not fit in {total}")

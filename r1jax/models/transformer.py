@@ -279,6 +279,7 @@ class Transformer(nn.Module):
         block = _remat(Block, c.remat)
         if not c.scan_layers:
             new = []
+            block = nn.jit(block)
             for i in range(c.num_layers):
                 layer = block(c, self.mesh, self.span, name=f"layers_{i}")
                 given: tuple[Any, ...] = ()

@@ -138,13 +138,14 @@ class Engine:
                 prefix = self._loaded(params, prefix, prompts, loads)
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
-            if not work.queue and (kept := work.shrunk()) is not None:
-                state = self.programs.resize(state, kept[0], columns=columns)
-                held = prefix.layers[0].columns
-                prefix = self.programs.resize_prefix(prefix, kept[1], columns=held)
-            if (needed := self._columns(self._longest(work, limits))) > columns:
-                state = self.programs.resize(state, self._all(work.slots), columns=needed)
+            kept_slots, kept_prompts = work.shrunk()
+            needed = max(columns, self._columns(self._longest(work, limits)))
+            if work.slots * self.shards < len(state.token) or needed > columns:
+                state = self.programs.resize(state, kept_slots, columns=needed)
                 columns = needed
+            if work.prompt_rows < prefix.lengths.shape[1]:
+                held = prefix.layers[0].columns
+                prefix = self.programs.resize_prefix(prefix, kept_prompts, columns=held)
             members, place = work.readers(min(places, work.slots))
             began = time.perf_counter()
             state, report = self.programs.decode(

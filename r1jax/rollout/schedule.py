@@ -117,18 +117,18 @@ class Schedule:
     def finish(self, shard: int, slot: int) -> None:
         self.rows[shard][slot] = None
 
-    def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Fewer slots where what is busy fits into 7/8, 6/8, ... 1/8, 1/16, ... of them.
+    def shrunk(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fewer slots where nothing waits and what is busy fits into 7/8, 6/8, ... 1/8, 1/16, ...
 
-        Few sizes, as each is a program of its own. Returns the slots to keep [Z, S] and the prompt
-        rows to keep [Z, P], or None where nothing changes. Nothing may be queued.
+        Few sizes, as each is a program of its own. Returns the slots that stay [Z, S] and the
+        prompt rows that stay [Z, P]: all in their order where there are no fewer.
         """
+        slots, prompt_rows = self.slots, self.prompt_rows
+        if not self.queue:
+            busiest = max(sum(row is not None for row in rows) for rows in self.rows)
+            slots = min(size for size in _sizes(self.first_slots) if size >= busiest)
+            prompt_rows = min(prompt_rows, slots)
         self._drop_finished_prompts()
-        busiest = max(sum(row is not None for row in rows) for rows in self.rows)
-        slots = min(size for size in _sizes(self.first_slots) if size >= busiest)
-        if slots == self.slots:
-            return None
-        prompt_rows = min(self.prompt_rows, slots)
         kept = [_kept(rows, slots) for rows in self.rows]
         kept_prompts = [_kept(prompts, prompt_rows) for prompts in self.prompts]
         self.rows = [[r[i] for i in k] for r, k in zip(self.rows, kept, strict=True)]
@@ -165,7 +165,9 @@ def _sizes(slots: int) -> list[int]:
 
 
 def _kept(values: Sequence[object | None], count: int) -> list[int]:
-    """The indices of what is there, then of what is not, `count` of them."""
+    """Which `count` of them stay: all, or what is there before what is not."""
+    if count == len(values):
+        return list(range(count))
     there = [i for i, value in enumerate(values) if value is not None]
     empty = [i for i, value in enumerate(values) if value is None]
     return (there + empty)[:count]

@@ -300,7 +300,7 @@ class Programs:
                 minibatch = moving(minibatch)
             batch, used = pack(
                 to_groups(config, minibatch.rollouts),
-                self.packing.length,
+                self.packing.lengths,
                 config.microbatch_rows,
                 -(-self.packing.rows // config.microbatch_rows),
                 config.share_prompts,

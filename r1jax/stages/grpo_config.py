@@ -75,6 +75,7 @@ class GrpoConfig:
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
+    pack_choices: int = 1  # row lengths an update chooses from: it, 1/16 less, 2/16 less, ...
     microbatch_rows: int = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: int = 128  # positions whose logits exist at once
@@ -112,9 +113,12 @@ def check(config: GrpoConfig) -> None:
         )
     if config.rollouts_ahead and config.dynamic_sampling:
         raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
-    for name in ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows"):
+    sizes = ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows")
+    for name in (*sizes, "pack_choices"):
         if getattr(config, name) < 1:
             raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
+    if config.pack_choices > 8:
+        raise ConfigError(f"config.pack_choices {config.pack_choices} must be at most 8")
     if config.dynamic_sampling < 0:
         raise ConfigError(f"config.dynamic_sampling {config.dynamic_sampling} must be at least 0")
     for name in ("max_tokens_at", "data_at"):
@@ -132,7 +136,7 @@ def check(config: GrpoConfig) -> None:
 class Packing:
     """The rows that an update's completions are packed into."""
 
-    length: int  # tokens of a row
+    lengths: tuple[int, ...]  # tokens of a row, to choose from; each is a program of its own
     rows: int  # that an update's completions fit into, however long they are
     span: Span | None  # what a token sees at most, where that is less than the row
     front: int | None  # tokens of prompts that a row has at most
@@ -146,6 +150,8 @@ def packing_of(config: GrpoConfig) -> Packing:
     completion = longest_completion(config) + 1  # behind a copy of the prompt's last token
     longest = config.max_prompt_tokens + completion - 1
     length = config.pack_length or longest
+    lengths = [length * (16 - less) // 16 for less in range(config.pack_choices)]
+    lengths = [each for each in lengths if each >= longest]
     fit = length // longest  # completions that a row has room for, however long they are
     prompts = 0
     if config.share_prompts:
@@ -155,8 +161,8 @@ def packing_of(config: GrpoConfig) -> Packing:
     window = completion if config.share_prompts else longest
     bounded = front + window < length
     return Packing(
-        length,
-        rows=-(-config.prompts_per_update * config.group_size // fit),
+        tuple(lengths),
+        rows=-(-config.prompts_per_update * config.group_size // (lengths[-1] // longest)),
         span=Span(front, window) if bounded else None,
         front=front if bounded and prompts else None,
     )
