@@ -1,13 +1,12 @@
-"""Every loss of the pipeline, one formula each, and the log-probabilities they are made of.
+"""Every loss of the pipeline, one formula each, on what logprobs.py gives.
 
-Shape legend: B rows, L tokens, D model, V vocabulary, C completions of the update (entry 0 of a
-per-completion array stands for "none"). Losses return a *partial sum*: weights divide by counts of
-the whole update, so the losses (and gradients) of its microbatches add up to one big batch's.
+Shape legend: B rows, L tokens, C completions of the update (entry 0 of a per-completion array
+stands for "none"). Losses return a *partial sum*: weights divide by counts of the whole update, so
+the losses (and gradients) of its microbatches add up to one big batch's.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,216 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.sharding import constrain
 from r1jax.types import Batch
 
 Metrics = dict[str, jax.Array]
 
 # exp(20) is 5e8: no clipped objective cares beyond it, and float32 sums stay finite.
 MAX_LOG_RATIO = 20.0
-
-
-# ---------------------------------------------------------------------------------------------
-# Log-probabilities
-
-
-def token_logprobs(
-    model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 128
-) -> tuple[jax.Array, jax.Array]:
-    """(log-probabilities, entropies) of the targets [B, L] under log_softmax(logits / temperature).
-
-    Entry l is log p(tokens[l] | the tokens before it), 0 where the loss mask is 0. The head is
-    applied to `chunk` positions at a time and recomputed in the backward pass: no [B, L, V] array
-    exists. The entropies carry no gradient.
-    """
-    hidden_BLD = _hidden(model, params, batch)
-    head_DV = head_weights(params).astype(hidden_BLD.dtype)
-
-    def of_chunk(h_BCD: jax.Array, tokens_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
-        logprobs_BC, entropy_BC = _of_targets(logits_BCV, tokens_BC)[:2]
-        return logprobs_BC, jax.lax.stop_gradient(entropy_BC)
-
-    targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
-    logprobs_BL, entropy_BL = _of_chunks(of_chunk, (hidden_BLD, targets_BL), batch, chunk)
-    return logprobs_BL, entropy_BL
-
-
-def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
-    place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
-    return forward(model, params, *place).hidden
-
-
-def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
-    """`function` of `chunk` columns of the arrays [B, L, ...] at a time -> [B, L], at targets.
-
-    Its outcomes are float32 [B, C]. It is skipped for chunks that predict no target, is recomputed
-    in the backward pass, and 0 stands wherever there is no target.
-    """
-    order_BL = _targets_first(batch)
-    mask_BL = batch.loss_mask > 0
-    mask_NBC, *chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, chunk)
-
-    @jax.checkpoint
-    def one(_: None, x: Any) -> tuple[None, Any]:
-        mask_BC, *args = x
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *args))
-        return None, jax.lax.cond(jnp.any(mask_BC), function, lambda *_: zeros, *args)
-
-    _, found = jax.lax.scan(one, None, (mask_NBC, *chunks))
-    back_BL = jnp.argsort(order_BL, axis=1)
-
-    def in_place(x_NBC: jax.Array) -> jax.Array:
-        x_BL = x_NBC.swapaxes(0, 1).reshape(mask_BL.shape[0], -1)
-        x_BL = jnp.take_along_axis(x_BL, back_BL, axis=1)  # at the column that predicts
-        return jnp.where(mask_BL, jnp.roll(x_BL, 1, axis=1), 0.0)
-
-    return jax.tree.map(in_place, found)
-
-
-def _targets_first(batch: Batch) -> jax.Array:
-    """The columns of each row [B, L], those in front whose next token is a target.
-
-    So columns that the head is not needed for come together: prompts, padding, ends.
-    """
-    return jnp.argsort(jnp.roll(batch.loss_mask, -1, axis=1) == 0, axis=1, stable=True)
-
-
-def _chunks(tree: Any, order_BL: jax.Array, chunk: int) -> Any:
-    """Leaves [B, L, ...] -> [N, B, chunk, ...]: columns in this order, padded with zeros."""
-    length = order_BL.shape[1]
-    chunk = min(chunk, length)
-    padded = -(-length // chunk) * chunk
-
-    def one(x_BL: jax.Array) -> jax.Array:
-        x_BL = jax.vmap(lambda x_L, order_L: x_L[order_L])(x_BL, order_BL)
-        rest = x_BL.shape[2:]
-        x_BL = jnp.pad(x_BL, [(0, 0), (0, padded - length)] + [(0, 0)] * len(rest))
-        return x_BL.reshape(x_BL.shape[0], -1, chunk, *rest).swapaxes(0, 1)
-
-    return jax.tree.map(one, tree)
-
-
-def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any, mesh: Any) -> jax.Array:
-    logits = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
-    return constrain(logits / temperature, mesh, "batch", "length", "vocab")
-
-
-def _of_targets(
-    logits_BCV: jax.Array, targets_BC: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log-probabilities, entropies, logs of the denominator), each [B, C]."""
-    top_BC1 = logits_BCV.max(axis=-1, keepdims=True)
-    weights_BCV = jnp.exp(logits_BCV - top_BC1)
-    total_BC = weights_BCV.sum(axis=-1)
-    lse_BC = top_BC1[..., 0] + jnp.log(total_BC)
-    entropy_BC = lse_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1) / total_BC
-    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    return chosen_BC - lse_BC, entropy_BC, lse_BC
-
-
-# (log-probabilities [B, C], entropies [B, C], batch of these tokens) -> (partial sum, metrics)
-TokenLoss = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Metrics]]
-
-
-def token_loss(
-    model: Transformer,
-    params: Any,
-    batch: Batch,
-    loss: TokenLoss,
-    temperature: float = 1.0,
-    chunk: int = 128,
-) -> tuple[jax.Array, Metrics]:
-    """`loss` of `token_logprobs`, for a loss that is a sum over tokens, to be differentiated.
-
-    A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
-    while they exist, where autodiff of `token_logprobs` would make them again.
-    """
-    hidden_BLD = _hidden(model, params, batch)
-    head_DV = head_weights(params).astype(hidden_BLD.dtype)
-    order_BL = _targets_first(batch)
-    # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
-    predicted = jax.tree.map(
-        lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
-    )
-    hidden_NBCD = _chunks(hidden_BLD, order_BL, chunk)
-    return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _head_loss(
-    hidden_NBCD: jax.Array,
-    head_DV: jax.Array,
-    batch: Batch,
-    temperature: Any,
-    loss: TokenLoss,
-    mesh: Any,
-) -> tuple[jax.Array, Metrics]:
-    """(loss, metrics) of a batch whose token-level leaves are [N, B, C], a chunk at a time.
-
-    The chunks that predict a target come first.
-    """
-    return _head_loss_forward(hidden_NBCD, head_DV, batch, temperature, loss, mesh)[0]
-
-
-def _head_loss_forward(
-    hidden_NBCD: jax.Array,
-    head_DV: jax.Array,
-    batch: Batch,
-    temperature: Any,
-    loss: TokenLoss,
-    mesh: Any,
-) -> tuple[tuple[jax.Array, Metrics], tuple[jax.Array, jax.Array]]:
-    def chunk_of(index: Any) -> Batch:
-        return jax.tree.map(lambda x: x[index] if x.ndim == 3 else x, batch)
-
-    def one(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden_grad_NBCD, head_grad_DV, total = carry
-        h_BCD, part = hidden_NBCD[index], chunk_of(index)
-        logits_BCV = _logits(h_BCD, head_DV, temperature, mesh)
-        logprobs_BC, entropy_BC, lse_BC = _of_targets(logits_BCV, part.tokens)
-        found, weights_BC = jax.value_and_grad(loss, has_aux=True)(logprobs_BC, entropy_BC, part)
-        hit_BCV = part.tokens[..., None] == jnp.arange(head_DV.shape[1])
-        grad_BCV = hit_BCV - jnp.exp(logits_BCV - lse_BC[..., None])
-        grad_BCV = (grad_BCV * (weights_BC / temperature)[..., None]).astype(head_DV.dtype)
-        h_grad_BCD = jnp.einsum("bcv,dv->bcd", grad_BCV, head_DV)
-        head_grad_DV += jnp.einsum(
-            "bcd,bcv->dv", h_BCD, grad_BCV, preferred_element_type=jnp.float32
-        )
-        return (
-            hidden_grad_NBCD.at[index].set(h_grad_BCD),
-            head_grad_DV,
-            add_partial(total, found),
-        )
-
-    first = chunk_of(0)
-    float_BC = jax.ShapeDtypeStruct(first.tokens.shape, jnp.float32)
-    start = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, float_BC, float_BC, first))
-    with_targets = jnp.sum(jnp.any(batch.loss_mask > 0, axis=(1, 2)))
-    hidden_grad_NBCD, head_grad_DV, result = jax.lax.fori_loop(
-        0,
-        with_targets,
-        one,
-        (jnp.zeros_like(hidden_NBCD), jnp.zeros(head_DV.shape, jnp.float32), start),
-    )
-    return result, (hidden_grad_NBCD, head_grad_DV.astype(head_DV.dtype))
-
-
-def _head_loss_backward(
-    loss: TokenLoss, mesh: Any, saved: tuple[jax.Array, jax.Array], gradients: tuple[Any, Metrics]
-) -> tuple[jax.Array, jax.Array, None, None]:
-    hidden_grad_NBCD, head_grad_DV = saved
-    weight = gradients[0]  # of the loss; metrics carry no gradient
-    return (
-        (weight * hidden_grad_NBCD).astype(hidden_grad_NBCD.dtype),
-        (weight * head_grad_DV).astype(head_grad_DV.dtype),
-        None,
-        None,
-    )
-
-
-_head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
@@ -279,37 +74,6 @@ def nll_loss(logprobs_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
     return loss, {"loss": loss}
 
 
-def teacher_kl(
-    model: Transformer,
-    params: Any,
-    teacher: Transformer,
-    teacher_params: Any,
-    batch: Batch,
-    temperature: float = 1.0,
-    chunk: int = 128,
-) -> jax.Array:
-    """KL(teacher || student) of the targets' distributions [B, L]; 0 where the loss mask is 0.
-
-    Both are softmax(logits / temperature); no gradient reaches the teacher, and logits exist for
-    `chunk` positions at a time.
-    """
-    hidden_BLD = _hidden(model, params, batch)
-    teachers_BLD = jax.lax.stop_gradient(_hidden(teacher, teacher_params, batch))
-    head_DV = head_weights(params).astype(hidden_BLD.dtype)
-    teachers_head_DV = jax.lax.stop_gradient(head_weights(teacher_params))
-    teachers_head_DV = teachers_head_DV.astype(teachers_BLD.dtype)
-
-    def of_chunk(h_BCD: jax.Array, teachers_BCD: jax.Array) -> jax.Array:
-        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
-        teachers_BCV = _logits(teachers_BCD, teachers_head_DV, temperature, model.mesh)
-        wanted_BCV = jax.nn.log_softmax(teachers_BCV)
-        gap_BCV = wanted_BCV - jax.nn.log_softmax(logits_BCV)
-        return jnp.sum(jnp.exp(wanted_BCV) * gap_BCV, axis=-1)
-
-    kl_BL: jax.Array = _of_chunks(of_chunk, (hidden_BLD, teachers_BLD), batch, chunk)
-    return kl_BL
-
-
 def clipped_surrogate(
     ratio: jax.Array, advantages: jax.Array, clip_eps_low: float, clip_eps_high: float
 ) -> jax.Array:
@@ -361,23 +125,6 @@ def kl_k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """pi_ref / pi - log(pi_ref / pi) - 1 >= 0, an unbiased estimate of the KL (R1 eq 2)."""
     log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jnp.expm1(log_ratio) - log_ratio
-
-
-def token_scalars(model: Transformer, params: Any, batch: Batch) -> jax.Array:
-    """The scalar head's value at every token, float32 [B, L]."""
-    output = forward(
-        model, params, batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids
-    )
-    hidden_BLD = output.hidden.astype(jnp.float32)
-    return hidden_BLD @ params["scalar_head"] + params["scalar_bias"]
-
-
-def token_values(model: Transformer, params: Any, batch: Batch) -> jax.Array:
-    """The scalar head's value of the state before each token, float32 [B, L]; 0 at a row's first.
-
-    Aligned to targets, as log-probabilities are.
-    """
-    return jnp.roll(token_scalars(model, params, batch), 1, axis=1).at[:, 0].set(0.0)
 
 
 def value_loss(values_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

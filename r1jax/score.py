@@ -22,7 +22,7 @@ from r1jax.cli import run_command, set_up_jax
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import pack, sequence_group
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import token_logprobs
+from r1jax.logprobs import token_logprobs
 from r1jax.metrics import Progress, numbered_jsonl, write_jsonl_atomic
 from r1jax.models.load import OpenModel, open_model
 from r1jax.models.transformer import Transformer

@@ -20,7 +20,7 @@ ROOMS = [
     ["config", "types", "advantages", "passk"],
     ["metrics", "processes", "sharding", "table"],
     ["models", "data", "rewards"],
-    ["losses", "train_state", "checkpoint", "rollout"],
+    ["losses", "logprobs", "train_state", "checkpoint", "rollout"],
     ["models.load", "figures", "html_report"],
     ["rewards.learned_reward", "rollout.chat_models"],
     ["evaluation", "critic", "run_files", "samples"],

@@ -12,7 +12,8 @@ import pytest
 from helpers import MODEL, grpo_config, metrics_by_step
 
 from r1jax.critic import token_advantages, whitened
-from r1jax.losses import GrpoLossConfig, grpo_loss, token_values, value_loss
+from r1jax.logprobs import token_values
+from r1jax.losses import GrpoLossConfig, grpo_loss, value_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh

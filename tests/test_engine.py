@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
-from r1jax.losses import token_logprobs
+from r1jax.logprobs import token_logprobs
 from r1jax.metrics import process_use
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, forward, head_weights, unrolled

@@ -22,7 +22,7 @@ from r1jax.data.packing import (
     padding_share,
     sequence_group,
 )
-from r1jax.losses import token_logprobs
+from r1jax.logprobs import token_logprobs
 from r1jax.models import attention
 from r1jax.models.attention import Span
 from r1jax.models.config import ModelConfig

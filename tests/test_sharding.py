@@ -14,7 +14,8 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack, sequence_group
-from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss, token_loss
+from r1jax.logprobs import token_loss
+from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, param_axes, param_shardings
 from r1jax.sharding import (

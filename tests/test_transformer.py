@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.losses import token_logprobs
+from r1jax.logprobs import token_logprobs
 from r1jax.models import attention
 from r1jax.models.attention import Cache, LayerCache, SharedPrefix, Span
 from r1jax.models.config import ModelConfig

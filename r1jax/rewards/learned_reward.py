@@ -18,7 +18,8 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render, render_prompt
 from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import sequence_scalars, token_scalars
+from r1jax.logprobs import token_scalars
+from r1jax.losses import sequence_scalars
 from r1jax.models.load import open_model
 from r1jax.models.transformer import Transformer
 from r1jax.rewards.format_reward import summary

@@ -34,7 +34,8 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
-from r1jax.losses import Metrics, grpo_loss, token_logprobs, token_loss
+from r1jax.logprobs import token_logprobs, token_loss
+from r1jax.losses import Metrics, grpo_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.report import print_table, write_report

@@ -22,7 +22,8 @@ from r1jax.config import ConfigError, DataError, section
 from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
 from r1jax.data.packing import padding_share
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import Metrics, pairwise_loss, pointwise_loss, token_scalars
+from r1jax.logprobs import token_scalars
+from r1jax.losses import Metrics, pairwise_loss, pointwise_loss
 from r1jax.metrics import ProfileConfig
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer

@@ -23,7 +23,8 @@ from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
 from r1jax.data.packing import Group, pack, padding_share, sequence_group
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.losses import Metrics, nll_loss, teacher_kl, token_loss, token_mean
+from r1jax.logprobs import teacher_kl, token_loss
+from r1jax.losses import Metrics, nll_loss, token_mean
 from r1jax.metrics import ProfileConfig
 from r1jax.models.attention import choose_kernel
 from r1jax.models.load import ModelSource, open_source
