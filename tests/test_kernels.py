@@ -200,9 +200,10 @@ def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"data": 2, "tensor": 2}, monkeypatch)
-    config = replace(CONFIG, dtype="bfloat16", head_dim=128)
+    # With one head a kv head XLA copies the caches; 134 MB a device do not fit beside the cores.
+    config = replace(CONFIG, dtype="bfloat16", head_dim=128, num_heads=8)
     engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
-    slots, columns, prompts = 32, 256, 10
+    slots, columns, prompts = 32, 2048, 10
 
     def abstract(function: Any, *args: Any) -> Any:
         return jax.eval_shape(lambda: function(*args))
@@ -223,4 +224,4 @@ def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.Mo
     layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.layers))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= layers / 4
-    assert memory.temp_size_in_bytes < layers / 4, "a second cache"
+    assert memory.temp_size_in_bytes < layers / 4 / 8, "copies of the cache"
