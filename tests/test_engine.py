@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -299,6 +301,36 @@ def test_max_tokens_is_no_new_program() -> None:
     before = by.programs.decode._cache_size()  # type: ignore[attr-defined]
     generate(by, prompts_of([9]), SamplingConfig(max_tokens=8, stop=("x",)))
     assert by.programs.decode._cache_size() == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2 fsdp=2 tensor=2"])
+def test_each_shape_is_compiled_once(mesh: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever the state comes from: empty, freshly filled, resized or of the chunk before."""
+    sizes = {axis: int(size) for axis, size in (item.split("=") for item in mesh.split())}
+    devices = jax.devices()[: math.prod(sizes.values())]
+    by = Engine(CONFIG, STOP, EngineConfig(8, 4, 8, 1), make_mesh(sizes, devices=devices))
+    shapes: Counter[str] = Counter()
+    seen = set()
+
+    def spied(name: str, program: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            shape = (name, *(x.shape for x in jax.tree.leaves(args)), *named.values())
+            shapes[name] += shape not in seen
+            seen.add(shape)
+            return program(*args, **named)
+
+        return call
+
+    names = ("prefill", "insert", "resize", "resize_prefix", "decode")
+    for name in names:
+        setattr(by.programs, name, spied(name, getattr(by.programs, name)))
+    with jax.log_compiles():
+        generate(by, prompts_of([5, 20, 9, 3, 7, 2]), SAMPLINGS["plain"], group_size=4)
+    compiled = {
+        name: sum(f"Finished XLA compilation of jit(_{name})" in line for line in caplog.messages)
+        for name in names
+    }
+    assert min(shapes[name] for name in names) > 0 and compiled == shapes
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
     config.pack_length = 1280
     config.pack_choices = 2
-    config.microbatch_rows = 3 if args.max_tokens <= 128 else 2  # six rows there, 12 to 16 at 512
+    config.microbatch_rows = 2
     config.mesh = {"fsdp": -1}
     if args.smoke:
         config.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2

@@ -6,6 +6,7 @@ shard; T columns of a cache; C steps of a chunk; R prompts of a prefill a shard;
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,13 +58,22 @@ class Programs:
         if mesh is not None:
             self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self.prepare = jax.jit(self._prepare, out_shardings=self.param_shardings())
-        self.empty = jax.jit(self._empty, static_argnums=(0, 1))
-        self.empty_prefix = jax.jit(self._empty_prefix, static_argnums=(0, 1))
-        self.prefill = jax.jit(self._prefill, donate_argnums=1)
-        self.insert = jax.jit(self._insert, donate_argnums=0)
-        self.resize = jax.jit(self._resize, static_argnames="columns")
-        self.resize_prefix = jax.jit(self._resize_prefix, static_argnames="columns")
-        self.decode = jax.jit(self._decode, static_argnames=("sampling", "steps"), donate_argnums=1)
+        # Named for all that gives them: what is sharded otherwise would need programs of its own.
+        slots, prefix = self._slot_shardings(), self._prefix_shardings()
+        self.empty = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=slots)
+        self.empty_prefix = jax.jit(self._empty_prefix, static_argnums=(0, 1), out_shardings=prefix)
+        self.prefill = jax.jit(self._prefill, donate_argnums=1, out_shardings=prefix)
+        self.insert = jax.jit(self._insert, donate_argnums=0, out_shardings=slots)
+        self.resize = jax.jit(self._resize, static_argnames="columns", out_shardings=slots)
+        self.resize_prefix = jax.jit(
+            self._resize_prefix, static_argnames="columns", out_shardings=prefix
+        )
+        self.decode = jax.jit(
+            self._decode,
+            static_argnames=("sampling", "steps"),
+            donate_argnums=1,
+            out_shardings=(slots, None if mesh is None else replicated(mesh)),
+        )
 
     def param_shardings(self) -> Any:
         """For rollouts parameters are split over `tensor` only: every step reads all of them."""
@@ -79,6 +89,20 @@ class Programs:
         if self.model_config.weights_left:
             axes = axes | {"head": ("embed", "vocab")}
         return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+    def _sharding(self, *names: str) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, spec_of(names))
+
+    def _slot_shardings(self) -> Any:
+        rows = self._sharding("batch")
+        fields: dict[str, Any] = {field.name: rows for field in dataclasses.fields(Slots)}
+        cache = self._sharding("batch", "kv_heads")
+        return Slots(**(fields | {"layers": cache, "column": self._sharding()}))
+
+    def _prefix_shardings(self) -> Any:
+        rows: Any = self._sharding("batch")
+        cache: Any = self._sharding("batch", "kv_heads")
+        return SharedPrefix(layers=cache, lengths=rows, members=rows, places=rows)
 
     def _prepare(self, params: Any) -> Any:
         """Training parameters -> a fused set per layer, in the rollout's type."""
@@ -246,8 +270,8 @@ class Programs:
     ) -> tuple[Slots, tuple[jax.Array, ...]]:
         """Up to `steps` tokens for every row that is not done, until all are.
 
-        `idle` [B] are rows that the host has taken the work from. The report is (tokens [B, C],
-        logprobs [B, C], counts [B], done [B], steps taken).
+        `idle` [B] are rows that the host has taken the work from. The report, the same on every
+        process, is (tokens [B, C], logprobs [B, C], counts [B], done [B], steps taken).
         """
         rows = slots.token.shape[0]
         columns = slots.layers[0].columns
@@ -303,10 +327,7 @@ class Programs:
             jnp.zeros((rows, steps), jnp.float32),
         )
         taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
-        report = (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
-        if self.mesh is not None:  # every process looks at the same report
-            report = jax.lax.with_sharding_constraint(report, replicated(self.mesh))
-        return slots, report
+        return slots, (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
 
 
 def _columns_changed(
