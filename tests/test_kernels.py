@@ -205,11 +205,8 @@ def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.Mo
     engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
     slots, columns, prompts = 32, 2048, 10
 
-    def abstract(function: Any, *args: Any) -> Any:
-        return jax.eval_shape(lambda: function(*args))
-
-    state = abstract(engine.programs.empty, 2 * slots, columns)
-    prefix = abstract(engine.programs.empty_prefix, prompts, 128)
+    state: Any = engine.programs.empty.eval_shape(2 * slots, columns)  # with its shardings
+    prefix: Any = engine.programs.empty_prefix.eval_shape(prompts, 128)
     prefix = replace(
         prefix,
         members=jax.ShapeDtypeStruct((2, prompts, 8), jnp.int32),
