@@ -161,7 +161,6 @@ def microbatch(batch: Batch, index: Any) -> Batch:
 
 
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
-StepFn = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -169,7 +168,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     shardings: TrainState,
-) -> StepFn:
+) -> jax.stages.Wrapped:
     """jitted (state, batch, microbatches, *frozen) -> (state, metrics); the state is donated.
 
     `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.

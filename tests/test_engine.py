@@ -314,23 +314,55 @@ def test_each_shape_is_compiled_once(mesh: str, caplog: pytest.LogCaptureFixture
 
     def spied(name: str, program: Any) -> Any:
         def call(*args: Any, **named: Any) -> Any:
-            shape = (name, *(x.shape for x in jax.tree.leaves(args)), *named.values())
+            kinds = ((type(x), x.shape) for x in jax.tree.leaves(args))
+            shape = (name, *kinds, *named.values())
             shapes[name] += shape not in seen
             seen.add(shape)
             return program(*args, **named)
 
         return call
 
-    names = ("prefill", "insert", "resize", "resize_prefix", "decode")
+    names = ("prefill", "insert", "keep", "keep_prefix", "resize_layer", "decode")
     for name in names:
         setattr(by.programs, name, spied(name, getattr(by.programs, name)))
     with jax.log_compiles():
         generate(by, prompts_of([5, 20, 9, 3, 7, 2]), SAMPLINGS["plain"], group_size=4)
-    compiled = {
-        name: sum(f"Finished XLA compilation of jit(_{name})" in line for line in caplog.messages)
-        for name in names
-    }
+    compiled = {name: compilations(name, caplog) for name in names}
     assert min(shapes[name] for name in names) > 0 and compiled == shapes
+
+
+def compilations(name: str, caplog: pytest.LogCaptureFixture) -> int:
+    """How often a program was compiled under jax.log_compiles."""
+    return sum(f"Finished XLA compilation of jit(_{name})" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "slots", "sizes"), [("data=1", 4, 3 * 2), ("data=2 fsdp=2 tensor=2", 8, 2 * 2)]
+)
+def test_compiled_ahead(
+    mesh: str,
+    slots: int,
+    sizes: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoding compiles all numbers of slots and columns with the first prompts, later nothing."""
+    axes = {axis: int(size) for axis, size in (item.split("=") for item in mesh.split())}
+    devices = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
+    config = EngineConfig(slots, chunk=8, bucket=16, compile_ahead=True)
+    by = Engine(CONFIG, STOP, config, devices)
+    ahead = []
+    compile_decode = by.programs.compile_decode
+    monkeypatch.setattr(
+        by.programs, "compile_decode", lambda *args: ahead.append(args) or compile_decode(*args)
+    )
+    prompts = prompts_of([5, 9, 3])
+    with jax.log_compiles():  # of this thread
+        found = generate(by, prompts, SAMPLINGS["plain"], 3)
+        generate(by, [(prompt + 1) % VOCAB for prompt in prompts], SAMPLINGS["plain"], 3)
+    assert (len(ahead), compilations("decode", caplog)) == (sizes, 0)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 
 
 @pytest.mark.slow

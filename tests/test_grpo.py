@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
@@ -166,6 +167,27 @@ def test_written_rollouts_are_reused(
 
 def never(*args: Any) -> None:
     raise AssertionError("sampled again")
+
+
+# -- compilation ----------------------------------------------------------------------------------
+
+
+def test_row_lengths_are_compiled_ahead(
+    tokenizer_dir: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The programs for both lengths, in threads of their own: updates find them."""
+    config = grpo_config(
+        tokenizer_dir,
+        mesh={"data": 2, "fsdp": 2, "tensor": 2},
+        pack_length=256,
+        pack_choices=2,
+        total_steps=2,
+    )
+    with jax.log_compiles():  # of this thread
+        grpo.train(config, str(tmp_path))
+    compiled = [line for line in caplog.messages if "Finished XLA compilation" in line]
+    assert any("jit(_prefill)" in line for line in compiled)
+    assert not any("jit(step)" in line or "jit(_all_logprobs)" in line for line in compiled)
 
 
 # -- learning --------------------------------------------------------------------------------------

@@ -205,20 +205,13 @@ def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.Mo
     engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
     slots, columns, prompts = 32, 2048, 10
 
-    state: Any = engine.programs.empty.eval_shape(2 * slots, columns)  # with its shardings
-    prefix: Any = engine.programs.empty_prefix.eval_shape(prompts, 128)
-    prefix = replace(
-        prefix,
-        members=jax.ShapeDtypeStruct((2, prompts, 8), jnp.int32),
-        places=jax.ShapeDtypeStruct((2, slots), jnp.int32),
-    )
     params = jax.eval_shape(engine.programs.prepare, abstract_params(config))
     params = jax.tree.map(with_sharding, params, engine.programs.param_shardings())
-    idle = jax.ShapeDtypeStruct((2 * slots,), jnp.bool_)
-    program = engine.programs.decode.lower(
-        params, state, prefix, idle, sampling=SamplingConfig(max_tokens=1), steps=8
-    ).compile()
-    layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.layers))
+    program = engine.programs.compile_decode(
+        params, (slots, columns), (prompts, 128, 8), SamplingConfig(max_tokens=1), 8
+    )
+    layers = engine.programs.empty.eval_shape(2 * slots, columns).layers
+    layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= layers / 4
     assert memory.temp_size_in_bytes < layers / 4 / 8, "copies of the cache"

@@ -13,8 +13,10 @@ This is the host's side; programs.py is the device's, and has the shape legend.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +52,7 @@ class EngineConfig:
     prefill_batch: int = 8  # prompts prefilled together, a device
     prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
     memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
+    compile_ahead: bool = False  # decoding, for all sizes that it may come to, with its first step
 
     def __post_init__(self) -> None:
         for name in ("chunk", "bucket", "prefill_batch", "prefill_chunk"):
@@ -97,6 +100,7 @@ class Engine:
         self.stop_ids = tuple(stop_ids)
         self.statistics = Statistics()
         self._note = ""  # of the last memory plan
+        self._compiled: set[Any] = set()  # what was compiled ahead
 
     def generate(
         self,
@@ -146,6 +150,8 @@ class Engine:
             if work.prompt_rows < prefix.lengths.shape[1]:
                 held = prefix.layers[0].columns
                 prefix = self.programs.resize_prefix(prefix, kept_prompts, columns=held)
+            if loads and self.config.compile_ahead:
+                self._compile_ahead(params, work, max(limits), prefix, places, drawn)
             members, place = work.readers(min(places, work.slots))
             began = time.perf_counter()
             state, report = self.programs.decode(
@@ -213,6 +219,32 @@ class Engine:
         """Own columns that some row needs by the end of the next chunk."""
         chunk = self.config.chunk
         return max(min(row.count + chunk, limits[row.prompt_index]) for _, _, row in work.busy())
+
+    def _compile_ahead(
+        self,
+        params: Any,
+        work: Schedule,
+        limit: int,
+        prefix: SharedPrefix,
+        places: int,
+        sampling: SamplingConfig,
+    ) -> None:
+        """Compiles `decode` for all slots and columns that these prompts may come to, side by side.
+
+        Else the first iterations stop for it, one size after the other.
+        """
+        chunk, held = self.config.chunk, prefix.layers[0].columns
+        own = {self._columns(min(n, limit)) for n in range(chunk, limit + chunk, chunk)}
+
+        def shape(slots: int, columns: int) -> tuple[Any, ...]:
+            shared = min(work.prompt_rows, slots), held, min(places, slots)
+            return (slots, columns), shared, sampling, chunk
+
+        shapes = [shape(slots, columns) for columns in sorted(own) for slots in work.sizes()]
+        new = [one for one in shapes if one not in self._compiled]
+        self._compiled.update(new)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda one: self.programs.compile_decode(params, *one), new))
 
     def _all(self, count: int) -> np.ndarray:
         """The indices of all rows of every shard [Z, count]."""

@@ -7,7 +7,7 @@ shard; T columns of a cache; C steps of a chunk; R prompts of a prefill a shard;
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,9 +64,10 @@ class Programs:
         self.empty_prefix = jax.jit(self._empty_prefix, static_argnums=(0, 1), out_shardings=prefix)
         self.prefill = jax.jit(self._prefill, donate_argnums=1, out_shardings=prefix)
         self.insert = jax.jit(self._insert, donate_argnums=0, out_shardings=slots)
-        self.resize = jax.jit(self._resize, static_argnames="columns", out_shardings=slots)
-        self.resize_prefix = jax.jit(
-            self._resize_prefix, static_argnames="columns", out_shardings=prefix
+        self.keep = jax.jit(self._keep, out_shardings=slots)
+        self.keep_prefix = jax.jit(self._keep_prefix, out_shardings=prefix)
+        self.resize_layer = jax.jit(
+            self._resize_layer, static_argnames="columns", out_shardings=slots.layers
         )
         self.decode = jax.jit(
             self._decode,
@@ -154,6 +155,33 @@ class Programs:
             places=jnp.zeros((self.shards, 0), jnp.int32),
         )
 
+    def compile_decode(
+        self,
+        params: Any,
+        size: tuple[int, int],
+        prefix: tuple[int, int, int],
+        sampling: SamplingConfig,
+        steps: int,
+    ) -> jax.stages.Compiled:
+        """`decode` for (slots a shard, columns) and (prompts, columns, readers of a prompt).
+
+        A call of these shapes finds it compiled.
+        """
+        (slots, columns), (prompts, prompt_columns, readers) = size, prefix
+
+        def indices(*shape: int) -> Any:
+            return jax.ShapeDtypeStruct((self.shards, *shape), np.int32)
+
+        state = self.empty.eval_shape(self.shards * slots, columns)
+        shared = replace(
+            self.empty_prefix.eval_shape(prompts, prompt_columns),
+            members=indices(prompts, readers),
+            places=indices(slots),
+        )
+        idle = jax.ShapeDtypeStruct((self.shards * slots,), bool)
+        lowered = self.decode.lower(params, state, shared, idle, sampling=sampling, steps=steps)
+        return lowered.compile()
+
     def _split(self, x: jax.Array) -> jax.Array:
         """[Z n, ...] -> [Z, n, ...]"""
         x = x.reshape(self.shards, -1, *x.shape[1:])
@@ -225,39 +253,56 @@ class Programs:
             done=put(slots.done, False),
         )
 
-    def _resize(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
+    def resize(self, slots: Slots, keep_ZS: np.ndarray, columns: int) -> Slots:
         """The slots `keep`, with a ring of `columns` (never fewer): new ones before its oldest."""
+        rest = self.keep(replace(slots, layers=()), keep_ZS)
+        return replace(rest, layers=self._resized(slots.layers, keep_ZS, slots.column, columns))
 
-        def rows_of(x: jax.Array) -> jax.Array:
-            kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
-            return kept.reshape(-1, *x.shape[1:])
+    def resize_prefix(
+        self, prefix: SharedPrefix, keep_ZP: np.ndarray, columns: int
+    ) -> SharedPrefix:
+        """The prompts `keep`, with `columns` columns (never fewer): new ones behind the others."""
+        rest = self.keep_prefix(replace(prefix, layers=()), keep_ZP)
+        end = np.int32(prefix.layers[0].columns)
+        return replace(rest, layers=self._resized(prefix.layers, keep_ZP, end, columns))
 
-        def ring(x: jax.Array, axis: int) -> jax.Array:
-            x = rows_of(x)
+    def _resized(
+        self, layers: tuple[LayerCache, ...], keep_ZS: np.ndarray, column: Any, columns: int
+    ) -> tuple[LayerCache, ...]:
+        """A layer at a time: one program for all of them takes far longer to compile."""
+        return tuple(self.resize_layer(x, keep_ZS, column, columns=columns) for x in layers)
+
+    def _kept(self, x: jax.Array, keep_ZS: jax.Array) -> jax.Array:
+        """[Z n, ...] -> the rows `keep` of every shard [Z S, ...]"""
+        kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
+        return kept.reshape(-1, *x.shape[1:])
+
+    def _keep(self, slots: Slots, keep_ZS: jax.Array) -> Slots:
+        """The slots `keep` without their layers."""
+        kept = jax.tree.map(lambda x: self._kept(x, keep_ZS), replace(slots, column=slots.token))
+        return replace(kept, column=slots.column)
+
+    def _keep_prefix(self, prefix: SharedPrefix, keep_ZP: jax.Array) -> SharedPrefix:
+        """The prompts `keep` without their layers."""
+        lengths = jax.vmap(lambda held, keep: held[keep])(prefix.lengths, keep_ZP)
+        return replace(prefix, lengths=lengths)
+
+    def _resize_layer(
+        self, layer: LayerCache, keep_ZS: jax.Array, column: jax.Array, columns: int
+    ) -> LayerCache:
+        """The rows `keep`, with `columns` columns (never fewer): new ones from `column` on."""
+
+        def one(x: jax.Array, axis: int) -> jax.Array:
+            x = self._kept(x, keep_ZS)
             more = columns - x.shape[axis]
             if more == 0:
                 return x
             place = jnp.arange(columns).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-            return jnp.where(
-                place < slots.column, _padded(x, axis, after=more), _padded(x, axis, before=more)
-            )
+            before, after = ([(0, 0)] * x.ndim for _ in range(2))
+            before[axis], after[axis] = (more, 0), (0, more)
+            return jnp.where(place < column, jnp.pad(x, after), jnp.pad(x, before))
 
-        layers = self._pin(_columns_changed(slots.layers, ring))
-        rest = jax.tree.map(rows_of, replace(slots, layers=(), column=slots.token))
-        return replace(rest, layers=layers, column=slots.column)
-
-    def _resize_prefix(
-        self, prefix: SharedPrefix, keep_ZP: jax.Array, columns: int
-    ) -> SharedPrefix:
-        """The prompts `keep`, with `columns` columns (never fewer than they have)."""
-        take = jax.vmap(lambda held, keep: held[keep])
-
-        def one(x: jax.Array, axis: int) -> jax.Array:
-            x = take(self._split(x), keep_ZP).reshape(-1, *x.shape[1:])
-            return _padded(x, axis, after=columns - x.shape[axis])
-
-        layers = self._pin(_columns_changed(prefix.layers, one))
-        return replace(prefix, layers=layers, lengths=take(prefix.lengths, keep_ZP))
+        return self._pin((LayerCache(one(layer.keys, 3), one(layer.values, 2)),))[0]
 
     def _decode(
         self,
@@ -328,16 +373,3 @@ class Programs:
         )
         taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
         return slots, (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
-
-
-def _columns_changed(
-    layers: tuple[LayerCache, ...], change: Callable[[jax.Array, int], jax.Array]
-) -> tuple[LayerCache, ...]:
-    """`change` is given keys or values, and which of their axes the columns are."""
-    return tuple(LayerCache(change(x.keys, 3), change(x.values, 2)) for x in layers)
-
-
-def _padded(x: jax.Array, axis: int, before: int = 0, after: int = 0) -> jax.Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = before, after
-    return jnp.pad(x, widths)

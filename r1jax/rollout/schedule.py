@@ -117,6 +117,10 @@ class Schedule:
     def finish(self, shard: int, slot: int) -> None:
         self.rows[shard][slot] = None
 
+    def sizes(self) -> list[int]:
+        """Numbers of slots of a shard that `shrunk` may choose now or later."""
+        return [size for size in _sizes(self.first_slots) if size <= self.slots]
+
     def shrunk(self) -> tuple[np.ndarray, np.ndarray]:
         """Fewer slots where nothing waits and what is busy fits into 7/8, 6/8, ... 1/8, 1/16, ...
 
@@ -126,7 +130,7 @@ class Schedule:
         slots, prompt_rows = self.slots, self.prompt_rows
         if not self.queue:
             busiest = max(sum(row is not None for row in rows) for rows in self.rows)
-            slots = min(size for size in _sizes(self.first_slots) if size >= busiest)
+            slots = min(size for size in self.sizes() if size >= busiest)
             prompt_rows = min(prompt_rows, slots)
         self._drop_finished_prompts()
         kept = [_kept(rows, slots) for rows in self.rows]
@@ -156,7 +160,7 @@ class Schedule:
 
 
 def _sizes(slots: int) -> list[int]:
-    """Numbers of slots that `shrunk` may choose."""
+    """A number of slots, and those that it may shrink to."""
     sizes = [slots * eighths // 8 for eighths in range(1, 8)] if slots % 8 == 0 else []
     sizes.append(slots)
     while min(sizes) % 2 == 0:

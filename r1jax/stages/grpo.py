@@ -15,13 +15,16 @@ it had written down (stages/grpo_rollouts.py). The config is in stages/grpo_conf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, section
@@ -44,7 +47,7 @@ from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import open_pool
-from r1jax.sharding import check_divisible, replicated, to_global
+from r1jax.sharding import check_divisible, replicated, spec_of, to_global
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     check,
@@ -290,7 +293,9 @@ class Programs:
         self.step = make_step(
             make_loss(config, self._model), stage.optimizer, stage.schedule, stage.state_shardings
         )
-        self._logprobs = jax.jit(self._all_logprobs)
+        tokens = NamedSharding(stage.mesh, spec_of((None, "batch", None)))
+        self._logprobs = jax.jit(self._all_logprobs, out_shardings=tokens)
+        self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1
 
     def prepare(self, stage: Run, minibatch: Minibatch) -> tuple[Batch, Any, dict[str, float]]:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
@@ -319,18 +324,48 @@ class Programs:
                 batch = mask_truncated(batch, minibatch.rollouts)
             batch = to_global(batch, batch_shardings(batch, stage.mesh))
             count = jax.device_put(np.int32(used), replicated(stage.mesh))
+        policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one
-            with stage.timer("old_logprobs"):
-                old = self._logprobs(stage.state.params, batch, count)
-                batch = replace(batch, old_logprobs=jax.block_until_ready(old))
+            policies["old_logprobs"] = stage.state.params
         if stage.ref_params is not None:
-            with stage.timer("ref_logprobs"):
-                ref = self._logprobs(stage.ref_params, batch, count)
-                batch = replace(batch, ref_logprobs=jax.block_until_ready(ref))
+            policies["ref_logprobs"] = stage.ref_params
+        if not self._compiled_ahead:
+            with stage.timer("compile"):
+                self._compile_ahead(stage, batch, count, list(policies))
+        logprobs = {}
+        for name, params in policies.items():
+            with stage.timer(name):
+                found = self._logprobs(params, batch, count)
+                logprobs[name] = jax.block_until_ready(found)
+        batch = replace(batch, **logprobs)
         if self.critic is not None:
             with stage.timer("critic"):
                 batch = self.critic.judge(batch, count, minibatch.rewards)
         return batch, count, packed
+
+    def _compile_ahead(self, stage: Run, batch: Batch, count: Any, policies: Sequence[str]) -> None:
+        """Compiles the programs for rows of every length, side by side.
+
+        Else the first batch of each length stops for them.
+        """
+        self._compiled_ahead = True
+        lowered = []
+        for length in self.packing.lengths:
+
+            def shaped(x: jax.Array, length: int = length) -> jax.ShapeDtypeStruct:
+                shape = (*x.shape[:2], length) if x.ndim == 3 else x.shape
+                return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
+
+            rows = jax.tree.map(shaped, batch)
+            logprobs = jax.ShapeDtypeStruct(
+                rows.tokens.shape, jnp.float32, sharding=rows.tokens.sharding
+            )
+            if policies:
+                lowered.append(self._logprobs.lower(stage.state.params, rows, count))
+            rows = replace(rows, **dict.fromkeys(policies, logprobs))
+            lowered.append(self.step.lower(stage.state, rows, count))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda program: program.compile(), lowered))
 
     def _all_logprobs(self, params: Any, batch: Batch, microbatches: Any) -> jax.Array:
         """Log-probabilities of every token of the batch's first microbatches -> [M, B, L]."""
