@@ -14,15 +14,8 @@ from ml_collections import config_flags
 from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
 from r1jax.processes import end_with_starter
 
-# One heap for all threads, in pages of 2 MiB, that never shrinks. What a thread keeps for itself is
-# no matter of turns: threads that compile spend a fifth less time.
-MALLOC = (
-    "hugetlb=1",
-    "arena_max=1",
-    "mmap_max=0",
-    f"trim_threshold={2**62}",
-    "tcache_count=20000",
-)
+# One heap for all threads, in pages of 2 MiB, that never shrinks.
+MALLOC = ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**62}")
 
 
 def run_command(main: Callable[[], int | None]) -> None:

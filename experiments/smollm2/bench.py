@@ -5,9 +5,9 @@
 
 8 prompts of about 56 tokens x 8 completions, temperature 1, no filters, one update on all 64 with
 a reference policy and the k3 KL; the reward is noise, so that every group has advantages. Six
-iterations: the first compiles most programs, the next ones up to 11 more. `:max_tokens=512` is the
-case with a long tail; `:steps=3` makes fewer iterations, `:model=DIR` takes another directory of
-the model.
+iterations: the first compiles all programs that take long to compile, for minutes.
+`:max_tokens=512` is the case with a long tail; `:steps=3` makes fewer iterations, `:model=DIR`
+takes another directory of the model.
 """
 
 from ml_collections import ConfigDict
