@@ -75,7 +75,7 @@ class GrpoConfig:
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
-    pack_choices: int = 1  # row lengths an update chooses from: it, 1/16 less, 2/16 less, ...
+    pack_choices: int = 1  # row lengths an update may take, all compiled first: it, 1/16 less, ...
     microbatch_rows: int = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: int = 128  # positions whose logits exist at once
