@@ -20,7 +20,6 @@ from r1jax.models.transformer import Transformer, param_axes
 from r1jax.sharding import make_mesh, replicated, to_host
 from r1jax.train_state import (
     OptimizerConfig,
-    StepFn,
     make_optimizer,
     make_schedule,
     make_step,
@@ -116,7 +115,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1e-2, warmup_steps=2)
 LossFn = Callable[[Any, Batch], tuple[jax.Array, Metrics]]
 
 
-def make_state(loss_fn: LossFn, params: Any) -> tuple[StepFn, TrainState]:
+def make_state(loss_fn: LossFn, params: Any) -> tuple[jax.stages.Wrapped, TrainState]:
     """A stage's step on one device, and the state it begins with."""
     schedule = make_schedule(OPTIMIZER, 10)
     optimizer = make_optimizer(OPTIMIZER, schedule)
@@ -126,7 +125,9 @@ def make_state(loss_fn: LossFn, params: Any) -> tuple[StepFn, TrainState]:
     return make_step(loss_fn, optimizer, schedule, jax.tree.map(lambda _: here, state)), state
 
 
-def update(step: StepFn, state: TrainState, batch: Batch, used: int) -> tuple[TrainState, Any]:
+def update(
+    step: jax.stages.Wrapped, state: TrainState, batch: Batch, used: int
+) -> tuple[TrainState, Any]:
     """One step on a copy of the state, which the step eats."""
     batch = jax.tree.map(jnp.asarray, batch)
     new, metrics = step(jax.tree.map(jnp.copy, state), batch, np.int32(used))
