@@ -101,7 +101,7 @@ def test_fork_bomb(mode: sandbox.Mode) -> None:
     count = (
         "import os, time\nchildren = 0\ntry:\n"
         "    while os.fork() or time.sleep(9): children += 1\n"
-        "except OSError:\n    print(children)\n"
+        "except OSError:\n    print(children, flush=True)\n"
     )
     assert 1 <= int(run_program(count, b"", SMALL, mode).output) <= SMALL.processes + 2
 
