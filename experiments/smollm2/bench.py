@@ -40,8 +40,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = args.steps
     config.loss = {"kl_coef": 0.001}
     config.optimizer = {"learning_rate": 1e-6}
-    config.engine = {"slots": 64, "chunk": 16, "bucket": 64, "prefill_batch": 8}
-    config.engine["compile_ahead"] = True
+    config.engine = {
+        "slots": 64,
+        "chunk": 16,
+        "bucket": 64,
+        "prefill_batch": 8,
+        "compile_ahead": True,
+    }
     config.pack_length = 1280
     config.pack_choices = 2
     config.microbatch_rows = 2

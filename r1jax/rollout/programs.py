@@ -274,8 +274,7 @@ class Programs:
 
     def _kept(self, x: jax.Array, keep_ZS: jax.Array) -> jax.Array:
         """[Z n, ...] -> the rows `keep` of every shard [Z S, ...]"""
-        kept = jax.vmap(lambda held, keep: held[keep])(self._split(x), keep_ZS)
-        return kept.reshape(-1, *x.shape[1:])
+        return _of_each_shard(self._split(x), keep_ZS).reshape(-1, *x.shape[1:])
 
     def _keep(self, slots: Slots, keep_ZS: jax.Array) -> Slots:
         """The slots `keep` without their layers."""
@@ -284,8 +283,7 @@ class Programs:
 
     def _keep_prefix(self, prefix: SharedPrefix, keep_ZP: jax.Array) -> SharedPrefix:
         """The prompts `keep` without their layers."""
-        lengths = jax.vmap(lambda held, keep: held[keep])(prefix.lengths, keep_ZP)
-        return replace(prefix, lengths=lengths)
+        return replace(prefix, lengths=_of_each_shard(prefix.lengths, keep_ZP))
 
     def _resize_layer(
         self, layer: LayerCache, keep_ZS: jax.Array, column: jax.Array, columns: int
@@ -373,3 +371,9 @@ class Programs:
         )
         taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
         return slots, (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
+
+
+@jax.vmap
+def _of_each_shard(held: jax.Array, keep: jax.Array) -> jax.Array:
+    """[Z, n, ...] and indices [Z, S] -> [Z, S, ...]"""
+    return held[keep]
