@@ -42,13 +42,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = {"learning_rate": 1e-6}
     config.engine = {
         "slots": 64,
-        "chunk": 16,
+        "chunk": 8,
         "bucket": 64,
         "prefill_batch": 8,
         "compile_ahead": True,
     }
     config.pack_length = 1280
-    config.pack_choices = 2
+    config.pack_choices = 4
     config.microbatch_rows = 2
     config.mesh = {"fsdp": -1}
     if args.smoke:

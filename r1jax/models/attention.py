@@ -33,12 +33,9 @@ class Span:
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of one layer. What a column holds is the business of whoever fills it.
+    """Keys and values of one layer. What a column holds is the business of whoever fills it."""
 
-    Either lies as its matmul with a few queries reads it fastest.
-    """
-
-    keys: jax.Array  # [B, K, N, T]
+    keys: jax.Array  # [B, K, T, N]
     values: jax.Array  # [B, K, T, N]
 
     @property
@@ -258,14 +255,31 @@ def _mixed(weights_BHLT: jax.Array, total_BHL1: jax.Array, v_BKTN: jax.Array) ->
     return (sum_BHLN / total_BHL1).astype(v_BKTN.dtype)
 
 
+def _scores_left(q_BHLN: jax.Array, k_BKTN: jax.Array) -> jax.Array:
+    """Products of queries and keys, float32 [B, H, L, T], as keys q^T, transposed.
+
+    For a few queries XLA on CPUs reads the keys faster so (see transformer.project_left).
+    """
+    batch, heads, length, _ = q_BHLN.shape
+    q_BKMN = q_BHLN.reshape(batch, k_BKTN.shape[1], -1, q_BHLN.shape[-1]).astype(k_BKTN.dtype)
+    scores_BKTM = jnp.einsum("bktn,bkmn->bktm", k_BKTN, q_BKMN, preferred_element_type=jnp.float32)
+    scores_BKMT = jax.lax.optimization_barrier(scores_BKTM).swapaxes(2, 3)
+    return scores_BKMT.reshape(batch, heads, length, -1)
+
+
 def attend_with_lse(
-    q_BLHN: jax.Array, cache: LayerCache, mask_BLT: jax.Array
+    q_BLHN: jax.Array, cache: LayerCache, mask_BLT: jax.Array, keys_left: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Attention to a cache, and the log of the denominator [B, L, H], by which two can be merged.
 
     A query that sees nothing has a denominator near exp(MASKED): merged, it weighs nothing.
+    `keys_left` gives the same numbers, for a few queries faster on CPUs.
     """
-    scores_BHLT = _per_kv_head("bkmn,bknt->bkmt", q_BLHN.swapaxes(1, 2), cache.keys)
+    q_BHLN = q_BLHN.swapaxes(1, 2)
+    if keys_left:
+        scores_BHLT = _scores_left(q_BHLN, cache.keys)
+    else:
+        scores_BHLT = _per_kv_head("bkmn,bktn->bkmt", q_BHLN, cache.keys)
     weights_BHLT, total_BHL1, top_BHL1 = _softmax(scores_BHLT, mask_BLT, q_BLHN.shape[-1])
     mixed_BHLN = _mixed(weights_BHLT, total_BHL1, cache.values)
     lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
@@ -273,7 +287,7 @@ def attend_with_lse(
 
 
 def attend_shared(
-    q_B1HN: jax.Array, layer: LayerCache, prefix: SharedPrefix
+    q_B1HN: jax.Array, layer: LayerCache, prefix: SharedPrefix, keys_left: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """One query a row against its prompt -> as `attend_with_lse`.
 
@@ -285,7 +299,7 @@ def attend_shared(
     gather = jax.vmap(lambda x, index: x.at[index].get(mode="clip"))
     q_QGHN = gather(q_ZSHN, prefix.members).reshape(shards * prompts, group, *rest)
     mask_Q1T = jnp.arange(layer.columns) < prefix.lengths.reshape(-1, 1, 1)
-    mixed, lse = attend_with_lse(q_QGHN, layer, mask_Q1T)
+    mixed, lse = attend_with_lse(q_QGHN, layer, mask_Q1T, keys_left)
     mixed_ZSHN = gather(mixed.reshape(shards, prompts * group, *rest), prefix.places)
     lse_ZSH = gather(lse.reshape(shards, prompts * group, rest[0]), prefix.places)
     return mixed_ZSHN.reshape(q_B1HN.shape), lse_ZSH.reshape(q_B1HN.shape[:3])
@@ -395,6 +409,5 @@ def update_cache(
     """Writes the new tokens of every row into the columns from `column` on."""
 
     put = jax.lax.dynamic_update_slice_in_dim
-    keys = k_BLKN.transpose(0, 2, 3, 1).astype(cache.keys.dtype)
-    values = v_BLKN.swapaxes(1, 2).astype(cache.values.dtype)
-    return LayerCache(put(cache.keys, keys, column, 3), put(cache.values, values, column, 2))
+    keys, values = (x.swapaxes(1, 2).astype(cache.keys.dtype) for x in (k_BLKN, v_BLKN))
+    return LayerCache(put(cache.keys, keys, column, 2), put(cache.values, values, column, 2))

@@ -132,8 +132,9 @@ class Block(nn.Module):
         else:
             assert column is not None
             cache = update_cache(cache, k_BLKN, v_BLKN, column)
-            own = attend_with_lse(q_BLHN, cache, mask_BLT)
-            mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared)) if shared else own[0]
+            left = self.config.weights_left
+            own = attend_with_lse(q_BLHN, cache, mask_BLT, left)
+            mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared, left)) if shared else own[0]
         attention_BLD = self._output(mixed_BLHN)
         x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
         x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")

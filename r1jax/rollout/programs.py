@@ -116,22 +116,15 @@ class Programs:
         return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
 
     def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-        def pin(x: jax.Array, *axes: str) -> jax.Array:
-            return constrain(x, self.mesh, "batch", "kv_heads", *axes)
+        def pin(x: jax.Array) -> jax.Array:
+            return constrain(x, self.mesh, "batch", "kv_heads", "length", "head_dim")
 
-        return tuple(
-            LayerCache(pin(x.keys, "head_dim", "length"), pin(x.values, "length", "head_dim"))
-            for x in layers
-        )
+        return jax.tree.map(pin, layers)
 
     def _zero_layers(self, rows: int, columns: int) -> tuple[LayerCache, ...]:
         c = self.model_config
-        head, dtype = (rows, c.num_kv_heads), jnp.dtype(c.dtype)
-        layer = LayerCache(
-            jnp.zeros((*head, c.head_dim, columns), dtype),
-            jnp.zeros((*head, columns, c.head_dim), dtype),
-        )
-        return self._pin((layer,) * c.num_layers)
+        zeros = jnp.zeros((rows, c.num_kv_heads, columns, c.head_dim), c.dtype)
+        return self._pin((LayerCache(zeros, zeros),) * c.num_layers)
 
     def _empty(self, rows: int, columns: int) -> Slots:
         zeros = jnp.zeros(rows, jnp.int32)
@@ -290,17 +283,16 @@ class Programs:
     ) -> LayerCache:
         """The rows `keep`, with `columns` columns (never fewer): new ones from `column` on."""
 
-        def one(x: jax.Array, axis: int) -> jax.Array:
-            x = self._kept(x, keep_ZS)
-            more = columns - x.shape[axis]
+        def one(x_BKTN: jax.Array) -> jax.Array:
+            x_BKTN = self._kept(x_BKTN, keep_ZS)
+            more = columns - x_BKTN.shape[2]
             if more == 0:
-                return x
-            place = jnp.arange(columns).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-            before, after = ([(0, 0)] * x.ndim for _ in range(2))
-            before[axis], after[axis] = (more, 0), (0, more)
-            return jnp.where(place < column, jnp.pad(x, after), jnp.pad(x, before))
+                return x_BKTN
+            before, after = ([(0, 0), (0, 0), ends, (0, 0)] for ends in ((more, 0), (0, more)))
+            is_old = jnp.arange(columns)[:, None] < column
+            return jnp.where(is_old, jnp.pad(x_BKTN, after), jnp.pad(x_BKTN, before))
 
-        return self._pin((LayerCache(one(layer.keys, 3), one(layer.values, 2)),))[0]
+        return self._pin((jax.tree.map(one, layer),))[0]
 
     def _decode(
         self,
