@@ -36,7 +36,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations; parameters are float32 masters
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
     fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
-    weights_left: bool = False  # fused matrices are [out, in] and stand on the left (engine, CPU)
+    weights_left: bool = False  # fused matrices [out, in] and cached keys stand left (engine, CPU)
     attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
     remat: str = "none"  # what the backward pass recomputes: none, full, dots (keeps matmuls)
 
