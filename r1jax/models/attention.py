@@ -212,29 +212,29 @@ def _attend_backward(
 _attend_in_blocks.defvjp(_attend_forward, _attend_backward)
 
 
-def _per_kv_head(equation: str, x_BHL: jax.Array, of_kv_heads: jax.Array) -> jax.Array:
-    """A product of what each query has with what its kv head has, float32 [B, H, L, ...].
+def _by_kv_head(x_BHL: jax.Array, like: jax.Array) -> jax.Array:
+    """[B, H, L, ...] -> [B, K, M, ...], in the type of `like` [B, K, ...].
 
-    The queries that share a kv head lie in one axis M = (H / K) L, so that the products are plain
-    batched matmuls without a transposed copy of keys or values.
+    The queries that share a kv head lie in one axis M = (H / K) L, so that products with what it
+    has are plain batched matmuls without a transposed copy of keys or values.
     """
-    batch, heads, length, _ = x_BHL.shape
-    x_BKM = x_BHL.reshape(batch, of_kv_heads.shape[1], -1, x_BHL.shape[-1])
+    return x_BHL.reshape(*like.shape[:2], -1, x_BHL.shape[-1]).astype(like.dtype)
+
+
+def _per_kv_head(equation: str, x_BHL: jax.Array, of_kv_heads: jax.Array) -> jax.Array:
+    """A product of what each query has with what its kv head has, float32 [B, H, L, ...]."""
     product = jnp.einsum(
         equation,
-        x_BKM.astype(of_kv_heads.dtype),
+        _by_kv_head(x_BHL, of_kv_heads),
         of_kv_heads,
         preferred_element_type=jnp.float32,
     )
-    return product.reshape(batch, heads, length, -1)
+    return product.reshape(*x_BHL.shape[:3], -1)
 
 
 def _over_queries(x_BHLT: jax.Array, y_BHLN: jax.Array, like: jax.Array) -> jax.Array:
     """x^T y over the queries of a kv head, in the type of `like`, float32 [B, K, T, N]."""
-    x_BKMT, y_BKMN = (
-        x.reshape(x.shape[0], like.shape[1], -1, x.shape[-1]).astype(like.dtype)
-        for x in (x_BHLT, y_BHLN)
-    )
+    x_BKMT, y_BKMN = (_by_kv_head(x, like) for x in (x_BHLT, y_BHLN))
     return jnp.einsum("bkmt,bkmn->bktn", x_BKMT, y_BKMN, preferred_element_type=jnp.float32)
 
 
@@ -260,11 +260,10 @@ def _scores_left(q_BHLN: jax.Array, k_BKTN: jax.Array) -> jax.Array:
 
     For a few queries XLA on CPUs reads the keys faster so (see transformer.project_left).
     """
-    batch, heads, length, _ = q_BHLN.shape
-    q_BKMN = q_BHLN.reshape(batch, k_BKTN.shape[1], -1, q_BHLN.shape[-1]).astype(k_BKTN.dtype)
+    q_BKMN = _by_kv_head(q_BHLN, k_BKTN)
     scores_BKTM = jnp.einsum("bktn,bkmn->bktm", k_BKTN, q_BKMN, preferred_element_type=jnp.float32)
     scores_BKMT = jax.lax.optimization_barrier(scores_BKTM).swapaxes(2, 3)
-    return scores_BKMT.reshape(batch, heads, length, -1)
+    return scores_BKMT.reshape(*q_BHLN.shape[:3], -1)
 
 
 def attend_with_lse(
