@@ -164,6 +164,22 @@ def test_eight_devices(mesh: str) -> None:
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 
 
+def test_a_cache_in_lanes() -> None:
+    """It grows from 8 columns to 24 and shrinks from 4 rows to 1 (seen by its shapes)."""
+    sizes = EngineConfig(slots=4, chunk=3, bucket=8, prefill_batch=2, lane_cache=True)
+    by = Engine(CONFIG, STOP, sizes)
+    prompts = prompts_of([5, 30, 2])
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+
+
+def test_lanes_want_one_cpu() -> None:
+    sizes = EngineConfig(lane_cache=True)
+    with pytest.raises(ConfigError, match=r"engine.lane_cache runs on one CPU device"):
+        Engine(CONFIG, STOP, sizes, make_mesh({"data": 2}, devices=jax.devices()[:2]))
+
+
 def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a TPU: its own matrices for query, key, value, gate and up."""
     monkeypatch.setattr("r1jax.rollout.engine.unrolled", lambda model, _: unrolled(model, "tpu"))

@@ -12,8 +12,16 @@ import pytest
 from r1jax.config import ConfigError
 from r1jax.logprobs import token_logprobs
 from r1jax.models import attention
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix, Span
+from r1jax.models.attention import (
+    Cache,
+    LayerCache,
+    SharedPrefix,
+    Span,
+    attend_with_lse,
+    update_cache,
+)
 from r1jax.models.config import ModelConfig
+from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, write
 from r1jax.models.transformer import (
     Transformer,
     forward,
@@ -233,17 +241,19 @@ def test_only_distances_between_positions_matter(params: Any) -> None:
 # -- ways to run it --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])  # fused on the left, fused, not
+@pytest.mark.parametrize("platform", ["cpu", "lanes", "gpu", "tpu"])  # left, left, fused, not
 @pytest.mark.parametrize("family", [{}, {"qkv_bias": True}, {"qk_norm": True}])
 def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
     """Two prompts in chunks of 3, then rows that read them, out of order, and their own ring."""
     trained = replace(TINY, **family)
     params = make_params(trained)
-    config = unrolled(trained, platform)
+    lanes = platform == "lanes"
+    config = unrolled(trained, "cpu" if lanes else platform)
     layers = unstack_layers(params)
     if config.fused:
         layers = fuse_layers(layers, config)
-    assert (config.fused, config.weights_left) == (platform != "tpu", platform == "cpu")
+    on_cpu = lanes or platform == "cpu"
+    assert (config.fused, config.weights_left) == (platform != "tpu", on_cpu)
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 
@@ -272,7 +282,8 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
         members=jnp.array([[[1, 3], [0, 2]]]),  # 3 = nobody
         places=jnp.array([[2, 0, 3]]),
     )
-    ring, columns = unread(3, 5), 5
+    ring: Any = unread(3, 5)
+    ring, columns = tuple(map(to_lanes, ring)) if lanes else ring, 5
     for step in range(5):
         column = (step + 3) % columns
         age = (column - jnp.arange(columns)) % columns
@@ -282,6 +293,31 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
         hidden, ring = extend(cache, tokens[reads, places][:, None], places[:, None])
         np.testing.assert_allclose(hidden[:, 0], expected[reads, places], atol=1e-5)
     assert len(ring) == config.num_layers
+
+
+@pytest.mark.parametrize("columns", [96, 5])
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_lanes(columns: int, head_dim: int) -> None:
+    """A cache in lanes is written and attended to as the plain one, and becomes it again."""
+    rows, heads, kv_heads = 3, 6, 2
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+
+    def normal(*shape: int) -> jax.Array:
+        return jax.random.normal(next(keys), shape)
+
+    cache = LayerCache(*(normal(rows, kv_heads, columns, head_dim) for _ in range(2)))
+    new = [normal(rows, 1, kv_heads, head_dim) for _ in range(2)]
+    query = normal(rows, 1, heads, head_dim)
+    seen = jnp.arange(columns) <= jnp.array([0, 3, columns])[:, None, None]
+    for column in (0, columns - 2):
+        plain = update_cache(cache, *new, jnp.int32(column))
+        lanes = write(to_lanes(cache), *new, jnp.int32(column))
+        assert lanes.columns == columns
+        jax.tree.map(np.testing.assert_array_equal, from_lanes(lanes), plain)
+        for found, expected in zip(
+            attend_to_lanes(query, lanes, seen), attend_with_lse(query, plain, seen), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def loss_and_grads(config: ModelConfig, params: Any) -> Any:

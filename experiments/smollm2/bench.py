@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "bucket": 64,
         "prefill_batch": 8,
         "compile_ahead": True,
+        "lane_cache": True,
     }
     config.pack_length = 1280
     config.pack_choices = 4

@@ -62,7 +62,7 @@ class SharedPrefix:
 class Cache:
     """What a forward pass continues: the columns of each row, and where its new tokens go."""
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[Any, ...]  # LayerCache or lane_cache.LaneCache
     column: jax.Array  # int32 scalar, where the first new token of every row goes
     mask: jax.Array  # bool [B, L, T], columns that a query sees, its own among them
     prefix: SharedPrefix | None = None  # further keys and values, for passes of one token a row
@@ -173,7 +173,7 @@ def _attend_forward(
     for block in blocks:
         scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), block.seen(k_BKLN))
         mask_BQT = block.seen(mask_BLL[:, block.start : block.end])
-        weights_BHQT, total_BHQ1, _ = _softmax(scores_BHQT, mask_BQT, q_BLHN.shape[-1])
+        weights_BHQT, total_BHQ1, _ = softmax(scores_BHQT, mask_BQT, q_BLHN.shape[-1])
         mixed.append(_mixed(weights_BHQT, total_BHQ1, block.seen(v_BKLN)))
         softmaxes.append((weights_BHQT, total_BHQ1))
     mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
@@ -238,7 +238,7 @@ def _over_queries(x_BHLT: jax.Array, y_BHLN: jax.Array, like: jax.Array) -> jax.
     return jnp.einsum("bkmt,bkmn->bktn", x_BKMT, y_BKMN, preferred_element_type=jnp.float32)
 
 
-def _softmax(
+def softmax(
     scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of scaled, masked scores: (weights [B, H, L, T], denominators and maxima [B, H, L, 1])."""
@@ -279,7 +279,7 @@ def attend_with_lse(
         scores_BHLT = _scores_left(q_BHLN, cache.keys)
     else:
         scores_BHLT = _per_kv_head("bkmn,bktn->bkmt", q_BHLN, cache.keys)
-    weights_BHLT, total_BHL1, top_BHL1 = _softmax(scores_BHLT, mask_BLT, q_BLHN.shape[-1])
+    weights_BHLT, total_BHL1, top_BHL1 = softmax(scores_BHLT, mask_BLT, q_BLHN.shape[-1])
     mixed_BHLN = _mixed(weights_BHLT, total_BHL1, cache.values)
     lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
     return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL.swapaxes(1, 2)

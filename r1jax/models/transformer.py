@@ -38,6 +38,7 @@ from r1jax.models.attention import (
     update_cache,
 )
 from r1jax.models.config import ModelConfig
+from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, write
 from r1jax.sharding import check_divisible, constrain, spec_of
 
 INIT_STD = 0.02
@@ -50,7 +51,7 @@ class Output:
     """What a forward pass gives; the head is applied by whoever needs logits."""
 
     hidden: jax.Array  # [B, L, D], after the final norm
-    cache: tuple[LayerCache, ...] | None = None
+    cache: tuple[RowCache, ...] | None = None
     aux: dict[str, jax.Array] = struct.field(default_factory=dict)  # expert load, balance loss
 
 
@@ -121,19 +122,23 @@ class Block(nn.Module):
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
         mask_BLT: jax.Array,
-        cache: LayerCache | None = None,
+        cache: RowCache | None = None,
         column: jax.Array | None = None,
         shared: tuple[LayerCache, SharedPrefix] | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, RowCache | None]:
         q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
         if cache is None:
             k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
             mixed_BLHN = self._packed_attention(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
         else:
             assert column is not None
-            cache = update_cache(cache, k_BLKN, v_BLKN, column)
             left = self.config.weights_left
-            own = attend_with_lse(q_BLHN, cache, mask_BLT, left)
+            if isinstance(cache, LaneCache):
+                cache = write(cache, k_BLKN, v_BLKN, column)
+                own = attend_to_lanes(q_BLHN, cache, mask_BLT)
+            else:
+                cache = update_cache(cache, k_BLKN, v_BLKN, column)
+                own = attend_with_lse(q_BLHN, cache, mask_BLT, left)
             mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared, left)) if shared else own[0]
         attention_BLD = self._output(mixed_BLHN)
         x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
@@ -275,7 +280,7 @@ class Transformer(nn.Module):
         sin_cos: tuple[jax.Array, jax.Array],
         mask_BLT: jax.Array,
         cache: Cache | None,
-    ) -> tuple[jax.Array, tuple[LayerCache, ...] | None]:
+    ) -> tuple[jax.Array, tuple[RowCache, ...] | None]:
         c = self.config
         block = _remat(Block, c.remat)
         if not c.scan_layers:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.attention import Cache, LayerCache, SharedPrefix, rotary
 from r1jax.models.config import ModelConfig
+from r1jax.models.lane_cache import LaneCache, RowCache, from_lanes, to_lanes
 from r1jax.models.transformer import (
     Transformer,
     forward,
@@ -35,7 +36,7 @@ from r1jax.sharding import RULES, constrain, replicated, spec_of
 class Slots:
     """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
 
-    layers: tuple[LayerCache, ...]  # T columns
+    layers: tuple[RowCache, ...]  # T columns
     column: jax.Array  # int32 scalar, the ring's column of the next step
     token: jax.Array  # int32 [B]
     position: jax.Array  # int32 [B]
@@ -47,10 +48,20 @@ class Slots:
 
 
 class Programs:
-    """The programs for one model (as transformer.unrolled gives it) on one mesh."""
+    """The programs for one model (as transformer.unrolled gives it) on one mesh.
 
-    def __init__(self, model: ModelConfig, stop_ids: Sequence[int], mesh: Mesh | None) -> None:
+    With `lanes`, for one CPU, rows have a LaneCache; prompts have a LayerCache always.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        stop_ids: Sequence[int],
+        mesh: Mesh | None,
+        lanes: bool = False,
+    ) -> None:
         self.model_config = model
+        self.lanes = lanes
         self.model = Transformer(model, mesh)
         self.stop_ids = tuple(stop_ids)
         self.mesh = mesh
@@ -128,8 +139,9 @@ class Programs:
 
     def _empty(self, rows: int, columns: int) -> Slots:
         zeros = jnp.zeros(rows, jnp.int32)
+        layers = self._zero_layers(rows, columns)
         return Slots(
-            layers=self._zero_layers(rows, columns),
+            layers=tuple(map(to_lanes, layers)) if self.lanes else layers,
             column=jnp.int32(0),
             token=zeros,
             position=zeros,
@@ -260,8 +272,8 @@ class Programs:
         return replace(rest, layers=self._resized(prefix.layers, keep_ZP, end, columns))
 
     def _resized(
-        self, layers: tuple[LayerCache, ...], keep_ZS: np.ndarray, column: Any, columns: int
-    ) -> tuple[LayerCache, ...]:
+        self, layers: tuple[Any, ...], keep_ZS: np.ndarray, column: Any, columns: int
+    ) -> tuple[Any, ...]:
         """A layer at a time: one program for all of them takes far longer to compile."""
         return tuple(self.resize_layer(x, keep_ZS, column, columns=columns) for x in layers)
 
@@ -279,9 +291,12 @@ class Programs:
         return replace(prefix, lengths=_of_each_shard(prefix.lengths, keep_ZP))
 
     def _resize_layer(
-        self, layer: LayerCache, keep_ZS: jax.Array, column: jax.Array, columns: int
-    ) -> LayerCache:
+        self, layer: RowCache, keep_ZS: jax.Array, column: jax.Array, columns: int
+    ) -> RowCache:
         """The rows `keep`, with `columns` columns (never fewer): new ones from `column` on."""
+        if isinstance(layer, LaneCache):
+            plain: Any = self._resize_layer(from_lanes(layer), keep_ZS, column, columns)
+            return to_lanes(plain)
 
         def one(x_BKTN: jax.Array) -> jax.Array:
             x_BKTN = self._kept(x_BKTN, keep_ZS)
@@ -330,6 +345,7 @@ class Programs:
             output = forward(
                 self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
             )
+            layers: Any = output.cache
             logits_BV = jnp.einsum(
                 "bd,dv->bv", output.hidden[:, 0], head_DV, preferred_element_type=jnp.float32
             )
@@ -340,7 +356,7 @@ class Programs:
             stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
             slots = replace(
                 slots,
-                layers=self._pin(output.cache or ()),
+                layers=layers if self.lanes else self._pin(layers),
                 column=(slots.column + 1) % columns,
                 token=jnp.where(busy, token, slots.token),
                 position=slots.position + busy,

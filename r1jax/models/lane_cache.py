@@ -1,0 +1,124 @@
+"""A cache for decoding on one CPU, laid out for its vector units.
+
+XLA runs the products of a row's few queries with its cache, a batch of small matmuls, on one core
+and at a third of the speed of the memory. Here those sums are written out, term by term. XLA makes
+one loop over the whole batch of that, which runs on all cores and reads the cache as it lies.
+
+Shape legend: attention.py's, M = H / K queries a kv head. Of a sum over S elements for each of R:
+P parts of C terms that are written out, J pieces of I lanes, so S = P C and R = J I.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from r1jax.models.attention import LayerCache, softmax
+
+TERMS = 32  # written out in a loop: of more the programs compile longer, fewer need more parts
+LANES = 16  # floats that lie side by side: a line of the memory
+
+
+@struct.dataclass
+class LaneCache:
+    """A LayerCache's keys, whose sums go over N, and values, whose sums go over T columns."""
+
+    keys: jax.Array  # [P, B, K, J, C, I] of S = N and R = T
+    values: jax.Array  # [P, B, K, J, C, I] of S = T and R = N
+
+    @property
+    def columns(self) -> int:
+        """T"""
+        return self.keys.shape[3] * self.keys.shape[5]
+
+
+RowCache = LayerCache | LaneCache
+
+
+def to_lanes(cache: LayerCache) -> LaneCache:
+    """Fastest where columns and head dimension are multiples of 64."""
+    return LaneCache(_to_lanes(cache.keys.swapaxes(2, 3)), _to_lanes(cache.values))
+
+
+def from_lanes(cache: LaneCache) -> LayerCache:
+    """The inverse of `to_lanes`."""
+    return LayerCache(_from_lanes(cache.keys).swapaxes(2, 3), _from_lanes(cache.values))
+
+
+def _to_lanes(x_BKSR: jax.Array) -> jax.Array:
+    terms, lanes = math.gcd(x_BKSR.shape[2], TERMS), math.gcd(x_BKSR.shape[3], LANES)
+    x_BKPCJI = x_BKSR.reshape(*x_BKSR.shape[:2], -1, terms, x_BKSR.shape[3] // lanes, lanes)
+    return x_BKPCJI.transpose(2, 0, 1, 4, 3, 5)
+
+
+def _from_lanes(x_PBKJCI: jax.Array) -> jax.Array:
+    parts, rows, heads, pieces, terms, lanes = x_PBKJCI.shape
+    x_BKPCJI = x_PBKJCI.transpose(1, 2, 0, 4, 3, 5)
+    return x_BKPCJI.reshape(rows, heads, parts * terms, pieces * lanes)
+
+
+def write(cache: LaneCache, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array) -> LaneCache:
+    """Writes every row's new token into this column."""
+    keys, values = cache.keys, cache.values
+    parts, rows, heads, _, terms, lanes = keys.shape
+    k_BKPC = k_B1KN.astype(keys.dtype).reshape(rows, heads, parts, terms)
+    k_PBK1C1 = jnp.moveaxis(k_BKPC, 2, 0)[:, :, :, None, :, None]
+    keys = jax.lax.dynamic_update_slice(
+        keys, k_PBK1C1, (0, 0, 0, column // lanes, 0, column % lanes)
+    )
+    terms, lanes = values.shape[4:]
+    v_1BKJ1I = v_B1KN.astype(values.dtype).reshape(1, rows, heads, -1, 1, lanes)
+    values = jax.lax.dynamic_update_slice(
+        values, v_1BKJ1I, (column // terms, 0, 0, 0, column % terms, 0)
+    )
+    return LaneCache(keys, values)
+
+
+def attend_to_lanes(
+    q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """attention.attend_with_lse for one query a row.
+
+    As a call of its own, or XLA fuses the sums with what stands around them and takes them twice.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return _attend(q_B1HN, cache, mask_B1T)
+
+
+@jax.jit
+def _attend(
+    q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    rows, _, heads, head_dim = q_B1HN.shape
+    grouped = rows, cache.keys.shape[2], -1  # the queries of a kv head
+    scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), cache.keys)
+    scores_BH1T = scores_BKMT.reshape(rows, heads, 1, -1)
+    weights_BH1T, total_BH11, top_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
+    mixed_BKMN = _sums(weights_BH1T.reshape(*grouped, cache.columns), cache.values)
+    mixed_B1HN = mixed_BKMN.reshape(q_B1HN.shape) / total_BH11.swapaxes(1, 2)
+    lse_BH11 = top_BH11 + jnp.log(total_BH11)
+    return mixed_B1HN.astype(q_B1HN.dtype), lse_BH11[..., 0].swapaxes(1, 2)
+
+
+def _sums(weights_BKMS: jax.Array, x_PBKJCI: jax.Array) -> jax.Array:
+    """The sums of x over S, weighted, float32 [B, K, M, R]."""
+    parts, rows, heads, pieces, terms, lanes = x_PBKJCI.shape
+    w_BKMPC = weights_BKMS.astype(jnp.float32).reshape(rows, heads, -1, parts, terms)
+    w_PBKMC = jnp.moveaxis(w_BKMPC, 3, 0)
+    sums_PBKJMI = functools.reduce(
+        operator.add,
+        [
+            w_PBKMC[:, :, :, None, :, term, None] * x_PBKJCI[:, :, :, :, None, term]
+            for term in range(terms)
+        ],
+    )
+    # Added by a product with ones, which is not fused with the loop over the terms.
+    sums = jnp.ones((1, parts)) @ sums_PBKJMI.reshape(parts, -1)
+    sums_BKMJI = sums.reshape(rows, heads, pieces, -1, lanes).swapaxes(2, 3)
+    return sums_BKMJI.reshape(rows, heads, -1, pieces * lanes)
