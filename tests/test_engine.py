@@ -174,10 +174,11 @@ def test_a_cache_in_lanes() -> None:
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 
 
-def test_lanes_want_one_cpu() -> None:
+def test_lanes_are_for_one_cpu() -> None:
     sizes = EngineConfig(lane_cache=True)
-    with pytest.raises(ConfigError, match=r"engine.lane_cache runs on one CPU device"):
-        Engine(CONFIG, STOP, sizes, make_mesh({"data": 2}, devices=jax.devices()[:2]))
+    alone, both = (make_mesh({"data": n}, devices=jax.devices()[:n]) for n in (1, 2))
+    found = [Engine(CONFIG, STOP, sizes, mesh).programs.lanes for mesh in (None, alone, both)]
+    assert found == [True, True, False]
 
 
 def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
