@@ -294,6 +294,8 @@ class Programs:
         self, layer: RowCache, keep_ZS: jax.Array, column: jax.Array, columns: int
     ) -> RowCache:
         """The rows `keep`, with `columns` columns (never fewer): new ones from `column` on."""
+        if isinstance(layer, LaneCache) and columns == layer.columns:
+            return jax.tree.map(lambda x_PBKJCI: x_PBKJCI[:, keep_ZS[0]], layer)
         if isinstance(layer, LaneCache):
             plain: Any = self._resize_layer(from_lanes(layer), keep_ZS, column, columns)
             return to_lanes(plain)
