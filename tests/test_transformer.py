@@ -21,7 +21,7 @@ from r1jax.models.attention import (
     update_cache,
 )
 from r1jax.models.config import ModelConfig
-from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, write
+from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
 from r1jax.models.transformer import (
     Transformer,
     forward,
@@ -311,7 +311,7 @@ def test_lanes(columns: int, head_dim: int) -> None:
     seen = jnp.arange(columns) <= jnp.array([0, 3, columns])[:, None, None]
     for column in (0, columns - 2):
         plain = update_cache(cache, *new, jnp.int32(column))
-        lanes = write(to_lanes(cache), *new, jnp.int32(column))
+        lanes = update_lanes(to_lanes(cache), *new, jnp.int32(column))
         assert lanes.columns == columns
         jax.tree.map(np.testing.assert_array_equal, from_lanes(lanes), plain)
         for found, expected in zip(

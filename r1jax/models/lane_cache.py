@@ -63,7 +63,9 @@ def _from_lanes(x_PBKJCI: jax.Array) -> jax.Array:
     return x_BKPCJI.reshape(rows, heads, parts * terms, pieces * lanes)
 
 
-def write(cache: LaneCache, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array) -> LaneCache:
+def update_lanes(
+    cache: LaneCache, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array
+) -> LaneCache:
     """Writes every row's new token into this column."""
     keys, values = cache.keys, cache.values
     parts, rows, heads, _, terms, lanes = keys.shape

@@ -38,7 +38,7 @@ from r1jax.models.attention import (
     update_cache,
 )
 from r1jax.models.config import ModelConfig
-from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, write
+from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, update_lanes
 from r1jax.sharding import check_divisible, constrain, spec_of
 
 INIT_STD = 0.02
@@ -134,7 +134,7 @@ class Block(nn.Module):
             assert column is not None
             left = self.config.weights_left
             if isinstance(cache, LaneCache):
-                cache = write(cache, k_BLKN, v_BLKN, column)
+                cache = update_lanes(cache, k_BLKN, v_BLKN, column)
                 own = attend_to_lanes(q_BLHN, cache, mask_BLT)
             else:
                 cache = update_cache(cache, k_BLKN, v_BLKN, column)
