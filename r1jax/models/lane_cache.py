@@ -21,7 +21,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from r1jax.models.attention import LayerCache, softmax
 
-TERMS = 32  # written out in a loop: of more the programs compile longer, fewer need more parts
+TERMS = 16  # written out in a loop: as many lines of the memory as a core has registers for
 LANES = 16  # floats that lie side by side: a line of the memory
 
 
@@ -85,18 +85,7 @@ def update_lanes(
 def attend_to_lanes(
     q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """attention.attend_with_lse for one query a row.
-
-    As a call of its own, or XLA fuses the sums with what stands around them and takes them twice.
-    """
-    with set_xla_metadata(inlineable="false"):
-        return _attend(q_B1HN, cache, mask_B1T)
-
-
-@jax.jit
-def _attend(
-    q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    """attention.attend_with_lse for one query a row."""
     rows, _, heads, head_dim = q_B1HN.shape
     grouped = rows, cache.keys.shape[2], -1  # the queries of a kv head
     scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), cache.keys)
@@ -112,15 +101,21 @@ def _sums(weights_BKMS: jax.Array, x_PBKJCI: jax.Array) -> jax.Array:
     """The sums of x over S, weighted, float32 [B, K, M, R]."""
     parts, rows, heads, pieces, terms, lanes = x_PBKJCI.shape
     w_BKMPC = weights_BKMS.astype(jnp.float32).reshape(rows, heads, -1, parts, terms)
-    w_PBKMC = jnp.moveaxis(w_BKMPC, 3, 0)
-    sums_PBKJMI = functools.reduce(
-        operator.add,
-        [
-            w_PBKMC[:, :, :, None, :, term, None] * x_PBKJCI[:, :, :, :, None, term]
-            for term in range(terms)
-        ],
-    )
-    # Added by a product with ones, which is not fused with the loop over the terms.
+    # A call of its own: fused with what stands around it, it would be computed twice, or in a loop
+    # over one flat index, which LLVM cannot vectorise where it has AVX-512.
+    with set_xla_metadata(inlineable="false"):
+        sums_PBKJMI = _parts_of_sums(jnp.moveaxis(w_BKMPC, 3, 0), x_PBKJCI)
+    # Added by a product with ones: as a reduction it takes longer than all the rest.
     sums = jnp.ones((1, parts)) @ sums_PBKJMI.reshape(parts, -1)
     sums_BKMJI = sums.reshape(rows, heads, pieces, -1, lanes).swapaxes(2, 3)
     return sums_BKMJI.reshape(rows, heads, -1, pieces * lanes)
+
+
+@jax.jit
+def _parts_of_sums(w_PBKMC: jax.Array, x_PBKJCI: jax.Array) -> jax.Array:
+    """The sums over C, float32 [P, B, K, J, M, I]."""
+    terms = [
+        w_PBKMC[:, :, :, None, :, term, None] * x_PBKJCI[:, :, :, :, None, term]
+        for term in range(x_PBKJCI.shape[4])
+    ]
+    return functools.reduce(operator.add, terms)
