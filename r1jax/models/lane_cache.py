@@ -42,7 +42,7 @@ RowCache = LayerCache | LaneCache
 
 
 def to_lanes(cache: LayerCache) -> LaneCache:
-    """Fastest where columns and head dimension are multiples of 64."""
+    """Fastest where columns and head dimension are multiples of 16."""
     return LaneCache(_to_lanes(cache.keys.swapaxes(2, 3)), _to_lanes(cache.values))
 
 
