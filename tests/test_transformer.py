@@ -320,6 +320,15 @@ def test_lanes(columns: int, head_dim: int) -> None:
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_sums_over_lanes_stay_apart() -> None:
+    """XLA must not fuse them with what stands around them: that takes twice as long and longer."""
+    cache = to_lanes(LayerCache(*(jnp.ones((2, 1, 64, 64)),) * 2))
+    args = jnp.ones((2, 1, 3, 64)), cache, jnp.ones((2, 1, 64), bool)
+    compiled = jax.jit(attend_to_lanes).lower(*args).compile().as_text()
+    assert compiled is not None
+    assert compiled.count("to_apply=%_parts_of_sums") == 2  # over keys, over values
+
+
 def loss_and_grads(config: ModelConfig, params: Any) -> Any:
     """A loss that every hidden state takes part in, with gradients, compiled."""
     tokens = random_tokens(2)

@@ -102,7 +102,7 @@ def _sums(weights_BKMS: jax.Array, x_PBKJCI: jax.Array) -> jax.Array:
     parts, rows, heads, pieces, terms, lanes = x_PBKJCI.shape
     w_BKMPC = weights_BKMS.astype(jnp.float32).reshape(rows, heads, -1, parts, terms)
     # A call of its own: fused with what stands around it, it would be computed twice, or in a loop
-    # over one flat index, which LLVM cannot vectorise where it has AVX-512.
+    # over one flat index, for which LLVM with AVX-512 loads every float by itself.
     with set_xla_metadata(inlineable="false"):
         sums_PBKJMI = _parts_of_sums(jnp.moveaxis(w_BKMPC, 3, 0), x_PBKJCI)
     # Added by a product with ones: as a reduction it takes longer than all the rest.
