@@ -70,23 +70,20 @@ def test_length_caps() -> None:
     assert longest_completion(config) == 16
 
 
-def test_long_rows_have_a_front_and_a_window() -> None:
+def test_long_rows_have_a_span() -> None:
     race = {"max_prompt_tokens": 64, "max_tokens": 128, "group_size": 8, "prompts_per_update": 8}
-    assert packing_of(config_of(**race)) == Packing((192,), 64, None, None)
-    assert packing_of(config_of(**race, pack_length=256)) == Packing((256,), 64, None, None)
-    # room for five completions: of less than one group, so there are two prompts at most
-    assert packing_of(config_of(**race, pack_length=960)) == Packing(
-        (960,), 13, Span(128, 129), 128
-    )
+    assert packing_of(config_of(**race)) == Packing((192,), 64, None)
+    assert packing_of(config_of(**race, pack_length=193)) == Packing((193,), 64, None)
+    # room for five completions
+    found = packing_of(config_of(**race, pack_length=960))
+    assert found == Packing((960,), 13, Span(64, 129))
     apart = config_of(**race, pack_length=960, share_prompts=False)
-    assert packing_of(apart) == Packing((960,), 13, Span(0, 192), None)
-    split = config_of(**race, pack_length=960, split_by="output", updates_per_rollout=2)
-    assert packing_of(split) == Packing((960,), 13, Span(448, 129), 448)  # seven groups, maybe
-    # a row of 720 has room for three
+    assert packing_of(apart) == Packing((960,), 13, Span(0, 192))
+    # a row of 768 has room for four
     choice = packing_of(config_of(**race, pack_length=960, pack_choices=5))
-    assert choice == Packing((960, 900, 840, 780, 720), 22, Span(128, 129), 128)
+    assert choice == Packing((960, 912, 864, 816, 768), 16, Span(64, 129))
     few = packing_of(config_of(**race, pack_length=200, pack_choices=8))
-    assert few.lengths == (200,)  # what is shorter has no room for a prompt and completion of 192
+    assert few.lengths == (200, 193)  # what is shorter has no room for a prompt and completion
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.6])
@@ -95,7 +92,7 @@ def test_long_rows_have_a_front_and_a_window() -> None:
 def test_any_completions_fit_into_the_rows(choices: int, group_size: int, kept: float) -> None:
     """As many short ones behind the longest prompts, as many of any length, as the longest.
 
-    Some may be left out, which makes the groups smaller than the rows' front assumes.
+    Some may be left out, which makes groups smaller.
     """
     config = config_of(
         max_prompt_tokens=9,
@@ -116,7 +113,7 @@ def test_any_completions_fit_into_the_rows(choices: int, group_size: int, kept: 
             completions = [np.zeros(length, np.int32) for length in lengths]
             logprobs = [np.zeros(length, np.float32) for length in lengths]
             groups.append(completion_group(np.zeros(9, np.int32), completions, logprobs))
-        _, used = pack(groups, found.lengths, 1, found.rows, front=found.front)
+        _, used = pack(groups, found.lengths, 1, found.rows)
         assert used <= found.rows
 
 

@@ -180,7 +180,7 @@ def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Shape
 def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"fsdp": 2, "tensor": 2}, monkeypatch)
     config = replace(CONFIG, dtype="bfloat16")
-    model = Transformer(config, mesh, Span(front=0, window=200))
+    model = Transformer(config, mesh, Span(prefix=0, window=200))
     optimizer = optax.adamw(1e-3)
     shardings = state_shardings(config, optimizer, mesh)
     state = abstract_state(config, optimizer, shardings)

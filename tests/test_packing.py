@@ -108,18 +108,18 @@ def test_a_row_is_filled_with_part_of_a_group() -> None:
         prompt_group([13, 14, 15], [50], [60]),  # 2 + 2 + 2
         prompt_group([16], [70]),  # 0 + 2
     ]
-    batch, used = pack(groups, row_lengths=13, rows=2, front=4)
+    batch, used = pack(groups, row_lengths=13, rows=2)
     assert used == 1
     assert batch.tokens[0].tolist() == [
-        [13, 14, 10, 11, 15, 50, 15, 60, 16, 70, 12, 40, 41],
+        [13, 14, 15, 50, 15, 60, 16, 70, 10, 11, 12, 40, 41],
         [10, 11, 12, 20, 21, 22, 23, 12, 30, 31, 32, 0, 0],
     ]
     assert batch.segment_ids[0].tolist() == [
-        [1, 1, 3, 3, 1, 1, 1, 1, 2, 2, 3, 3, 3],
+        [1] * 6 + [2] * 2 + [3] * 5,
         [1] * 11 + [0, 0],
     ]
     assert batch.completion_ids[0].tolist() == [
-        [0, 0, 0, 0, 4, 4, 5, 5, 6, 6, 3, 3, 3],
+        [0, 0, 4, 4, 5, 5, 6, 6, 0, 0, 3, 3, 3],
         [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0],
     ]
 
@@ -162,10 +162,6 @@ def test_errors_give_both_numbers() -> None:
         pack(sequences(3, 9), row_lengths=8, rows=1)
     with pytest.raises(DataError, match="a sequence of 6 tokens does not fit in pack_length 5"):
         pack([prompt_group([1, 2, 3], [4, 5, 6])], row_lengths=5, rows=1)
-    with pytest.raises(
-        DataError, match="a prompt of 2 tokens does not fit in the 1 that a row has"
-    ):
-        pack([prompt_group([1, 2, 3], [4, 5, 6])], row_lengths=9, rows=1, front=1)
     with pytest.raises(ConfigError, match="3 microbatches of 1 rows do not fit in 2"):
         pack(sequences(4, 4, 4), row_lengths=4, rows=1, max_microbatches=2)
 
@@ -194,10 +190,9 @@ GROUPS = st.lists(
     spare=st.integers(0, 20),
     rows=st.integers(1, 3),
     share=st.booleans(),
-    more_front=st.integers(0, 9),
 )
 def test_every_token_stands_once_in_its_place(
-    shapes: list[tuple[int, list[int]]], spare: int, rows: int, share: bool, more_front: int
+    shapes: list[tuple[int, list[int]]], spare: int, rows: int, share: bool
 ) -> None:
     counter = iter(range(1, 10_000))  # all tokens differ
     prompts, completions = [], []
@@ -206,8 +201,7 @@ def test_every_token_stands_once_in_its_place(
         completions.append([[next(counter) for _ in range(length)] for length in lengths])
     groups = [prompt_group(p, *cs) for p, cs in zip(prompts, completions, strict=True)]
     longest = max(p + max(lengths) for p, lengths in shapes)
-    front = max(p for p, _ in shapes) - 1 + more_front
-    batch, used = pack(groups, longest + spare, rows, share_prompts=share, front=front)
+    batch, used = pack(groups, longest + spare, rows, share_prompts=share)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, batch)
     assert used == batch.tokens.shape[0]
@@ -230,7 +224,8 @@ def test_every_token_stands_once_in_its_place(
         visible = (flat.segment_ids[r] == segment) & (flat.completion_ids[r] == 0)
         assert flat.tokens[r, visible].tolist() == prompt[:-1]
         assert flat.positions[r, visible].tolist() == list(range(len(prompt) - 1))
-        assert (np.flatnonzero(visible) < first).all()
+        begin = np.argmax(flat.segment_ids[r] == segment)  # where its segment begins
+        assert np.flatnonzero(visible).tolist() == list(range(begin, begin + len(prompt) - 1))
         segments.add((int(r), int(segment), prompt[0]))
     # nothing else stands anywhere
     sizes = {prompt[0]: len(prompt) - 1 for prompt in prompts}
@@ -243,13 +238,10 @@ def test_every_token_stands_once_in_its_place(
         assert not leaf[padding].any()
     if not share:
         assert len(segments) == len(owners)
-    for row, owned in zip(flat.segment_ids, flat.completion_ids > 0, strict=True):
-        end, prompts = np.count_nonzero(row), np.count_nonzero((row > 0) & ~owned)
-        assert not row[end:].any()  # padding comes last, and where prompts are shared they first
-        assert prompts <= front
-        assert not (share and owned[:prompts].any())
-        for part in (row[:prompts], row[prompts:end]) if share else (row[:end],):
-            assert (np.diff(part) >= 0).all()  # segments 1, 2, ... from the left
+    for row in flat.segment_ids:
+        end = np.count_nonzero(row)
+        assert not row[end:].any()  # padding comes last
+        assert np.isin(np.diff(row[:end]), (0, 1)).all()  # segments 1, 2, ... from the left
     assert len({(r, s) for r, s, _ in segments}) == len(segments)  # one prompt a segment
 
 
@@ -323,7 +315,7 @@ def one_by_one(params: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("share_prompts", "span"),
-    [(True, None), (False, None), (True, Span(front=6, window=10)), (False, Span(0, 12))],
+    [(True, None), (False, None), (True, Span(prefix=4, window=10)), (False, Span(0, 12))],
 )
 def test_packed_is_one_by_one(
     params: Any,
@@ -334,8 +326,7 @@ def test_packed_is_one_by_one(
 ) -> None:
     monkeypatch.setattr(attention, "MIN_BLOCK", 4)
     groups, logprobs, grads = one_by_one
-    front = span.front if span and share_prompts else None
-    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts, front=front)
+    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts)
     batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)
     assert (batch.segment_ids.max(axis=1) > 1).any()  # rows do hold several sequences
     batch = batch.replace(lengths=None)
@@ -347,7 +338,7 @@ def test_packed_is_one_by_one(
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, float(np.abs(y).max())))
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 0.1
     if span:  # it is what bounds the work: with less of it tokens miss something
-        for less in (Span(0, span.window), Span(span.front, 6)):
+        for less in (Span(0, span.window), Span(span.prefix, 4)):
             if less != span:
                 cut_BL, _ = weighted_logprobs(params, batch, less)
                 assert float(jnp.abs((cut_BL - packed_logprobs_BL) * batch.loss_mask).max()) > 1e-3

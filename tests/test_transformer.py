@@ -427,7 +427,8 @@ def test_blocks_of_queries_are_one_attention(
     span: Span | None,
     dtype: Any,
 ) -> None:
-    """Values and gradients, with two queries to a kv head; the last token of a row is padding."""
+    """Values and gradients, with two queries to a kv head, rows of other segments; the last token
+    of a row is padding."""
     monkeypatch.setattr(attention, "MIN_BLOCK", limits[0])
     monkeypatch.setattr(attention, "MAX_BLOCKS", limits[1])
     rng = np.random.default_rng(0)
@@ -436,9 +437,11 @@ def test_blocks_of_queries_are_one_attention(
     mixed_grad = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype).at[:, -1].set(0)
     rows, columns = np.mgrid[:length, :length]
     mask = np.broadcast_to(columns <= rows, (2, length, length)).copy()
-    if span:
-        mask &= (columns < span.front) | (columns > rows - span.window)
-    mask[0, 9:, 2:9] = False  # a segment that ends
+    for row, begins in enumerate([(0, 9), (0, 3, 10)]):
+        begin = np.array([max(b for b in begins if b <= i) for i in range(length)])[:, None]
+        mask[row] &= columns >= begin
+        if span:
+            mask[row] &= (columns < begin + span.prefix) | (columns > rows - span.window)
     mask[:, -1] = False
 
     def outcome(attend: Any) -> Any:

@@ -69,22 +69,20 @@ def pack(
     share_prompts: bool = True,
     advantages: np.ndarray | None = None,
     whole_groups: bool = False,
-    front: int | None = None,
 ) -> tuple[Batch, int]:
     """Groups -> (Batch with leaves [M, rows, L], number of microbatches used).
 
     Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
     each. M is `max_microbatches` where given (the rest is padding a step never looks at). L is that
     of the row lengths which leaves the fewest tokens to compute, the first of equals.
-    A row begins with the prefixes of its groups, each once for all of its pieces there; without
+    Before the pieces that a row has of a group stands the group's prefix, once; without
     `share_prompts` each piece has its prefix directly before it. `advantages` is float32 [C]. With
-    `whole_groups` all pieces of a group are in one row, as a loss over pairs needs them. `front` is
-    how many tokens of prefixes a row has at most.
+    `whole_groups` all pieces of a group are in one row, as a loss over pairs needs them.
     """
     fillings = []
     for length in [row_lengths] if isinstance(row_lengths, int) else row_lengths:
-        segments = _segments(groups, length, front, share_prompts, whole_groups)
-        packed = _fill_rows(segments, length, front, split=share_prompts and not whole_groups)
+        segments = _segments(groups, length, share_prompts, whole_groups)
+        packed = _fill_rows(segments, length, split=share_prompts and not whole_groups)
         fillings.append((-(-len(packed) // rows), length, packed))
     used, length, packed = min(fillings, key=lambda filling: filling[0] * filling[1])
     packed.sort(key=lambda row: row.free)  # full rows together: the last microbatch is the emptiest
@@ -96,7 +94,7 @@ def pack(
     loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for r, row in enumerate(packed):
         start = 0
-        for segment, completion_id, position, piece in _placed(row, share_prompts):
+        for segment, completion_id, position, piece in _placed(row):
             at = slice(start, start + len(piece.tokens))
             tokens[r, at] = piece.tokens
             positions[r, at] = position + np.arange(len(piece.tokens))
@@ -151,16 +149,11 @@ class _Row:
     """A row that is being filled."""
 
     free: int
-    front: int  # tokens of further prefixes that it takes
     segments: list[_Segment] = field(default_factory=list)
-
-    def fits(self, segment: _Segment) -> bool:
-        return segment.size <= self.free and len(segment.prefix) <= self.front
 
     def add(self, segment: _Segment) -> _Segment | None:
         """Takes the pieces that fill it most, with their prefix -> what is left of the segment."""
-        prefix = len(segment.prefix)
-        room = self.free - prefix if prefix <= self.front else 0
+        room = self.free - len(segment.prefix)
         chosen = fullest([len(piece.tokens) for _, piece in segment.pieces], room)
         if not chosen:
             return segment
@@ -168,26 +161,21 @@ class _Row:
         for i, piece in enumerate(segment.pieces):
             (part if i in chosen else rest).pieces.append(piece)
         self.free -= part.size
-        self.front -= prefix
         self.segments.append(part)
         return rest if rest.pieces else None
 
 
-def _placed(row: _Row, prefixes_first: bool) -> list[tuple[int, int, int, Piece]]:
+def _placed(row: _Row) -> list[tuple[int, int, int, Piece]]:
     """(segment, completion id, first position, piece) in the row's order; a prefix has id 0."""
     parts = []
     for number, segment in enumerate(row.segments, start=1):
         prefix = Piece(segment.prefix, np.zeros(len(segment.prefix), np.float32))
         parts.append((number, 0, 0, prefix))
         parts += [(number, index, len(segment.prefix), piece) for index, piece in segment.pieces]
-    if prefixes_first:
-        parts.sort(key=lambda part: part[1] != 0)
     return parts
 
 
-def _segments(
-    groups: Sequence[Group], length: int, front: int | None, share: bool, whole: bool
-) -> list[_Segment]:
+def _segments(groups: Sequence[Group], length: int, share: bool, whole: bool) -> list[_Segment]:
     """What is to be placed, longest first: groups, or each piece with a prefix of its own."""
     segments, first = [], 1
     for group in groups:
@@ -202,16 +190,11 @@ def _segments(
                 raise DataError(
                     f"a sequence of {least.size} tokens does not fit in pack_length {length}"
                 )
-        if front is not None and len(group.prefix) > front:
-            raise DataError(
-                f"a prompt of {len(group.prefix)} tokens does not fit in the {front} that a row has"
-                " for prompts"
-            )
         segments += together if share or whole else apart
     return sorted(segments, key=lambda segment: -segment.size)
 
 
-def _fill_rows(pending: list[_Segment], length: int, front: int | None, split: bool) -> list[_Row]:
+def _fill_rows(pending: list[_Segment], length: int, split: bool) -> list[_Row]:
     """Rows one after the other, from segments by size: what is left of the one that the last row
     began, then whole ones, the longest that fits first, then, to `split` it, a part of one more.
 
@@ -221,10 +204,10 @@ def _fill_rows(pending: list[_Segment], length: int, front: int | None, split: b
     rows: list[_Row] = []
     rest: _Segment | None = None
     while pending or rest:
-        row = _Row(length, length if front is None else front)
+        row = _Row(length)
         if rest:
             rest = row.add(rest)
-        while not rest and (index := _longest_that_fits(pending, row)) is not None:
+        while not rest and (index := _longest_that_fits(pending, row.free)) < len(pending):
             row.add(pending.pop(index))
         if split and not rest:
             rest = _begin_one(pending, row)
@@ -242,10 +225,8 @@ def _begin_one(pending: list[_Segment], row: _Row) -> _Segment | None:
     return None
 
 
-def _longest_that_fits(pending: list[_Segment], row: _Row) -> int | None:
-    start = bisect.bisect_left(pending, -row.free, key=lambda segment: -segment.size)
-    fitting = (i for i in range(start, len(pending)) if row.fits(pending[i]))
-    return next(fitting, None)
+def _longest_that_fits(pending: list[_Segment], room: int) -> int:
+    return bisect.bisect_left(pending, -room, key=lambda segment: -segment.size)
 
 
 def fullest(sizes: Sequence[int], room: int) -> set[int]:

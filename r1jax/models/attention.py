@@ -20,15 +20,18 @@ from r1jax.sharding import spec_of
 
 MASKED = -1e30  # finite: a padding row has nothing to attend to and must not become NaN
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
-MIN_BLOCK, MAX_BLOCKS = 64, 16  # queries of a block in attend_causally; blocks of a row
+MIN_BLOCK, MAX_BLOCKS = 64, 12  # queries of a block in attend_causally; blocks of a row
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a token of a packed row sees at most: the row's front, and a window up to itself."""
+    """What a token of a packed row sees at most: where its segment begins, and a window up to it.
 
-    front: int  # columns
-    window: int  # columns, its own among them
+    What is shared in a segment, a prompt, stands where it begins.
+    """
+
+    prefix: int  # the segment's first columns
+    window: int  # columns, the token's own among them
 
 
 @struct.dataclass
@@ -106,8 +109,8 @@ def attend_causally(
     """Softmax attention of whole rows under a causal mask, scores in float32 -> [B, L, H, N].
 
     Queries come in blocks, each against the keys up to its own end; where the mask shows no more
-    than a `span`, against those of the front and of the window only. So most of the scores that
-    the mask hides are not computed.
+    than a `span`, against those of a prefix and of the window only. So most of the scores that the
+    mask hides are not computed.
     """
     length = q_BLHN.shape[1]
     blocks = _blocks(length, span or Span(length, length))
@@ -116,29 +119,56 @@ def attend_causally(
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries [start, end) of a row; they see nothing but columns [0, front) and [window, end)."""
+    """Queries [start, end) of a row; they see nothing but a prefix and columns [window, end).
+
+    The prefix is that of the segment which the first query continues: segments that begin behind
+    it begin in the window. Where a prefix begins, differs from row to row: `first_B`.
+    """
 
     start: int
     end: int
-    front: int
+    prefix: int  # columns, 0 where the window begins with the row
     window: int
 
     def queries(self, x_BLHN: jax.Array) -> jax.Array:
         """Its part of queries, or of what is aligned to them -> [B, H, Q, N]."""
         return x_BLHN[:, self.start : self.end].swapaxes(1, 2)
 
-    def seen(self, x: jax.Array) -> jax.Array:
-        """The columns T that it sees of keys or values [B, K, L, N], or of the mask's [B, Q, L]."""
-        window = x[:, :, self.window : self.end]
-        if self.front == 0:
-            return window
-        return jnp.concatenate([x[:, :, : self.front], window], axis=2)
+    def first(self, mask_BLL: jax.Array) -> jax.Array:
+        """Where the prefix begins, int32 [B]."""
+        last = mask_BLL.shape[2] - self.prefix
+        return jnp.minimum(jnp.argmax(mask_BLL[:, self.start], axis=1), last)
 
-    def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array) -> jax.Array:
+    def seen(self, x_BKLN: jax.Array, first_B: jax.Array) -> jax.Array:
+        """The columns T that it sees of keys or values."""
+        window_BKTN = x_BKLN[:, :, self.window : self.end]
+        if self.prefix == 0:
+            return window_BKTN
+        return jnp.concatenate([_slices(x_BKLN, first_B, self.prefix), window_BKTN], axis=2)
+
+    def mask(self, mask_BLL: jax.Array, first_B: jax.Array) -> jax.Array:
+        """Which of these columns each query sees, bool [B, Q, T]: none of them twice."""
+        mask_BQL = mask_BLL[:, self.start : self.end]
+        window_BQT = mask_BQL[:, :, self.window : self.end]
+        if self.prefix == 0:
+            return window_BQT
+        before_BT = first_B[:, None] + jnp.arange(self.prefix) < self.window
+        prefix_BQT = _slices(mask_BQL, first_B, self.prefix) & before_BT[:, None]
+        return jnp.concatenate([prefix_BQT, window_BQT], axis=2)
+
+    def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array, first_B: jax.Array) -> jax.Array:
         """The total with a gradient of what `seen` gave added where that came from."""
-        if self.front:
-            total_BKLN = total_BKLN.at[:, :, : self.front].add(part_BKTN[:, :, : self.front])
-        return total_BKLN.at[:, :, self.window : self.end].add(part_BKTN[:, :, self.front :])
+        if self.prefix:
+            prefix_BKTN = _slices(total_BKLN, first_B, self.prefix) + part_BKTN[:, :, : self.prefix]
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+            total_BKLN = jax.vmap(put)(total_BKLN, prefix_BKTN, first_B)
+        return total_BKLN.at[:, :, self.window : self.end].add(part_BKTN[:, :, self.prefix :])
+
+
+def _slices(x: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
+    """`size` columns of axis 2, in each row from its own start."""
+    take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
+    return jax.vmap(take)(x, start_B)
 
 
 def _blocks(length: int, span: Span) -> tuple[_Block, ...]:
@@ -146,8 +176,8 @@ def _blocks(length: int, span: Span) -> tuple[_Block, ...]:
     blocks = []
     for start in range(0, length, size):
         end, window = min(start + size, length), start + 1 - span.window
-        apart = span.front < window  # else front and window are one piece
-        blocks.append(_Block(start, end, *((span.front, window) if apart else (0, 0))))
+        apart = span.prefix < window  # else what is before the window is the shorter prefix
+        blocks.append(_Block(start, end, *((span.prefix, window) if apart else (0, 0))))
     return tuple(blocks)
 
 
@@ -171,11 +201,13 @@ def _attend_forward(
 ) -> tuple[jax.Array, Any]:
     mixed, softmaxes = [], []
     for block in blocks:
-        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), block.seen(k_BKLN))
-        mask_BQT = block.seen(mask_BLL[:, block.start : block.end])
+        first_B = block.first(mask_BLL)
+        k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
+        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), k_BKTN)
+        mask_BQT = block.mask(mask_BLL, first_B)
         weights_BHQT, total_BHQ1, _ = softmax(scores_BHQT, mask_BQT, q_BLHN.shape[-1])
-        mixed.append(_mixed(weights_BHQT, total_BHQ1, block.seen(v_BKLN)))
-        softmaxes.append((weights_BHQT, total_BHQ1))
+        mixed.append(_mixed(weights_BHQT, total_BHQ1, v_BKTN))
+        softmaxes.append((weights_BHQT, total_BHQ1, first_B))
     mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
     return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mixed_BLHN, softmaxes)
 
@@ -192,14 +224,17 @@ def _attend_backward(
     dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
     q_grads = []
     k_grad_BKLN, v_grad_BKLN = (jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
-    for block, (weights_BHQT, total_BHQ1) in zip(blocks, softmaxes, strict=True):
+    for block, (weights_BHQT, total_BHQ1, first_B) in zip(blocks, softmaxes, strict=True):
         q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN) / total_BHQ1
-        grad_BHQT = _per_kv_head("bkmn,bktn->bkmt", grad_BHQN, block.seen(v_BKLN))
+        k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
+        grad_BHQT = _per_kv_head("bkmn,bktn->bkmt", grad_BHQN, v_BKTN)
         grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1) / total_BHQ1)
         grad_BHQT *= q_BLHN.shape[-1] ** -0.5
-        q_grads.append(_per_kv_head("bkmt,bktn->bkmn", grad_BHQT, block.seen(k_BKLN)))
-        k_grad_BKLN = block.add(k_grad_BKLN, _over_queries(grad_BHQT, q_BHQN, k_BKLN))
-        v_grad_BKLN = block.add(v_grad_BKLN, _over_queries(weights_BHQT, grad_BHQN, v_BKLN))
+        q_grads.append(_per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN))
+        k_part_BKTN = _over_queries(grad_BHQT, q_BHQN, k_BKTN)
+        v_part_BKTN = _over_queries(weights_BHQT, grad_BHQN, v_BKTN)
+        k_grad_BKLN = block.add(k_grad_BKLN, k_part_BKTN, first_B)
+        v_grad_BKLN = block.add(v_grad_BKLN, v_part_BKTN, first_B)
     q_grad_BLHN = jnp.concatenate(q_grads, axis=2).swapaxes(1, 2)
     return (
         q_grad_BLHN.astype(q_BLHN.dtype),
@@ -323,7 +358,7 @@ def attend_by_segments(
     """Causal attention within segments by the splash kernel for TPUs -> [B, L, H, N].
 
     It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
-    front, those before the window. Each device runs it on its own rows and heads. `interpret` runs
+    prefix, those before the window. Each device runs it on its own rows and heads. `interpret` runs
     it on any platform, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
@@ -333,7 +368,7 @@ def attend_by_segments(
     block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
     pad = padded - length
     visible: Any = splash.CausalMask((padded, padded))
-    if span is not None and span.front == 0:
+    if span is not None and span.prefix == 0:
         visible = splash.LocalMask((padded, padded), (span.window - 1, 0), 0)
 
     def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:

@@ -311,7 +311,6 @@ class Programs:
                 -(-self.packing.rows // config.microbatch_rows),
                 config.share_prompts,
                 minibatch.advantages,
-                front=self.packing.front,
             )
             packed = {
                 "batch/tokens": int(np.sum(batch.segment_ids > 0)),

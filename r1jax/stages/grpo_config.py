@@ -75,7 +75,7 @@ class GrpoConfig:
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
-    pack_choices: int = 1  # row lengths an update may take, all compiled first: it, 1/16 less, ...
+    pack_choices: int = 1  # row lengths an update may take, down to 3/4 of it; all compiled first
     microbatch_rows: int = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: int = 128  # positions whose logits exist at once
@@ -139,32 +139,23 @@ class Packing:
     lengths: tuple[int, ...]  # tokens of a row, to choose from; each is a program of its own
     rows: int  # that an update's completions fit into, however long they are
     span: Span | None  # what a token sees at most, where that is less than the row
-    front: int | None  # tokens of prompts that a row has at most
 
 
 def packing_of(config: GrpoConfig) -> Packing:
-    """A row's shared prompts stand in its front, in long rows no more than it can be expected to
-    need: the prompts of the groups that it has room for, of one that ends there, of one that
-    begins. Where prompts are not shared, each stands before its completion.
+    """Row lengths evenly over the upper quarter of `pack_length`, and what a token sees of a row:
+    a shared prompt where its segment begins, and its own completion up to itself.
     """
     completion = longest_completion(config) + 1  # behind a copy of the prompt's last token
     longest = config.max_prompt_tokens + completion - 1
-    length = config.pack_length or longest
-    lengths = [length * (16 - less) // 16 for less in range(config.pack_choices)]
+    length, parts = config.pack_length or longest, 4 * config.pack_choices
+    lengths = [length * (parts - less) // parts for less in range(config.pack_choices)]
     lengths = [each for each in lengths if each >= longest]
-    fit = length // longest  # completions that a row has room for, however long they are
-    prompts = 0
-    if config.share_prompts:
-        group_size = 1 if config.split_by == "output" else config.group_size
-        prompts = fit // group_size + 2
-    front = prompts * config.max_prompt_tokens
-    window = completion if config.share_prompts else longest
-    bounded = front + window < length
+    shared = config.share_prompts
+    span = Span(config.max_prompt_tokens, completion) if shared else Span(0, longest)
     return Packing(
         tuple(lengths),
         rows=-(-config.prompts_per_update * config.group_size // (lengths[-1] // longest)),
-        span=Span(front, window) if bounded else None,
-        front=front if bounded and prompts else None,
+        span=span if span.prefix + span.window < length else None,
     )
 
 
