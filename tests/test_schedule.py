@@ -46,21 +46,25 @@ def test_everything_decodes_once(
         started += [(start.row.prompt_index, start.row.sample_index) for start in starts]
         assert len(set(started)) == len(started)
         assert started == sorted(started)  # in the queue's order
-        before = work.slots, work.prompt_rows, list(work.busy())
-        kept_slots, kept_prompts = work.shrunk()
-        assert kept_slots.shape == (shards, work.slots)
-        assert kept_prompts.shape == (shards, work.prompt_rows)
-        assert [(z, kept_slots[z][slot], row) for z, slot, row in work.busy()] == before[2]
-        if work.queue:
-            assert (work.slots, work.prompt_rows) == before[:2]
-        if work.prompt_rows == before[1]:  # the engine leaves them where they are
-            assert (kept_prompts == np.arange(work.prompt_rows)).all()
-        held = {
-            (z, row): held[z, int(old)]
-            for z, olds in enumerate(kept_prompts)
-            for row, old in enumerate(olds)
-            if (z, int(old)) in held
-        }
+        while True:
+            before = work.slots, work.prompt_rows, list(work.busy())
+            kept = work.shrunk()
+            if kept is None:
+                break
+            assert not work.queue
+            kept_slots, kept_prompts = kept
+            assert kept_slots.shape == (shards, work.slots)
+            assert kept_prompts.shape == (shards, work.prompt_rows)
+            assert (work.slots, work.prompt_rows) < before[:2]
+            assert [(z, kept_slots[z][slot], row) for z, slot, row in work.busy()] == before[2]
+            if work.prompt_rows == before[1]:  # the engine leaves them where they are
+                assert (kept_prompts == np.arange(work.prompt_rows)).all()
+            held = {
+                (z, row): held[z, int(old)]
+                for z, olds in enumerate(kept_prompts)
+                for row, old in enumerate(olds)
+                if (z, int(old)) in held
+            }
         busy = list(work.busy())
         assert busy, "slots are free and nothing may start"
         assert all(held[z, row.prompt_row] == row.prompt_index for z, _, row in busy)
@@ -105,9 +109,14 @@ def test_sizes(slots: int, busy: int, left: int) -> None:
     work.refill()
     for slot in range(slots - busy):
         work.finish(0, slot)
-    kept_slots, _ = work.shrunk()
-    assert kept_slots.shape == (1, left)
+    sizes = [slots]
+    while kept := work.shrunk():
+        assert kept[0].shape == (1, work.slots)
+        assert work.slots < sizes[-1]
+        sizes.append(work.slots)
     assert work.slots == left
+    possible = Schedule(slots, 1, 1, slots, slots).sizes()
+    assert sizes == sorted((size for size in possible if size >= left), reverse=True)
 
 
 def test_shrinks_to_what_is_busy() -> None:
@@ -115,11 +124,13 @@ def test_shrinks_to_what_is_busy() -> None:
     work.refill()
     for slot in (0, 1, 2, 4, 5, 6):
         work.finish(0, slot)
-    kept_slots, kept_prompts = work.shrunk()
-    assert kept_slots.tolist() == [[3, 7]]
-    assert kept_prompts.tolist() == [[3, 7]]
+    kept = list(iter(work.shrunk, None))
+    assert [slots.shape[1] for slots, _ in kept] == [7, 6, 5, 4, 3, 2]
+    slots, prompts = (np.arange(8), np.arange(8))
+    for (kept_slots,), (kept_prompts,) in kept:
+        slots, prompts = slots[kept_slots], prompts[kept_prompts]
+    assert slots.tolist() == prompts.tolist() == [3, 7]
     assert [row.prompt_row for _, _, row in work.busy()] == [0, 1]
-    assert [kept.tolist() for kept in work.shrunk()] == [[[0, 1]]] * 2
 
 
 def test_prompts_stay_where_there_are_few() -> None:
@@ -128,7 +139,8 @@ def test_prompts_stay_where_there_are_few() -> None:
     work.refill()
     for slot in (0, 1, 2, 3, 6):
         work.finish(0, slot)
-    kept_slots, kept_prompts = work.shrunk()
-    assert kept_slots.tolist() == [[4, 5, 7]]
-    assert kept_prompts.tolist() == [[0, 1]]
+    kept = list(iter(work.shrunk, None))
+    assert [row.sample_index for _, _, row in work.busy()] == [0, 1, 3]
+    assert [slots.shape[1] for slots, _ in kept] == [7, 6, 5, 4, 3]
+    assert [prompts.tolist() for _, prompts in kept] == [[[0, 1]]] * 5
     assert [row.prompt_row for _, _, row in work.busy()] == [1, 1, 1]

@@ -145,14 +145,12 @@ class Engine:
                 prefix = self._loaded(params, prefix, prompts, loads)
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
-            kept_slots, kept_prompts = work.shrunk()
+            while kept := work.shrunk():
+                state, prefix = self._shrunk(state, prefix, *kept)
             needed = max(columns, self._columns(self._longest(work, limits)))
-            if work.slots * self.shards < len(state.token) or needed > columns:
-                state = self.programs.resize(state, kept_slots, columns=needed)
+            if needed > columns:
+                state = self.programs.resize(state, self._all(work.slots), columns=needed)
                 columns = needed
-            if work.prompt_rows < prefix.lengths.shape[1]:
-                held = prefix.layers[0].columns
-                prefix = self.programs.resize_prefix(prefix, kept_prompts, columns=held)
             if loads and self.config.compile_ahead:
                 self._compile_ahead(params, work, max(limits), prefix, places, drawn)
             members, place = work.readers(min(places, work.slots))
@@ -327,6 +325,17 @@ class Engine:
         arrays = (np.asarray(values, np.int32) for values in columns)
         rows = self.programs.insert(replace(state, layers=()), key, *arrays)
         return replace(rows, layers=state.layers)
+
+    def _shrunk(
+        self, state: Slots, prefix: SharedPrefix, slots_ZS: np.ndarray, prompts_ZP: np.ndarray
+    ) -> tuple[Slots, SharedPrefix]:
+        """These slots and prompts of a shard alone."""
+        if slots_ZS.size < len(state.token):
+            state = self.programs.resize(state, slots_ZS, columns=state.layers[0].columns)
+        if prompts_ZP.size < prefix.lengths.size:
+            held = prefix.layers[0].columns
+            prefix = self.programs.resize_prefix(prefix, prompts_ZP, columns=held)
+        return state, prefix
 
     def _collect(
         self, report: tuple[np.ndarray, ...], work: Schedule, stop_check: StopCheck | None

@@ -121,17 +121,22 @@ class Schedule:
         """Numbers of slots of a shard that `shrunk` may choose now or later."""
         return [size for size in _sizes(self.first_slots) if size <= self.slots]
 
-    def shrunk(self) -> tuple[np.ndarray, np.ndarray]:
-        """Fewer slots where nothing waits and what is busy fits into 7/8, 6/8, ... 1/8, 1/16, ...
+    def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """One step from all slots to 7/8, 6/8, ... 1/8, 1/16, ... of them, where nothing waits and
+        these hold what is busy. None where they do not; it is called again until then.
 
-        Few sizes, as each is a program of its own. Returns the slots that stay [Z, S] and the
-        prompt rows that stay [Z, P]: all in their order where there are no fewer.
+        So there are few sizes, each a program of its own, and few ways from one to another, which
+        are programs too. Returns the slots that stay [Z, S] and the prompt rows that stay [Z, P]:
+        all in their order where there are no fewer.
         """
-        slots, prompt_rows = self.slots, self.prompt_rows
-        if not self.queue:
-            busiest = max(sum(row is not None for row in rows) for rows in self.rows)
-            slots = min(size for size in self.sizes() if size >= busiest)
-            prompt_rows = min(prompt_rows, slots)
+        if self.queue:
+            return None
+        busiest = max(sum(row is not None for row in rows) for rows in self.rows)
+        fewer = [size for size in self.sizes() if busiest <= size < self.slots]
+        slots = max(fewer, default=self.slots)
+        prompt_rows = min(self.prompt_rows, slots)
+        if (slots, prompt_rows) == (self.slots, self.prompt_rows):
+            return None
         self._drop_finished_prompts()
         kept = [_kept(rows, slots) for rows in self.rows]
         kept_prompts = [_kept(prompts, prompt_rows) for prompts in self.prompts]
