@@ -148,8 +148,8 @@ def packing_of(config: GrpoConfig) -> Packing:
     completion = longest_completion(config) + 1  # behind a copy of the prompt's last token
     longest = config.max_prompt_tokens + completion - 1
     length, parts = config.pack_length or longest, 4 * config.pack_choices
-    lengths = [length * (parts - less) // parts for less in range(config.pack_choices)]
-    lengths = [each for each in lengths if each >= longest]
+    choices = {length * (parts - less) // parts for less in range(config.pack_choices)}
+    lengths = sorted((each for each in choices if each >= longest), reverse=True)
     shared = config.share_prompts
     span = Span(config.max_prompt_tokens, completion) if shared else Span(0, longest)
     return Packing(
