@@ -84,6 +84,8 @@ def test_long_rows_have_a_span() -> None:
     assert choice == Packing((960, 912, 864, 816, 768), 16, Span(64, 129))
     few = packing_of(config_of(**race, pack_length=200, pack_choices=8))
     assert few.lengths == (200, 193)  # what is shorter has no room for a prompt and completion
+    tiny = config_of(max_prompt_tokens=2, max_tokens=2, pack_length=8, pack_choices=8)
+    assert packing_of(tiny).lengths == (8, 7, 6)  # each once
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.6])
