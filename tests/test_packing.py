@@ -99,9 +99,9 @@ def test_a_shared_prompt_stands_once() -> None:
 
 
 def test_a_row_is_filled_with_part_of_a_group() -> None:
-    """The first group has no room as a whole; behind the others one piece of it fits exactly.
+    """The first group has no room as a whole; beside the others one piece of it fits exactly.
 
-    The next row begins with its other two, behind their prompt again.
+    The next row has its other two, behind their prompt again. Long pieces come early in a row.
     """
     groups = [
         prompt_group([10, 11, 12], [20, 21, 22, 23], [30, 31, 32], [40, 41]),  # 2 + 5 + 4 + 3
@@ -111,15 +111,15 @@ def test_a_row_is_filled_with_part_of_a_group() -> None:
     batch, used = pack(groups, row_lengths=13, rows=2)
     assert used == 1
     assert batch.tokens[0].tolist() == [
-        [13, 14, 15, 50, 15, 60, 16, 70, 10, 11, 12, 40, 41],
+        [10, 11, 12, 40, 41, 13, 14, 15, 50, 15, 60, 16, 70],
         [10, 11, 12, 20, 21, 22, 23, 12, 30, 31, 32, 0, 0],
     ]
     assert batch.segment_ids[0].tolist() == [
-        [1] * 6 + [2] * 2 + [3] * 5,
+        [1] * 5 + [2] * 6 + [3] * 2,
         [1] * 11 + [0, 0],
     ]
     assert batch.completion_ids[0].tolist() == [
-        [0, 0, 4, 4, 5, 5, 6, 6, 0, 0, 3, 3, 3],
+        [0, 0, 3, 3, 3, 0, 0, 4, 4, 5, 5, 6, 6],
         [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0],
     ]
 

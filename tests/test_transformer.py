@@ -461,3 +461,32 @@ def test_blocks_of_queries_are_one_attention(
     ):
         np.testing.assert_allclose(found, expected, atol=atol)
         assert float(jnp.abs(expected).max()) > 0.3
+
+
+def test_a_block_takes_half_a_window_where_that_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where that shows all in every row; padding, at the end of the first, looks nowhere."""
+    monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+    segments, pieces = np.zeros((2, 40), np.int32), np.zeros((2, 40), np.int32)
+    for row, lengths in enumerate([(16, 7), (9, 13, 8, 6)]):
+        segments[row, : 2 + sum(lengths)] = 1
+        ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        pieces[row, 2 : 2 + len(ids)] = ids
+    mask = attention.packed_mask(jnp.asarray(segments), jnp.asarray(pieces))
+    blocks = attention._blocks(40, Span(2, 16), one_device=True)
+    taken = [block.nearer and bool(block.nearer.shows_all(mask)) for block in blocks]
+    assert taken == [None] * 4 + [False, False] + [True] * 4
+    rng = np.random.default_rng(0)
+    qkv = [jnp.asarray(rng.normal(size=(2, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
+    qkv[1:] = [x.swapaxes(1, 2) for x in qkv[1:]]
+
+    def outcome(attend: Any) -> Any:
+        def loss(*qkv: jax.Array) -> Any:
+            mixed = attend(*qkv, mask)
+            return jnp.sum(mixed**2), mixed
+
+        grads, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
+        return [mixed, *grads]
+
+    found = outcome(partial(attention.attend_causally, span=Span(2, 16), one_device=True))
+    for one, expected in zip(found, outcome(softmax_attention), strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-5)

@@ -166,13 +166,21 @@ class _Row:
 
 
 def _placed(row: _Row) -> list[tuple[int, int, int, Piece]]:
-    """(segment, completion id, first position, piece) in the row's order; a prefix has id 0."""
+    """(segment, completion id, first position, piece) in the row's order; a prefix has id 0.
+
+    Long pieces come early, where there is little before them in which attention could be spared.
+    """
     parts = []
-    for number, segment in enumerate(row.segments, start=1):
+    for number, segment in enumerate(sorted(row.segments, key=_longest, reverse=True), start=1):
         prefix = Piece(segment.prefix, np.zeros(len(segment.prefix), np.float32))
         parts.append((number, 0, 0, prefix))
-        parts += [(number, index, len(segment.prefix), piece) for index, piece in segment.pieces]
+        pieces = sorted(segment.pieces, key=lambda numbered: -len(numbered[1].tokens))
+        parts += [(number, index, len(segment.prefix), piece) for index, piece in pieces]
     return parts
+
+
+def _longest(segment: _Segment) -> int:
+    return max(len(piece.tokens) for _, piece in segment.pieces)
 
 
 def _segments(groups: Sequence[Group], length: int, share: bool, whole: bool) -> list[_Segment]:

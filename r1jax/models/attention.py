@@ -6,7 +6,8 @@ Shape legend: B rows, L queries, T keys, H query heads, K key/value heads, N hea
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from r1jax.sharding import spec_of
 MASKED = -1e30  # finite: a padding row has nothing to attend to and must not become NaN
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 MIN_BLOCK, MAX_BLOCKS = 64, 12  # queries of a block in attend_causally; blocks of a row
+NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,17 @@ def rope(x_BLHN: jax.Array, sin_cos: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) -> jax.Array:
-    """Which key a query may see in packed rows -> bool [B, L, L] (see types.Batch)."""
+    """Which key a query may see in packed rows -> bool [B, L, L] (see types.Batch).
+
+    Padding sees itself alone, so that it does not make others look far back.
+    """
     length = segment_ids_BL.shape[1]
     same_segment = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
-    mask = same_segment & jnp.tril(jnp.ones((length, length), bool))
+    mask = same_segment & (segment_ids_BL > 0)[:, None] & jnp.tril(jnp.ones((length, length), bool))
     if completion_ids_BL is not None:
         key_ids = completion_ids_BL[:, None, :]
         mask &= (key_ids == 0) | (key_ids == completion_ids_BL[:, :, None])
-    return mask
+    return mask | jnp.eye(length, dtype=bool)
 
 
 def attend_causally(
@@ -105,15 +110,17 @@ def attend_causally(
     v_BKLN: jax.Array,
     mask_BLL: jax.Array,
     span: Span | None = None,
+    one_device: bool = False,
 ) -> jax.Array:
     """Softmax attention of whole rows under a causal mask, scores in float32 -> [B, L, H, N].
 
     Queries come in blocks, each against the keys up to its own end; where the mask shows no more
     than a `span`, against those of a prefix and of the window only. So most of the scores that the
-    mask hides are not computed.
+    mask hides are not computed. On `one_device` a block whose queries turn out to see no more than
+    half a long window takes half of it: which is so, all rows must agree on.
     """
     length = q_BLHN.shape[1]
-    blocks = _blocks(length, span or Span(length, length))
+    blocks = _blocks(length, span or Span(length, length), one_device)
     return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)
 
 
@@ -129,6 +136,12 @@ class _Block:
     end: int
     prefix: int  # columns, 0 where the window begins with the row
     window: int
+    nearer: _Block | None = None  # the same queries with a window that is often enough
+
+    @property
+    def columns(self) -> int:
+        """T"""
+        return self.prefix + self.end - self.window
 
     def queries(self, x_BLHN: jax.Array) -> jax.Array:
         """Its part of queries, or of what is aligned to them -> [B, H, Q, N]."""
@@ -156,6 +169,11 @@ class _Block:
         prefix_BQT = _slices(mask_BQL, first_B, self.prefix) & before_BT[:, None]
         return jnp.concatenate([prefix_BQT, window_BQT], axis=2)
 
+    def shows_all(self, mask_BLL: jax.Array) -> jax.Array:
+        """Whether its columns are all that its queries see, bool scalar."""
+        shown = jnp.sum(self.mask(mask_BLL, self.first(mask_BLL)))
+        return shown == jnp.sum(mask_BLL[:, self.start : self.end])
+
     def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array, first_B: jax.Array) -> jax.Array:
         """The total with a gradient of what `seen` gave added where that came from."""
         if self.prefix:
@@ -171,14 +189,35 @@ def _slices(x: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
     return jax.vmap(take)(x, start_B)
 
 
-def _blocks(length: int, span: Span) -> tuple[_Block, ...]:
+def _block(start: int, end: int, prefix: int, window: int) -> _Block:
+    """Of queries that see so many columns: a prefix, and a window up to their own."""
+    first = start + 1 - window
+    if prefix < first:
+        return _Block(start, end, prefix, first)
+    return _Block(start, end, 0, 0)  # what is before the window is the shorter prefix
+
+
+def _blocks(length: int, span: Span, one_device: bool) -> tuple[_Block, ...]:
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
     blocks = []
     for start in range(0, length, size):
-        end, window = min(start + size, length), start + 1 - span.window
-        apart = span.prefix < window  # else what is before the window is the shorter prefix
-        blocks.append(_Block(start, end, *((span.prefix, window) if apart else (0, 0))))
+        end = min(start + size, length)
+        block = _block(start, end, span.prefix, span.window)
+        nearer = _block(start, end, span.prefix, span.window // 2 + 1)
+        if one_device and nearer.columns <= NEARER * block.columns:
+            block = replace(block, nearer=nearer)
+        blocks.append(block)
     return tuple(blocks)
+
+
+def _with_columns(
+    block: _Block, mask_BLL: jax.Array, compute: Callable[..., Any], *args: Any
+) -> Any:
+    """compute(block, *args), with the nearer window where that shows all."""
+    if block.nearer is None:
+        return compute(block, *args)
+    near, far = (functools.partial(compute, one) for one in (block.nearer, block))
+    return jax.lax.cond(block.nearer.shows_all(mask_BLL), near, far, *args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -199,17 +238,15 @@ def _attend_forward(
     mask_BLL: jax.Array,
     blocks: tuple[_Block, ...],
 ) -> tuple[jax.Array, Any]:
-    mixed, softmaxes = [], []
-    for block in blocks:
+    def forward(block: _Block) -> tuple[jax.Array, jax.Array]:
         first_B = block.first(mask_BLL)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
         scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), k_BKTN)
-        mask_BQT = block.mask(mask_BLL, first_B)
-        weights_BHQT, total_BHQ1, _ = softmax(scores_BHQT, mask_BQT, q_BLHN.shape[-1])
-        mixed.append(_mixed(weights_BHQT, total_BHQ1, v_BKTN))
-        softmaxes.append((weights_BHQT, total_BHQ1, first_B))
+        return _softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN)
+
+    mixed, lses = zip(*(_with_columns(block, mask_BLL, forward) for block in blocks), strict=True)
     mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
-    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mixed_BLHN, softmaxes)
+    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses)
 
 
 def _attend_backward(
@@ -217,24 +254,36 @@ def _attend_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Autodiff would pad the gradients of each block's keys and values to the whole row.
 
-    With P the softmax, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D), dQ = dS K,
-    dK = dS^T Q. P's denominator is divided out of dO and D, which are smaller.
+    With P the softmax, made again, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D),
+    dQ = dS K, dK = dS^T Q.
     """
-    q_BLHN, k_BKLN, v_BKLN, mixed_BLHN, softmaxes = saved
+    q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses = saved
     dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
-    q_grads = []
-    k_grad_BKLN, v_grad_BKLN = (jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
-    for block, (weights_BHQT, total_BHQ1, first_B) in zip(blocks, softmaxes, strict=True):
-        q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN) / total_BHQ1
+    head_dim = q_BLHN.shape[-1]
+
+    def backward(
+        block: _Block, lse_BHQ1: jax.Array, k_total_BKLN: jax.Array, v_total_BKLN: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        first_B = block.first(mask_BLL)
+        q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
+        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", q_BHQN, k_BKTN)
+        scores_BHQT = _scaled(scores_BHQT, block.mask(mask_BLL, first_B), head_dim)
+        weights_BHQT = jnp.exp(scores_BHQT - lse_BHQ1)
         grad_BHQT = _per_kv_head("bkmn,bktn->bkmt", grad_BHQN, v_BKTN)
-        grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1) / total_BHQ1)
-        grad_BHQT *= q_BLHN.shape[-1] ** -0.5
-        q_grads.append(_per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN))
-        k_part_BKTN = _over_queries(grad_BHQT, q_BHQN, k_BKTN)
-        v_part_BKTN = _over_queries(weights_BHQT, grad_BHQN, v_BKTN)
-        k_grad_BKLN = block.add(k_grad_BKLN, k_part_BKTN, first_B)
-        v_grad_BKLN = block.add(v_grad_BKLN, v_part_BKTN, first_B)
+        grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1)) * head_dim**-0.5
+        return (
+            _per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN),
+            block.add(k_total_BKLN, _over_queries(grad_BHQT, q_BHQN, k_BKTN), first_B),
+            block.add(v_total_BKLN, _over_queries(weights_BHQT, grad_BHQN, v_BKTN), first_B),
+        )
+
+    q_grads = []
+    totals = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
+    for block, lse_BHQ1 in zip(blocks, lses, strict=True):
+        q_grad_BHQN, *totals = _with_columns(block, mask_BLL, backward, lse_BHQ1, *totals)
+        q_grads.append(q_grad_BHQN)
+    k_grad_BKLN, v_grad_BKLN = totals
     q_grad_BLHN = jnp.concatenate(q_grads, axis=2).swapaxes(1, 2)
     return (
         q_grad_BLHN.astype(q_BLHN.dtype),
@@ -273,21 +322,34 @@ def _over_queries(x_BHLT: jax.Array, y_BHLN: jax.Array, like: jax.Array) -> jax.
     return jnp.einsum("bkmt,bkmn->bktn", x_BKMT, y_BKMN, preferred_element_type=jnp.float32)
 
 
+def _scaled(scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int) -> jax.Array:
+    """Scores as the softmax takes them. The mask is added: cheaper than to choose."""
+    return scores_BHLT * head_dim**-0.5 + jnp.where(mask_BLT, 0.0, MASKED)[:, None]
+
+
 def softmax(
     scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of scaled, masked scores: (weights [B, H, L, T], denominators and maxima [B, H, L, 1])."""
-    bias_B1LT = jnp.where(mask_BLT, 0.0, MASKED)[:, None]  # added: cheaper than to choose
-    scores_BHLT = scores_BHLT * head_dim**-0.5 + bias_B1LT
+    """Of scaled, masked scores s: weights w [B, H, L, T], their sums t and d [B, H, L, 1].
+
+    The softmax is w / t, or exp(s - d).
+    """
+    scores_BHLT = _scaled(scores_BHLT, mask_BLT, head_dim)
     top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
     weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
-    return weights_BHLT, weights_BHLT.sum(axis=-1, keepdims=True), top_BHL1
+    total_BHL1 = weights_BHLT.sum(axis=-1, keepdims=True)
+    return weights_BHLT, total_BHL1, top_BHL1 + jnp.log(total_BHL1)
 
 
-def _mixed(weights_BHLT: jax.Array, total_BHL1: jax.Array, v_BKTN: jax.Array) -> jax.Array:
-    """Values, averaged by weight, [B, H, L, N] in their type."""
+def _softmax_mix(
+    scores_BHLT: jax.Array, mask_BLT: jax.Array, v_BKTN: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Values, averaged by the softmax of scores, [B, H, L, N] in their type; its log denominator
+    [B, H, L, 1].
+    """
+    weights_BHLT, total_BHL1, lse_BHL1 = softmax(scores_BHLT, mask_BLT, v_BKTN.shape[-1])
     sum_BHLN = _per_kv_head("bkmt,bktn->bkmn", weights_BHLT, v_BKTN)
-    return (sum_BHLN / total_BHL1).astype(v_BKTN.dtype)
+    return (sum_BHLN / total_BHL1).astype(v_BKTN.dtype), lse_BHL1
 
 
 def _scores_left(q_BHLN: jax.Array, k_BKTN: jax.Array) -> jax.Array:
@@ -314,10 +376,8 @@ def attend_with_lse(
         scores_BHLT = _scores_left(q_BHLN, cache.keys)
     else:
         scores_BHLT = _per_kv_head("bkmn,bktn->bkmt", q_BHLN, cache.keys)
-    weights_BHLT, total_BHL1, top_BHL1 = softmax(scores_BHLT, mask_BLT, q_BLHN.shape[-1])
-    mixed_BHLN = _mixed(weights_BHLT, total_BHL1, cache.values)
-    lse_BHL = (top_BHL1 + jnp.log(total_BHL1))[..., 0]
-    return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL.swapaxes(1, 2)
+    mixed_BHLN, lse_BHL1 = _softmax_mix(scores_BHLT, mask_BLT, cache.values)
+    return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL1[..., 0].swapaxes(1, 2)
 
 
 def attend_shared(

@@ -90,10 +90,9 @@ def attend_to_lanes(
     grouped = rows, cache.keys.shape[2], -1  # the queries of a kv head
     scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), cache.keys)
     scores_BH1T = scores_BKMT.reshape(rows, heads, 1, -1)
-    weights_BH1T, total_BH11, top_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
+    weights_BH1T, total_BH11, lse_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
     mixed_BKMN = _sums(weights_BH1T.reshape(*grouped, cache.columns), cache.values)
     mixed_B1HN = mixed_BKMN.reshape(q_B1HN.shape) / total_BH11.swapaxes(1, 2)
-    lse_BH11 = top_BH11 + jnp.log(total_BH11)
     return mixed_B1HN.astype(q_B1HN.dtype), lse_BH11[..., 0].swapaxes(1, 2)
 
 

@@ -175,7 +175,8 @@ class Block(nn.Module):
             return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh, self.span)
         if kernel == "cudnn":
             return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
-        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen, self.span)
+        one_device = self.mesh is None or self.mesh.size == 1
+        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen, self.span, one_device)
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -52,7 +54,7 @@ class EngineConfig:
     prefill_batch: int = 8  # prompts prefilled together, a device
     prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
     memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
-    compile_ahead: bool = False  # decoding, for all sizes that it may come to, with its first step
+    compile_ahead: bool = False  # for all sizes that decoding may come to, with its first step
     lane_cache: bool = False  # on one CPU decoding reads faster, but compiles half as long again
 
     def __post_init__(self) -> None:
@@ -143,6 +145,8 @@ class Engine:
             loads, starts = work.refill()
             if loads:
                 prefix = self._loaded(params, prefix, prompts, loads)
+                if self.config.compile_ahead:
+                    self._compile_ahead(params, work, max(limits), prefix, places, drawn)
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
             while kept := work.shrunk():
@@ -151,8 +155,6 @@ class Engine:
             if needed > columns:
                 state = self.programs.resize(state, self._all(work.slots), columns=needed)
                 columns = needed
-            if loads and self.config.compile_ahead:
-                self._compile_ahead(params, work, max(limits), prefix, places, drawn)
             members, place = work.readers(min(places, work.slots))
             began = time.perf_counter()
             state, report = self.programs.decode(
@@ -230,22 +232,30 @@ class Engine:
         places: int,
         sampling: SamplingConfig,
     ) -> None:
-        """Compiles `decode` for all slots and columns that these prompts may come to, side by side.
-
-        Else the first iterations stop for it, one size after the other.
+        """Compiles what decodes and resizes at all slots and columns that these prompts may come
+        to, side by side. Else the first iterations stop for it, one size after the other.
         """
         chunk, held = self.config.chunk, prefix.layers[0].columns
-        own = {self._columns(min(n, limit)) for n in range(chunk, limit + chunk, chunk)}
-
-        def shape(slots: int, columns: int) -> tuple[Any, ...]:
-            shared = min(work.prompt_rows, slots), held, min(places, slots)
-            return (slots, columns), shared, sampling, chunk
-
-        shapes = [shape(slots, columns) for columns in sorted(own) for slots in work.sizes()]
-        new = [one for one in shapes if one not in self._compiled]
+        sizes = sorted(work.sizes(), reverse=True)
+        own = sorted({self._columns(min(n, limit)) for n in range(chunk, limit + chunk, chunk)})
+        prompts = [min(work.prompt_rows, slots) for slots in sizes]
+        ways = [((a, n), (b, n)) for a, b in pairwise(sizes) for n in own]
+        ways += [((n, a), (n, b)) for n in sizes for a, b in pairwise(own)]
+        fewer = [((a, held), (b, held)) for a, b in pairwise(prompts) if b < a]
+        by = self.programs
+        jobs: dict[Any, Callable[[], Any]] = {}
+        for way in ways:
+            jobs["rows", way] = partial(by.compile_resize, *way)
+        for way in fewer:
+            jobs["prompts", way] = partial(by.compile_resize_prefix, *way)
+        for columns in own:
+            for slots, read in zip(sizes, prompts, strict=True):
+                shape = (slots, columns), (read, held, min(places, slots)), sampling, chunk
+                jobs["decode", shape] = partial(by.compile_decode, params, *shape)
+        new = [key for key in jobs if key not in self._compiled]
         self._compiled.update(new)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda one: self.programs.compile_decode(params, *one), new))
+            list(pool.map(lambda key: jobs[key](), new))
 
     def _all(self, count: int) -> np.ndarray:
         """The indices of all rows of every shard [Z, count]."""

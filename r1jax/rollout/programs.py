@@ -187,6 +187,21 @@ class Programs:
         lowered = self.decode.lower(params, state, shared, idle, sampling=sampling, steps=steps)
         return lowered.compile()
 
+    def compile_resize(self, size: tuple[int, int], new: tuple[int, int]) -> None:
+        """`resize` from (slots a shard, columns) to others."""
+        state = self.empty.eval_shape(self.shards * size[0], size[1])
+        keep = jax.ShapeDtypeStruct((self.shards, new[0]), np.int32)
+        self.keep.lower(replace(state, layers=()), keep).compile()
+        self.resize_layer.lower(state.layers[0], keep, state.column, columns=new[1]).compile()
+
+    def compile_resize_prefix(self, size: tuple[int, int], new: tuple[int, int]) -> None:
+        """`resize_prefix` from (prompts a shard, columns) to others."""
+        prefix = self.empty_prefix.eval_shape(*size)
+        keep = jax.ShapeDtypeStruct((self.shards, new[0]), np.int32)
+        self.keep_prefix.lower(replace(prefix, layers=()), keep).compile()
+        end = np.int32(size[1])
+        self.resize_layer.lower(prefix.layers[0], keep, end, columns=new[1]).compile()
+
     def _split(self, x: jax.Array) -> jax.Array:
         """[Z n, ...] -> [Z, n, ...]"""
         x = x.reshape(self.shards, -1, *x.shape[1:])
