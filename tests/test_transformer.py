@@ -373,6 +373,16 @@ def test_remat_keeps_less(params: Any) -> None:
     assert kept("full") < kept("dots") < kept("none")
 
 
+def test_remat_of_dots_runs_attention_once(params: Any) -> None:
+    def maxima(remat: str) -> int:
+        """Softmaxes of attention in both passes: the backward pass takes their maxima as given."""
+        model, tokens = Transformer(replace(TINY, remat=remat)), random_tokens(2)
+        grad = jax.grad(lambda p: jnp.sum(forward(model, p, *plain(tokens)).hidden))
+        return str(jax.make_jaxpr(grad)(params)).count("reduce_max")
+
+    assert maxima("full") > maxima("dots") == maxima("none") > 0
+
+
 def test_bfloat16_computes_on_float32_masters(params: Any, scanned: Any) -> None:
     config = replace(TINY, dtype="bfloat16")
     fresh, _ = param_axes(config)

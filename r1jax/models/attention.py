@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
@@ -22,6 +23,7 @@ from r1jax.sharding import spec_of
 MASKED = -1e30  # finite: a padding row has nothing to attend to and must not become NaN
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 MIN_BLOCK, MAX_BLOCKS = 64, 12  # queries of a block in attend_causally; blocks of a row
+ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
 NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
 
@@ -246,6 +248,7 @@ def _attend_forward(
 
     mixed, lses = zip(*(_with_columns(block, mask_BLL, forward) for block in blocks), strict=True)
     mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
+    mixed_BLHN, lses = checkpoint_name((mixed_BLHN, lses), ATTENTION)
     return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses)
 
 
@@ -435,7 +438,12 @@ def attend_by_segments(
         mask = splash.MultiHeadMask([visible] * q.shape[1])
         sizes = splash.BlockSizes(*(block,) * 8)
         kernel = splash.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name=ATTENTION,
+            interpret=interpret,
         )
         ids = splash.SegmentIds(q=segments, kv=segments)
         return jax.vmap(kernel)(q, k, v, ids)

@@ -38,7 +38,7 @@ class ModelConfig:
     fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
     weights_left: bool = False  # fused matrices [out, in] and cached keys stand left (engine, CPU)
     attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
-    remat: str = "none"  # what the backward pass recomputes: none, full, dots (keeps matmuls)
+    remat: str = "none"  # what the backward pass recomputes: none, full, dots (no products)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -21,6 +21,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.attention import (
+    ATTENTION,
     Cache,
     LayerCache,
     SharedPrefix,
@@ -309,8 +310,11 @@ class Transformer(nn.Module):
 def _remat(block: type[Block], policy: str) -> Any:
     if policy == "none":
         return block
-    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return nn.remat(block, policy=keep, prevent_cse=False)
+    policies = jax.checkpoint_policies
+    dots = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION)
+    )
+    return nn.remat(block, policy=dots if policy == "dots" else None, prevent_cse=False)
 
 
 def forward(model: Transformer, params: Any, *args: Any, **kwargs: Any) -> Output:
