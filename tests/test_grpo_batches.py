@@ -16,8 +16,8 @@ from helpers import MODEL, example, grpo_config
 from r1jax import losses
 from r1jax.config import section
 from r1jax.data.packing import completion_group, pack
-from r1jax.models.attention import Span
 from r1jax.models.config import ModelConfig
+from r1jax.models.packed_attention import Span
 from r1jax.models.transformer import Transformer, init_params
 from r1jax.rollout.graded import open_pool
 from r1jax.stages import grpo, grpo_rollouts

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.models.attention import (
+from r1jax.models.config import ModelConfig
+from r1jax.models.packed_attention import (
     Span,
     attend_by_cudnn,
     attend_by_segments,
@@ -20,7 +21,6 @@ from r1jax.models.attention import (
     choose_kernel,
     packed_mask,
 )
-from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig

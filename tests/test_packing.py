@@ -23,9 +23,9 @@ from r1jax.data.packing import (
     sequence_group,
 )
 from r1jax.logprobs import token_logprobs
-from r1jax.models import attention
-from r1jax.models.attention import Span
+from r1jax.models import packed_attention
 from r1jax.models.config import ModelConfig
+from r1jax.models.packed_attention import Span
 from r1jax.models.transformer import Transformer
 from r1jax.types import Batch
 
@@ -324,7 +324,7 @@ def test_packed_is_one_by_one(
     span: Span | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+    monkeypatch.setattr(packed_attention, "MIN_BLOCK", 4)
     groups, logprobs, grads = one_by_one
     packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts)
     batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)

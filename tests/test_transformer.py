@@ -11,17 +11,11 @@ import pytest
 
 from r1jax.config import ConfigError
 from r1jax.logprobs import token_logprobs
-from r1jax.models import attention
-from r1jax.models.attention import (
-    Cache,
-    LayerCache,
-    SharedPrefix,
-    Span,
-    attend_with_lse,
-    update_cache,
-)
+from r1jax.models import packed_attention
+from r1jax.models.attention import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
+from r1jax.models.packed_attention import Span
 from r1jax.models.transformer import (
     Transformer,
     forward,
@@ -439,8 +433,8 @@ def test_blocks_of_queries_are_one_attention(
 ) -> None:
     """Values and gradients, with two queries to a kv head, rows of other segments; the last token
     of a row is padding."""
-    monkeypatch.setattr(attention, "MIN_BLOCK", limits[0])
-    monkeypatch.setattr(attention, "MAX_BLOCKS", limits[1])
+    monkeypatch.setattr(packed_attention, "MIN_BLOCK", limits[0])
+    monkeypatch.setattr(packed_attention, "MAX_BLOCKS", limits[1])
     rng = np.random.default_rng(0)
     q_BLHN = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype)
     k_BKLN, v_BKLN = jnp.asarray(rng.normal(size=(2, 2, 2, length, 8)), dtype)
@@ -465,7 +459,7 @@ def test_blocks_of_queries_are_one_attention(
 
     atol = 1e-5 if dtype == jnp.float32 else 0.05
     for found, expected in zip(
-        outcome(partial(attention.attend_causally, span=span)),
+        outcome(partial(packed_attention.attend_causally, span=span)),
         outcome(softmax_attention),
         strict=True,
     ):
@@ -475,14 +469,14 @@ def test_blocks_of_queries_are_one_attention(
 
 def test_a_block_takes_half_a_window_where_that_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where that shows all in every row; padding, at the end of the first, looks nowhere."""
-    monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+    monkeypatch.setattr(packed_attention, "MIN_BLOCK", 4)
     segments, pieces = np.zeros((2, 40), np.int32), np.zeros((2, 40), np.int32)
     for row, lengths in enumerate([(16, 7), (9, 13, 8, 6)]):
         segments[row, : 2 + sum(lengths)] = 1
         ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
         pieces[row, 2 : 2 + len(ids)] = ids
-    mask = attention.packed_mask(jnp.asarray(segments), jnp.asarray(pieces))
-    blocks = attention._blocks(40, Span(2, 16), one_device=True)
+    mask = packed_attention.packed_mask(jnp.asarray(segments), jnp.asarray(pieces))
+    blocks = packed_attention._blocks(40, Span(2, 16), one_device=True)
     taken = [block.nearer and bool(block.nearer.shows_all(mask)) for block in blocks]
     assert taken == [None] * 4 + [False, False] + [True] * 4
     rng = np.random.default_rng(0)
@@ -497,6 +491,6 @@ def test_a_block_takes_half_a_window_where_that_shows_all(monkeypatch: pytest.Mo
         grads, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
         return [mixed, *grads]
 
-    found = outcome(partial(attention.attend_causally, span=Span(2, 16), one_device=True))
+    found = outcome(partial(packed_attention.attend_causally, span=Span(2, 16), one_device=True))
     for one, expected in zip(found, outcome(softmax_attention), strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)

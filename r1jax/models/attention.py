@@ -1,41 +1,17 @@
-"""Rotary positions and grouped-query attention, with and without a cache.
+"""Rotary positions, and grouped-query attention to a cache.
 
 Shape legend: B rows, L queries, T keys, H query heads, K key/value heads, N head dimension.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
-
-from r1jax.config import ConfigError
-from r1jax.models.config import ModelConfig
-from r1jax.sharding import spec_of
 
 MASKED = -1e30  # finite: a padding row has nothing to attend to and must not become NaN
-SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
-MIN_BLOCK, MAX_BLOCKS = 64, 12  # queries of a block in attend_causally; blocks of a row
-ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
-NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
-
-
-@dataclass(frozen=True)
-class Span:
-    """What a token of a packed row sees at most: where its segment begins, and a window up to it.
-
-    What is shared in a segment, a prompt, stands where it begins.
-    """
-
-    prefix: int  # the segment's first columns
-    window: int  # columns, the token's own among them
 
 
 @struct.dataclass
@@ -92,214 +68,7 @@ def rope(x_BLHN: jax.Array, sin_cos: tuple[jax.Array, jax.Array]) -> jax.Array:
     return rotated.astype(x_BLHN.dtype)
 
 
-def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) -> jax.Array:
-    """Which key a query may see in packed rows -> bool [B, L, L] (see types.Batch).
-
-    Padding sees itself alone, so that it does not make others look far back.
-    """
-    length = segment_ids_BL.shape[1]
-    same_segment = segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]
-    mask = same_segment & (segment_ids_BL > 0)[:, None] & jnp.tril(jnp.ones((length, length), bool))
-    if completion_ids_BL is not None:
-        key_ids = completion_ids_BL[:, None, :]
-        mask &= (key_ids == 0) | (key_ids == completion_ids_BL[:, :, None])
-    return mask | jnp.eye(length, dtype=bool)
-
-
-def attend_causally(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
-    mask_BLL: jax.Array,
-    span: Span | None = None,
-    one_device: bool = False,
-) -> jax.Array:
-    """Softmax attention of whole rows under a causal mask, scores in float32 -> [B, L, H, N].
-
-    Queries come in blocks, each against the keys up to its own end; where the mask shows no more
-    than a `span`, against those of a prefix and of the window only. So most of the scores that the
-    mask hides are not computed. On `one_device` a block whose queries turn out to see no more than
-    half a long window takes half of it: which is so, all rows must agree on.
-    """
-    length = q_BLHN.shape[1]
-    blocks = _blocks(length, span or Span(length, length), one_device)
-    return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Queries [start, end) of a row; they see nothing but a prefix and columns [window, end).
-
-    The prefix is that of the segment which the first query continues: segments that begin behind
-    it begin in the window. Where a prefix begins, differs from row to row: `first_B`.
-    """
-
-    start: int
-    end: int
-    prefix: int  # columns, 0 where the window begins with the row
-    window: int
-    nearer: _Block | None = None  # the same queries with a window that is often enough
-
-    @property
-    def columns(self) -> int:
-        """T"""
-        return self.prefix + self.end - self.window
-
-    def queries(self, x_BLHN: jax.Array) -> jax.Array:
-        """Its part of queries, or of what is aligned to them -> [B, H, Q, N]."""
-        return x_BLHN[:, self.start : self.end].swapaxes(1, 2)
-
-    def first(self, mask_BLL: jax.Array) -> jax.Array:
-        """Where the prefix begins, int32 [B]."""
-        last = mask_BLL.shape[2] - self.prefix
-        return jnp.minimum(jnp.argmax(mask_BLL[:, self.start], axis=1), last)
-
-    def seen(self, x_BKLN: jax.Array, first_B: jax.Array) -> jax.Array:
-        """The columns T that it sees of keys or values."""
-        window_BKTN = x_BKLN[:, :, self.window : self.end]
-        if self.prefix == 0:
-            return window_BKTN
-        return jnp.concatenate([_slices(x_BKLN, first_B, self.prefix), window_BKTN], axis=2)
-
-    def mask(self, mask_BLL: jax.Array, first_B: jax.Array) -> jax.Array:
-        """Which of these columns each query sees, bool [B, Q, T]: none of them twice."""
-        mask_BQL = mask_BLL[:, self.start : self.end]
-        window_BQT = mask_BQL[:, :, self.window : self.end]
-        if self.prefix == 0:
-            return window_BQT
-        before_BT = first_B[:, None] + jnp.arange(self.prefix) < self.window
-        prefix_BQT = _slices(mask_BQL, first_B, self.prefix) & before_BT[:, None]
-        return jnp.concatenate([prefix_BQT, window_BQT], axis=2)
-
-    def shows_all(self, mask_BLL: jax.Array) -> jax.Array:
-        """Whether its columns are all that its queries see, bool scalar."""
-        shown = jnp.sum(self.mask(mask_BLL, self.first(mask_BLL)))
-        return shown == jnp.sum(mask_BLL[:, self.start : self.end])
-
-    def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array, first_B: jax.Array) -> jax.Array:
-        """The total with a gradient of what `seen` gave added where that came from."""
-        if self.prefix:
-            prefix_BKTN = _slices(total_BKLN, first_B, self.prefix) + part_BKTN[:, :, : self.prefix]
-            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-            total_BKLN = jax.vmap(put)(total_BKLN, prefix_BKTN, first_B)
-        return total_BKLN.at[:, :, self.window : self.end].add(part_BKTN[:, :, self.prefix :])
-
-
-def _slices(x: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
-    """`size` columns of axis 2, in each row from its own start."""
-    take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
-    return jax.vmap(take)(x, start_B)
-
-
-def _block(start: int, end: int, prefix: int, window: int) -> _Block:
-    """Of queries that see so many columns: a prefix, and a window up to their own."""
-    first = start + 1 - window
-    if prefix < first:
-        return _Block(start, end, prefix, first)
-    return _Block(start, end, 0, 0)  # what is before the window is the shorter prefix
-
-
-def _blocks(length: int, span: Span, one_device: bool) -> tuple[_Block, ...]:
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    blocks = []
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        block = _block(start, end, span.prefix, span.window)
-        nearer = _block(start, end, span.prefix, span.window // 2 + 1)
-        if one_device and nearer.columns <= NEARER * block.columns:
-            block = replace(block, nearer=nearer)
-        blocks.append(block)
-    return tuple(blocks)
-
-
-def _with_columns(
-    block: _Block, mask_BLL: jax.Array, compute: Callable[..., Any], *args: Any
-) -> Any:
-    """compute(block, *args), with the nearer window where that shows all."""
-    if block.nearer is None:
-        return compute(block, *args)
-    near, far = (functools.partial(compute, one) for one in (block.nearer, block))
-    return jax.lax.cond(block.nearer.shows_all(mask_BLL), near, far, *args)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_in_blocks(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
-    mask_BLL: jax.Array,
-    blocks: tuple[_Block, ...],
-) -> jax.Array:
-    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)[0]
-
-
-def _attend_forward(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
-    mask_BLL: jax.Array,
-    blocks: tuple[_Block, ...],
-) -> tuple[jax.Array, Any]:
-    def forward(block: _Block) -> tuple[jax.Array, jax.Array]:
-        first_B = block.first(mask_BLL)
-        k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
-        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), k_BKTN)
-        return _softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN)
-
-    mixed, lses = zip(*(_with_columns(block, mask_BLL, forward) for block in blocks), strict=True)
-    mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
-    mixed_BLHN, lses = checkpoint_name((mixed_BLHN, lses), ATTENTION)
-    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses)
-
-
-def _attend_backward(
-    blocks: tuple[_Block, ...], saved: Any, mixed_grad_BLHN: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Autodiff would pad the gradients of each block's keys and values to the whole row.
-
-    With P the softmax, made again, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D),
-    dQ = dS K, dK = dS^T Q.
-    """
-    q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses = saved
-    dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
-    head_dim = q_BLHN.shape[-1]
-
-    def backward(
-        block: _Block, lse_BHQ1: jax.Array, k_total_BKLN: jax.Array, v_total_BKLN: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        first_B = block.first(mask_BLL)
-        q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN)
-        k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
-        scores_BHQT = _per_kv_head("bkmn,bktn->bkmt", q_BHQN, k_BKTN)
-        scores_BHQT = _scaled(scores_BHQT, block.mask(mask_BLL, first_B), head_dim)
-        weights_BHQT = jnp.exp(scores_BHQT - lse_BHQ1)
-        grad_BHQT = _per_kv_head("bkmn,bktn->bkmt", grad_BHQN, v_BKTN)
-        grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1)) * head_dim**-0.5
-        return (
-            _per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN),
-            block.add(k_total_BKLN, _over_queries(grad_BHQT, q_BHQN, k_BKTN), first_B),
-            block.add(v_total_BKLN, _over_queries(weights_BHQT, grad_BHQN, v_BKTN), first_B),
-        )
-
-    q_grads = []
-    totals = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
-    for block, lse_BHQ1 in zip(blocks, lses, strict=True):
-        q_grad_BHQN, *totals = _with_columns(block, mask_BLL, backward, lse_BHQ1, *totals)
-        q_grads.append(q_grad_BHQN)
-    k_grad_BKLN, v_grad_BKLN = totals
-    q_grad_BLHN = jnp.concatenate(q_grads, axis=2).swapaxes(1, 2)
-    return (
-        q_grad_BLHN.astype(q_BLHN.dtype),
-        k_grad_BKLN.astype(k_BKLN.dtype),
-        v_grad_BKLN.astype(v_BKLN.dtype),
-        None,
-    )
-
-
-_attend_in_blocks.defvjp(_attend_forward, _attend_backward)
-
-
-def _by_kv_head(x_BHL: jax.Array, like: jax.Array) -> jax.Array:
+def by_kv_head(x_BHL: jax.Array, like: jax.Array) -> jax.Array:
     """[B, H, L, ...] -> [B, K, M, ...], in the type of `like` [B, K, ...].
 
     The queries that share a kv head lie in one axis M = (H / K) L, so that products with what it
@@ -308,24 +77,18 @@ def _by_kv_head(x_BHL: jax.Array, like: jax.Array) -> jax.Array:
     return x_BHL.reshape(*like.shape[:2], -1, x_BHL.shape[-1]).astype(like.dtype)
 
 
-def _per_kv_head(equation: str, x_BHL: jax.Array, of_kv_heads: jax.Array) -> jax.Array:
+def per_kv_head(equation: str, x_BHL: jax.Array, of_kv_heads: jax.Array) -> jax.Array:
     """A product of what each query has with what its kv head has, float32 [B, H, L, ...]."""
     product = jnp.einsum(
         equation,
-        _by_kv_head(x_BHL, of_kv_heads),
+        by_kv_head(x_BHL, of_kv_heads),
         of_kv_heads,
         preferred_element_type=jnp.float32,
     )
     return product.reshape(*x_BHL.shape[:3], -1)
 
 
-def _over_queries(x_BHLT: jax.Array, y_BHLN: jax.Array, like: jax.Array) -> jax.Array:
-    """x^T y over the queries of a kv head, in the type of `like`, float32 [B, K, T, N]."""
-    x_BKMT, y_BKMN = (_by_kv_head(x, like) for x in (x_BHLT, y_BHLN))
-    return jnp.einsum("bkmt,bkmn->bktn", x_BKMT, y_BKMN, preferred_element_type=jnp.float32)
-
-
-def _scaled(scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int) -> jax.Array:
+def scaled(scores_BHLT: jax.Array, mask_BLT: jax.Array, head_dim: int) -> jax.Array:
     """Scores as the softmax takes them. The mask is added: cheaper than to choose."""
     return scores_BHLT * head_dim**-0.5 + jnp.where(mask_BLT, 0.0, MASKED)[:, None]
 
@@ -337,21 +100,21 @@ def softmax(
 
     The softmax is w / t, or exp(s - d).
     """
-    scores_BHLT = _scaled(scores_BHLT, mask_BLT, head_dim)
+    scores_BHLT = scaled(scores_BHLT, mask_BLT, head_dim)
     top_BHL1 = scores_BHLT.max(axis=-1, keepdims=True)
     weights_BHLT = jnp.exp(scores_BHLT - top_BHL1)
     total_BHL1 = weights_BHLT.sum(axis=-1, keepdims=True)
     return weights_BHLT, total_BHL1, top_BHL1 + jnp.log(total_BHL1)
 
 
-def _softmax_mix(
+def softmax_mix(
     scores_BHLT: jax.Array, mask_BLT: jax.Array, v_BKTN: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Values, averaged by the softmax of scores, [B, H, L, N] in their type; its log denominator
     [B, H, L, 1].
     """
     weights_BHLT, total_BHL1, lse_BHL1 = softmax(scores_BHLT, mask_BLT, v_BKTN.shape[-1])
-    sum_BHLN = _per_kv_head("bkmt,bktn->bkmn", weights_BHLT, v_BKTN)
+    sum_BHLN = per_kv_head("bkmt,bktn->bkmn", weights_BHLT, v_BKTN)
     return (sum_BHLN / total_BHL1).astype(v_BKTN.dtype), lse_BHL1
 
 
@@ -360,7 +123,7 @@ def _scores_left(q_BHLN: jax.Array, k_BKTN: jax.Array) -> jax.Array:
 
     For a few queries XLA on CPUs reads the keys faster so (see transformer.project_left).
     """
-    q_BKMN = _by_kv_head(q_BHLN, k_BKTN)
+    q_BKMN = by_kv_head(q_BHLN, k_BKTN)
     scores_BKTM = jnp.einsum("bktn,bkmn->bktm", k_BKTN, q_BKMN, preferred_element_type=jnp.float32)
     scores_BKMT = jax.lax.optimization_barrier(scores_BKTM).swapaxes(2, 3)
     return scores_BKMT.reshape(*q_BHLN.shape[:3], -1)
@@ -378,8 +141,8 @@ def attend_with_lse(
     if keys_left:
         scores_BHLT = _scores_left(q_BHLN, cache.keys)
     else:
-        scores_BHLT = _per_kv_head("bkmn,bktn->bkmt", q_BHLN, cache.keys)
-    mixed_BHLN, lse_BHL1 = _softmax_mix(scores_BHLT, mask_BLT, cache.values)
+        scores_BHLT = per_kv_head("bkmn,bktn->bkmt", q_BHLN, cache.keys)
+    mixed_BHLN, lse_BHL1 = softmax_mix(scores_BHLT, mask_BLT, cache.values)
     return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL1[..., 0].swapaxes(1, 2)
 
 
@@ -407,102 +170,6 @@ def merge(one: tuple[jax.Array, jax.Array], two: tuple[jax.Array, jax.Array]) ->
     share_BLH = jax.nn.sigmoid(one[1] - two[1])  # of the first in the common denominator
     share = share_BLH[..., None].astype(one[0].dtype)
     return one[0] * share + two[0] * (1 - share)
-
-
-def attend_by_segments(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
-    segment_ids_BL: jax.Array,
-    mesh: Mesh | None,
-    span: Span | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """Causal attention within segments by the splash kernel for TPUs -> [B, L, H, N].
-
-    It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
-    prefix, those before the window. Each device runs it on its own rows and heads. `interpret` runs
-    it on any platform, slowly.
-    """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
-
-    length = q_BLHN.shape[1]
-    padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
-    block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
-    pad = padded - length
-    visible: Any = splash.CausalMask((padded, padded))
-    if span is not None and span.prefix == 0:
-        visible = splash.LocalMask((padded, padded), (span.window - 1, 0), 0)
-
-    def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        mask = splash.MultiHeadMask([visible] * q.shape[1])
-        sizes = splash.BlockSizes(*(block,) * 8)
-        kernel = splash.make_splash_mha(
-            mask,
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            residual_checkpoint_name=ATTENTION,
-            interpret=interpret,
-        )
-        ids = splash.SegmentIds(q=segments, kv=segments)
-        return jax.vmap(kernel)(q, k, v, ids)
-
-    q_BHLN = q_BLHN.swapaxes(1, 2) * q_BLHN.shape[-1] ** -0.5
-    q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLN))
-    segments = jnp.pad(segment_ids_BL, [(0, 0), (0, pad)])
-    if mesh is not None and mesh.size > 1:
-        heads, kv_heads, rows = (
-            spec_of(("batch", "heads", None, None)),
-            spec_of(("batch", "kv_heads", None, None)),
-            spec_of(("batch", None)),
-        )
-        one_device = jax.shard_map(
-            one_device,
-            mesh=mesh,
-            in_specs=(heads, kv_heads, kv_heads, rows),
-            out_specs=heads,
-            check_vma=False,
-        )
-    mixed_BHLN = one_device(q, k, v, segments)
-    return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLN.dtype)
-
-
-def attend_by_cudnn(
-    q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, mask_BLL: jax.Array
-) -> jax.Array:
-    """Masked attention by cuDNN's kernel for NVIDIA GPUs (bfloat16 or float16)."""
-    return jax.nn.dot_product_attention(
-        q_BLHN,
-        k_BKLN.swapaxes(1, 2),
-        v_BKLN.swapaxes(1, 2),
-        mask=mask_BLL[:, None],
-        implementation="cudnn",
-    )
-
-
-def choose_kernel(config: ModelConfig, mesh: Mesh | None, shared_prompts: bool = False) -> str:
-    """What attention over packed rows runs on this mesh: config.attention, "auto" resolved.
-
-    The splash kernel compares segments and nothing else, so it cannot run rows in which completions
-    share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits.
-    """
-    platform = "cpu" if mesh is None else mesh.devices.flat[0].platform
-    gpu = platform in ("gpu", "cuda")
-    kernel = config.attention
-    if kernel == "auto" and platform == "tpu" and not shared_prompts:
-        return "splash"
-    if kernel == "auto":
-        return "cudnn" if gpu and config.dtype == "bfloat16" else "xla"
-    if kernel == "splash" and shared_prompts:
-        raise ConfigError(
-            "attention 'splash' cannot run rows in which completions share a prompt: set"
-            " config.share_prompts to False, or attention to 'xla'"
-        )
-    if (kernel == "splash" and platform != "tpu") or (kernel == "cudnn" and not gpu):
-        wanted = "TPUs" if kernel == "splash" else "GPUs"
-        raise ConfigError(f"attention {kernel!r} runs on {wanted}; the mesh is of {platform}s")
-    return kernel
 
 
 def update_cache(

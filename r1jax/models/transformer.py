@@ -21,25 +21,27 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.models.attention import (
-    ATTENTION,
     Cache,
     LayerCache,
     SharedPrefix,
-    Span,
-    attend_by_cudnn,
-    attend_by_segments,
-    attend_causally,
     attend_shared,
     attend_with_lse,
-    choose_kernel,
     merge,
-    packed_mask,
     rope,
     rotary,
     update_cache,
 )
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, update_lanes
+from r1jax.models.packed_attention import (
+    ATTENTION,
+    Span,
+    attend_by_cudnn,
+    attend_by_segments,
+    attend_causally,
+    choose_kernel,
+    packed_mask,
+)
 from r1jax.sharding import check_divisible, constrain, spec_of
 
 INIT_STD = 0.02
