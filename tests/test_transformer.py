@@ -467,8 +467,8 @@ def test_blocks_of_queries_are_one_attention(
         assert float(jnp.abs(expected).max()) > 0.3
 
 
-def test_a_block_takes_half_a_window_where_that_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where that shows all in every row; padding, at the end of the first, looks nowhere."""
+def test_a_block_takes_the_nearest_window_that_shows_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in every row; padding, at the end of the first, looks nowhere."""
     monkeypatch.setattr(packed_attention, "MIN_BLOCK", 4)
     segments, pieces = np.zeros((2, 40), np.int32), np.zeros((2, 40), np.int32)
     for row, lengths in enumerate([(16, 7), (9, 13, 8, 6)]):
@@ -477,8 +477,21 @@ def test_a_block_takes_half_a_window_where_that_shows_all(monkeypatch: pytest.Mo
         pieces[row, 2 : 2 + len(ids)] = ids
     mask = packed_attention.packed_mask(jnp.asarray(segments), jnp.asarray(pieces))
     blocks = packed_attention._blocks(40, Span(2, 16), one_device=True)
-    taken = [block.nearer and bool(block.nearer.shows_all(mask)) for block in blocks]
-    assert taken == [None] * 4 + [False, False] + [True] * 4
+    assert [block.times for block in blocks] == [1] * 5 + [5]
+
+    def windows(block: Any) -> list[int]:
+        nearer = [] if block.nearer is None else windows(block.nearer)
+        return [block.start + 1 - block.window, *nearer]
+
+    assert [windows(block) for block in blocks[3:]] == [[13], [17, 9, 5], [16, 9, 5]]
+
+    def halvings(block: Any) -> int:
+        if block.nearer is None or not block.nearer.shows_all(mask):
+            return 0
+        return 1 + halvings(block.nearer)
+
+    starts = [block.moved(i * block.size) for block in blocks for i in range(block.times)]
+    assert [halvings(block) for block in starts] == [0] * 6 + [1] + [2] * 3
     rng = np.random.default_rng(0)
     qkv = [jnp.asarray(rng.normal(size=(2, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
     qkv[1:] = [x.swapaxes(1, 2) for x in qkv[1:]]

@@ -21,7 +21,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.sharding import spec_of
 
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
-MIN_BLOCK, MAX_BLOCKS = 64, 12  # queries of a block in attend_causally; blocks of a row
+MIN_BLOCK, MAX_BLOCKS = 128, 12  # queries of a block in attend_causally; blocks of two spans
 ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
 NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
@@ -97,43 +97,69 @@ def attend_causally(
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries [start, end) of a row; they see nothing but a prefix and columns [window, end).
+    """`size` queries of a row; they see nothing but a prefix and `width` columns up to their own.
 
     The prefix is that of the segment which the first query continues: segments that begin behind
     it begin in the window. Where a prefix begins, differs from row to row: `first_B`.
     """
 
-    start: int
-    end: int
+    start: Any  # its first query: int, or an int32 scalar in a loop over `times`
+    size: int  # Q
     prefix: int  # columns, 0 where the window begins with the row
-    window: int
+    width: int  # columns of the window
+    times: int = 1  # that many blocks of one shape behind each other
     nearer: _Block | None = None  # the same queries with a window that is often enough
 
     @property
     def columns(self) -> int:
         """T"""
-        return self.prefix + self.end - self.window
+        return self.prefix + self.width
 
-    def queries(self, x_BLHN: jax.Array) -> jax.Array:
-        """Its part of queries, or of what is aligned to them -> [B, H, Q, N]."""
-        return x_BLHN[:, self.start : self.end].swapaxes(1, 2)
+    @property
+    def window(self) -> Any:
+        """The window's first column."""
+        return self.start + self.size - self.width
+
+    @property
+    def widest(self) -> _Block:
+        """One with room for the columns of this and of the nearer ones."""
+        prefix = 0 if self.nearer is None else self.nearer.widest.prefix
+        return replace(self, prefix=max(self.prefix, prefix), nearer=None)
+
+    def moved(self, queries: Any) -> _Block:
+        """The block so many queries further."""
+        nearer = self.nearer and self.nearer.moved(queries)
+        return replace(self, start=self.start + queries, nearer=nearer)
+
+    def queries(self, x: jax.Array, axis: int) -> jax.Array:
+        """Its part of queries, or of what is aligned to them."""
+        return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis)
+
+    def heads(self, x_BLHN: jax.Array) -> jax.Array:
+        """Its part, head by head -> [B, H, Q, N]."""
+        return self.queries(x_BLHN, 1).swapaxes(1, 2)
+
+    def in_window(self, x: jax.Array) -> jax.Array:
+        """The window's part of axis 2."""
+        return jax.lax.dynamic_slice_in_dim(x, self.window, self.width, 2)
 
     def first(self, mask_BLL: jax.Array) -> jax.Array:
         """Where the prefix begins, int32 [B]."""
         last = mask_BLL.shape[2] - self.prefix
-        return jnp.minimum(jnp.argmax(mask_BLL[:, self.start], axis=1), last)
+        mask_BL = jax.lax.dynamic_index_in_dim(mask_BLL, self.start, 1, keepdims=False)
+        return jnp.minimum(jnp.argmax(mask_BL, axis=1), last)
 
     def seen(self, x_BKLN: jax.Array, first_B: jax.Array) -> jax.Array:
         """The columns T that it sees of keys or values."""
-        window_BKTN = x_BKLN[:, :, self.window : self.end]
+        window_BKTN = self.in_window(x_BKLN)
         if self.prefix == 0:
             return window_BKTN
         return jnp.concatenate([_slices(x_BKLN, first_B, self.prefix), window_BKTN], axis=2)
 
     def mask(self, mask_BLL: jax.Array, first_B: jax.Array) -> jax.Array:
         """Which of these columns each query sees, bool [B, Q, T]: none of them twice."""
-        mask_BQL = mask_BLL[:, self.start : self.end]
-        window_BQT = mask_BQL[:, :, self.window : self.end]
+        mask_BQL = self.queries(mask_BLL, 1)
+        window_BQT = self.in_window(mask_BQL)
         if self.prefix == 0:
             return window_BQT
         before_BT = first_B[:, None] + jnp.arange(self.prefix) < self.window
@@ -143,15 +169,25 @@ class _Block:
     def shows_all(self, mask_BLL: jax.Array) -> jax.Array:
         """Whether its columns are all that its queries see, bool scalar."""
         shown = jnp.sum(self.mask(mask_BLL, self.first(mask_BLL)))
-        return shown == jnp.sum(mask_BLL[:, self.start : self.end])
+        return shown == jnp.sum(self.queries(mask_BLL, 1))
+
+    def among(self, wider: _Block, part_BKTN: jax.Array) -> jax.Array:
+        """What is aligned to its columns, among a wider block's columns, with zeros for others."""
+        prefix, window = part_BKTN[:, :, : self.prefix], part_BKTN[:, :, self.prefix :]
+        zeros = wider.columns - self.columns
+        shape = (*part_BKTN.shape[:2], zeros, part_BKTN.shape[3])
+        if not zeros:
+            return part_BKTN
+        return jnp.concatenate([prefix, jnp.zeros(shape, part_BKTN.dtype), window], axis=2)
 
     def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array, first_B: jax.Array) -> jax.Array:
         """The total with a gradient of what `seen` gave added where that came from."""
+        put = jax.lax.dynamic_update_slice_in_dim
         if self.prefix:
             prefix_BKTN = _slices(total_BKLN, first_B, self.prefix) + part_BKTN[:, :, : self.prefix]
-            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-            total_BKLN = jax.vmap(put)(total_BKLN, prefix_BKTN, first_B)
-        return total_BKLN.at[:, :, self.window : self.end].add(part_BKTN[:, :, self.prefix :])
+            total_BKLN = jax.vmap(functools.partial(put, axis=1))(total_BKLN, prefix_BKTN, first_B)
+        window_BKTN = self.in_window(total_BKLN) + part_BKTN[:, :, self.prefix :]
+        return put(total_BKLN, window_BKTN, self.window, axis=2)
 
 
 def _slices(x: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
@@ -160,35 +196,68 @@ def _slices(x: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
     return jax.vmap(take)(x, start_B)
 
 
-def _block(start: int, end: int, prefix: int, window: int) -> _Block:
-    """Of queries that see so many columns: a prefix, and a window up to their own."""
-    first = start + 1 - window
-    if prefix < first:
-        return _Block(start, end, prefix, first)
-    return _Block(start, end, 0, 0)  # what is before the window is the shorter prefix
-
-
 def _blocks(length: int, span: Span, one_device: bool) -> tuple[_Block, ...]:
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    blocks = []
+    """The blocks of a row; those of one shape, as all are behind the first window, as one."""
+    reach = min(length, 2 * (span.prefix + span.window))
+    number = max(1, round(length / max(MIN_BLOCK, -(-reach // MAX_BLOCKS))))
+    size = -(-length // number)
+    blocks: list[_Block] = []
     for start in range(0, length, size):
-        end = min(start + size, length)
-        block = _block(start, end, span.prefix, span.window)
-        nearer = _block(start, end, span.prefix, span.window // 2 + 1)
-        if one_device and nearer.columns <= NEARER * block.columns:
-            block = replace(block, nearer=nearer)
-        blocks.append(block)
+        block = _block(start, min(size, length - start), span)
+        if one_device:
+            block = _with_nearer(block, span)
+        last = blocks[-1] if blocks else block
+        if replace(last, times=1).moved(last.times * last.size) == block:
+            blocks[-1] = replace(last, times=last.times + 1)
+        else:
+            blocks.append(block)
     return tuple(blocks)
 
 
-def _with_columns(
-    block: _Block, mask_BLL: jax.Array, compute: Callable[..., Any], *args: Any
-) -> Any:
-    """compute(block, *args), with the nearer window where that shows all."""
-    if block.nearer is None:
-        return compute(block, *args)
-    near, far = (functools.partial(compute, one) for one in (block.nearer, block))
-    return jax.lax.cond(block.nearer.shows_all(mask_BLL), near, far, *args)
+def _block(start: int, size: int, span: Span) -> _Block:
+    """Of queries that see no more than a span."""
+    before = start + 1 - span.window
+    if span.prefix < before:
+        return _Block(start, size, span.prefix, start + size - before)
+    return _Block(start, size, 0, start + size)  # what is before the window is the shorter prefix
+
+
+def _with_nearer(block: _Block, span: Span) -> _Block:
+    """The block with half its span's window where that spares it enough, and half of that again."""
+    half = replace(span, window=span.window // 2 + 1)
+    nearer = _block(block.start, block.size, half)
+    if nearer.columns > NEARER * block.columns:
+        return block
+    return replace(block, nearer=_with_nearer(nearer, half))
+
+
+def _with_columns(block: _Block, mask_BLL: jax.Array, compute: Callable[[_Block], Any]) -> Any:
+    """compute(block), with the nearest window that shows all."""
+    nearer = block.nearer
+    if nearer is None:
+        return compute(block)
+    near = functools.partial(_with_columns, nearer, mask_BLL, compute)
+    return jax.lax.cond(nearer.shows_all(mask_BLL), near, functools.partial(compute, block))
+
+
+def _over_blocks(
+    blocks: tuple[_Block, ...], compute: Callable[[Any, _Block], tuple[Any, Any]], carry: Any
+) -> tuple[Any, Any]:
+    """A scan of carry, out = compute(carry, block) -> (carry, outs [B, H, L, ...])."""
+    outs = []
+    for block in blocks:
+        if block.times == 1:
+            carry, out = compute(carry, block)
+        else:
+            moves = jnp.arange(block.times) * block.size
+
+            def moved(carry: Any, queries: jax.Array, block: _Block = block) -> tuple[Any, Any]:
+                return compute(carry, block.moved(queries))
+
+            carry, out = jax.lax.scan(moved, carry, moves)
+            out = jax.tree.map(lambda parts: jnp.concatenate(parts, axis=2), out)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -212,13 +281,15 @@ def _attend_forward(
     def forward(block: _Block) -> tuple[jax.Array, jax.Array]:
         first_B = block.first(mask_BLL)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
-        scores_BHQT = per_kv_head("bkmn,bktn->bkmt", block.queries(q_BLHN), k_BKTN)
+        scores_BHQT = per_kv_head("bkmn,bktn->bkmt", block.heads(q_BLHN), k_BKTN)
         return softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN)
 
-    mixed, lses = zip(*(_with_columns(block, mask_BLL, forward) for block in blocks), strict=True)
-    mixed_BLHN = jnp.concatenate(mixed, axis=2).swapaxes(1, 2)
-    mixed_BLHN, lses = checkpoint_name((mixed_BLHN, lses), ATTENTION)
-    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses)
+    def one(carry: None, block: _Block) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        return carry, _with_columns(block, mask_BLL, forward)
+
+    _, (mixed_BHLN, lse_BHL1) = _over_blocks(blocks, one, None)
+    mixed_BLHN, lse_BHL1 = checkpoint_name((mixed_BHLN.swapaxes(1, 2), lse_BHL1), ATTENTION)
+    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lse_BHL1)
 
 
 def _attend_backward(
@@ -229,36 +300,36 @@ def _attend_backward(
     With P the softmax, made again, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D),
     dQ = dS K, dK = dS^T Q.
     """
-    q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lses = saved
+    q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lse_BHL1 = saved
     dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
     head_dim = q_BLHN.shape[-1]
 
-    def backward(
-        block: _Block, lse_BHQ1: jax.Array, k_total_BKLN: jax.Array, v_total_BKLN: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def backward(widest: _Block, block: _Block) -> tuple[jax.Array, jax.Array, jax.Array]:
         first_B = block.first(mask_BLL)
-        q_BHQN, grad_BHQN = block.queries(q_BLHN), block.queries(mixed_grad_BLHN)
+        q_BHQN, grad_BHQN = block.heads(q_BLHN), block.heads(mixed_grad_BLHN)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
         scores_BHQT = per_kv_head("bkmn,bktn->bkmt", q_BHQN, k_BKTN)
         scores_BHQT = scaled(scores_BHQT, block.mask(mask_BLL, first_B), head_dim)
-        weights_BHQT = jnp.exp(scores_BHQT - lse_BHQ1)
+        weights_BHQT = jnp.exp(scores_BHQT - block.queries(lse_BHL1, 2))
         grad_BHQT = per_kv_head("bkmn,bktn->bkmt", grad_BHQN, v_BKTN)
-        grad_BHQT = weights_BHQT * (grad_BHQT - block.queries(dot_BLH1)) * head_dim**-0.5
+        grad_BHQT = weights_BHQT * (grad_BHQT - block.heads(dot_BLH1)) * head_dim**-0.5
         return (
             per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN),
-            block.add(k_total_BKLN, _over_queries(grad_BHQT, q_BHQN, k_BKTN), first_B),
-            block.add(v_total_BKLN, _over_queries(weights_BHQT, grad_BHQN, v_BKTN), first_B),
+            block.among(widest, _over_queries(grad_BHQT, q_BHQN, k_BKTN)),
+            block.among(widest, _over_queries(weights_BHQT, grad_BHQN, v_BKTN)),
         )
 
-    q_grads = []
+    def one(totals: Any, block: _Block) -> tuple[Any, jax.Array]:
+        widest = block.widest
+        first_B = widest.first(mask_BLL)
+        q_grad_BHQN, *parts = _with_columns(block, mask_BLL, functools.partial(backward, widest))
+        add = functools.partial(widest.add, first_B=first_B)
+        return tuple(map(add, totals, parts)), q_grad_BHQN
+
     totals = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
-    for block, lse_BHQ1 in zip(blocks, lses, strict=True):
-        q_grad_BHQN, *totals = _with_columns(block, mask_BLL, backward, lse_BHQ1, *totals)
-        q_grads.append(q_grad_BHQN)
-    k_grad_BKLN, v_grad_BKLN = totals
-    q_grad_BLHN = jnp.concatenate(q_grads, axis=2).swapaxes(1, 2)
+    (k_grad_BKLN, v_grad_BKLN), q_grad_BHLN = _over_blocks(blocks, one, totals)
     return (
-        q_grad_BLHN.astype(q_BLHN.dtype),
+        q_grad_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype),
         k_grad_BKLN.astype(k_BKLN.dtype),
         v_grad_BKLN.astype(v_BKLN.dtype),
         None,
