@@ -48,9 +48,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "compile_ahead": True,
         "lane_cache": True,
     }
-    config.pack_length = 2560
+    config.pack_length = 1280
     config.pack_choices = 8
-    config.microbatch_rows = 1
+    config.microbatch_rows = 2
     config.mesh = {"fsdp": -1}
     if args.smoke:
         config.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2

@@ -21,7 +21,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.sharding import spec_of
 
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
-MIN_BLOCK, MAX_BLOCKS = 128, 12  # queries of a block in attend_causally; blocks of two spans
+MIN_BLOCK, MAX_BLOCKS = 96, 12  # queries of a block in attend_causally; blocks of two spans
 ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
 NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
@@ -88,7 +88,7 @@ def attend_causally(
     Queries come in blocks, each against the keys up to its own end; where the mask shows no more
     than a `span`, against those of a prefix and of the window only. So most of the scores that the
     mask hides are not computed. On `one_device` a block whose queries turn out to see no more than
-    half a long window takes half of it: which is so, all rows must agree on.
+    half a long window, or a quarter, takes that: which is so, all rows must agree on.
     """
     length = q_BLHN.shape[1]
     blocks = _blocks(length, span or Span(length, length), one_device)
@@ -174,11 +174,9 @@ class _Block:
     def among(self, wider: _Block, part_BKTN: jax.Array) -> jax.Array:
         """What is aligned to its columns, among a wider block's columns, with zeros for others."""
         prefix, window = part_BKTN[:, :, : self.prefix], part_BKTN[:, :, self.prefix :]
-        zeros = wider.columns - self.columns
-        shape = (*part_BKTN.shape[:2], zeros, part_BKTN.shape[3])
-        if not zeros:
-            return part_BKTN
-        return jnp.concatenate([prefix, jnp.zeros(shape, part_BKTN.dtype), window], axis=2)
+        shape = (*part_BKTN.shape[:2], wider.columns - self.columns, part_BKTN.shape[3])
+        zeros = jnp.zeros(shape, part_BKTN.dtype)
+        return jnp.concatenate([prefix, zeros, window], axis=2)
 
     def add(self, total_BKLN: jax.Array, part_BKTN: jax.Array, first_B: jax.Array) -> jax.Array:
         """The total with a gradient of what `seen` gave added where that came from."""
@@ -243,7 +241,10 @@ def _with_columns(block: _Block, mask_BLL: jax.Array, compute: Callable[[_Block]
 def _over_blocks(
     blocks: tuple[_Block, ...], compute: Callable[[Any, _Block], tuple[Any, Any]], carry: Any
 ) -> tuple[Any, Any]:
-    """A scan of carry, out = compute(carry, block) -> (carry, outs [B, H, L, ...])."""
+    """carry, out = compute(carry, block) for each in turn -> (carry, outs [B, H, L, ...]).
+
+    Those of one shape are a loop, which is compiled once.
+    """
     outs = []
     for block in blocks:
         if block.times == 1:
