@@ -20,6 +20,7 @@ from r1jax.models.packed_attention import (
     attend_causally,
     choose_kernel,
     packed_mask,
+    see,
 )
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -69,7 +70,7 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
+    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, see(mask)))
     (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, span, True))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
@@ -94,7 +95,7 @@ def test_cudnn_is_xla(head_dim: int) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, mask))
+    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, see(mask)))
     (_, found), grads = total(lambda *a: attend_by_cudnn(*a, mask))
     np.testing.assert_allclose(*map(np.float32, (found, expected)), atol=0.03)
     for one, other in zip(grads, expected_grads, strict=True):

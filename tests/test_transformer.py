@@ -15,7 +15,7 @@ from r1jax.models import packed_attention
 from r1jax.models.attention import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
-from r1jax.models.packed_attention import Span
+from r1jax.models.packed_attention import Span, attend_causally, see
 from r1jax.models.transformer import (
     Transformer,
     forward,
@@ -459,7 +459,7 @@ def test_blocks_of_queries_are_one_attention(
 
     atol = 1e-5 if dtype == jnp.float32 else 0.05
     for found, expected in zip(
-        outcome(partial(packed_attention.attend_causally, span=span)),
+        outcome(lambda *a: attend_causally(*a[:3], see(a[3], span))),
         outcome(softmax_attention),
         strict=True,
     ):
@@ -485,25 +485,21 @@ def test_a_block_takes_the_nearest_window_that_shows_all(monkeypatch: pytest.Mon
 
     assert [windows(block) for block in blocks[3:]] == [[13], [17, 9, 5], [16, 9, 5]]
 
-    def halvings(block: Any) -> int:
-        if block.nearer is None or not block.nearer.shows_all(mask):
-            return 0
-        return 1 + halvings(block.nearer)
-
-    starts = [block.moved(i * block.size) for block in blocks for i in range(block.times)]
-    assert [halvings(block) for block in starts] == [0] * 6 + [1] + [2] * 3
+    seen = see(mask, Span(2, 16), one_device=True)
+    assert [list(chosen) for chosen in seen.windows] == [[0]] * 4 + [[2], [2, 1, 0, 0, 0]]
     rng = np.random.default_rng(0)
     qkv = [jnp.asarray(rng.normal(size=(2, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
     qkv[1:] = [x.swapaxes(1, 2) for x in qkv[1:]]
 
     def outcome(attend: Any) -> Any:
         def loss(*qkv: jax.Array) -> Any:
-            mixed = attend(*qkv, mask)
+            mixed = attend(*qkv)
             return jnp.sum(mixed**2), mixed
 
         grads, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
         return [mixed, *grads]
 
-    found = outcome(partial(packed_attention.attend_causally, span=Span(2, 16), one_device=True))
-    for one, expected in zip(found, outcome(softmax_attention), strict=True):
+    found = outcome(lambda *qkv: attend_causally(*qkv, seen))
+    expecteds = outcome(lambda *qkv: softmax_attention(*qkv, mask))
+    for one, expected in zip(found, expecteds, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
@@ -75,24 +76,33 @@ def choose_kernel(config: ModelConfig, mesh: Mesh | None, shared_prompts: bool =
     return kernel
 
 
-def attend_causally(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
-    mask_BLL: jax.Array,
-    span: Span | None = None,
-    one_device: bool = False,
-) -> jax.Array:
-    """Softmax attention of whole rows under a causal mask, scores in float32 -> [B, L, H, N].
+@struct.dataclass
+class Seen:
+    """What the queries of packed rows see: found once, for all layers."""
 
-    Queries come in blocks, each against the keys up to its own end; where the mask shows no more
-    than a `span`, against those of a prefix and of the window only. So most of the scores that the
-    mask hides are not computed. On `one_device` a block whose queries turn out to see no more than
-    half a long window, or a quarter, takes that: which is so, all rows must agree on.
+    mask: jax.Array  # bool [B, L, L]
+    windows: tuple[jax.Array, ...]  # which of its windows each block takes; int32 [times]
+    blocks: tuple[_Block, ...] = struct.field(pytree_node=False)
+
+
+def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False) -> Seen:
+    """A causal mask in blocks of queries, which `attend_causally` computes one by one.
+
+    Each is for the keys up to its own end; where the mask shows no more than a `span`, for those of
+    a prefix and of the window only. So most of the scores that the mask hides are not computed. On
+    `one_device` a block whose queries turn out to see no more than half a long window, or a
+    quarter, takes that: which is so, all rows must agree on.
     """
-    length = q_BLHN.shape[1]
+    length = mask_BLL.shape[1]
     blocks = _blocks(length, span or Span(length, length), one_device)
-    return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)
+    return Seen(mask_BLL, tuple(block.nearest(mask_BLL) for block in blocks), blocks)
+
+
+def attend_causally(
+    q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: Seen
+) -> jax.Array:
+    """Softmax attention of whole rows to what they see, scores in float32 -> [B, L, H, N]."""
+    return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, seen.mask, seen.windows, seen.blocks)
 
 
 @dataclass(frozen=True)
@@ -121,10 +131,14 @@ class _Block:
         return self.start + self.size - self.width
 
     @property
+    def choices(self) -> list[_Block]:
+        """The blocks with the nearer windows, nearest first, and this one."""
+        return [*(self.nearer.choices if self.nearer else ()), self]
+
+    @property
     def widest(self) -> _Block:
-        """One with room for the columns of this and of the nearer ones."""
-        prefix = 0 if self.nearer is None else self.nearer.widest.prefix
-        return replace(self, prefix=max(self.prefix, prefix), nearer=None)
+        """One with room for the columns of all its choices."""
+        return replace(self, prefix=max(b.prefix for b in self.choices), nearer=None)
 
     def moved(self, queries: Any) -> _Block:
         """The block so many queries further."""
@@ -165,6 +179,16 @@ class _Block:
         before_BT = first_B[:, None] + jnp.arange(self.prefix) < self.window
         prefix_BQT = _slices(mask_BQL, first_B, self.prefix) & before_BT[:, None]
         return jnp.concatenate([prefix_BQT, window_BQT], axis=2)
+
+    def nearest(self, mask_BLL: jax.Array) -> jax.Array:
+        """The first of its choices whose columns are all that its queries see, int32 [times]."""
+
+        def one(queries: jax.Array) -> jax.Array:
+            *nearer, _ = self.moved(queries).choices
+            hides_some = [~block.shows_all(mask_BLL) for block in nearer]
+            return sum(map(jnp.int32, hides_some), jnp.int32(0))  # those behind show no less
+
+        return jax.lax.map(one, jnp.arange(self.times) * self.size)
 
     def shows_all(self, mask_BLL: jax.Array) -> jax.Array:
         """Whether its columns are all that its queries see, bool scalar."""
@@ -229,47 +253,50 @@ def _with_nearer(block: _Block, span: Span) -> _Block:
     return replace(block, nearer=_with_nearer(nearer, half))
 
 
-def _with_columns(block: _Block, mask_BLL: jax.Array, compute: Callable[[_Block], Any]) -> Any:
-    """compute(block), with the nearest window that shows all."""
-    nearer = block.nearer
-    if nearer is None:
-        return compute(block)
-    near = functools.partial(_with_columns, nearer, mask_BLL, compute)
-    return jax.lax.cond(nearer.shows_all(mask_BLL), near, functools.partial(compute, block))
+def _with_columns(block: _Block, window: jax.Array, compute: Callable[[_Block], Any]) -> Any:
+    """compute(block), with the window of this index among its choices."""
+    computes = [functools.partial(compute, choice) for choice in block.choices]
+    return computes[0]() if len(computes) == 1 else jax.lax.switch(window, computes)
+
+
+# compute(carry, block, index of its window) -> (carry, out)
+_Compute = Callable[[Any, _Block, jax.Array], tuple[Any, Any]]
 
 
 def _over_blocks(
-    blocks: tuple[_Block, ...], compute: Callable[[Any, _Block], tuple[Any, Any]], carry: Any
+    blocks: tuple[_Block, ...], windows: tuple[jax.Array, ...], compute: _Compute, carry: Any
 ) -> tuple[Any, Any]:
-    """carry, out = compute(carry, block) for each in turn -> (carry, outs [B, H, L, ...]).
+    """carry, out = compute(carry, block, window) for each in turn -> (carry, outs [B, H, L, ...]).
 
     Those of one shape are a loop, which is compiled once.
     """
     outs = []
-    for block in blocks:
+    for block, window in zip(blocks, windows, strict=True):
         if block.times == 1:
-            carry, out = compute(carry, block)
+            carry, out = compute(carry, block, window[0])
         else:
+
+            def moved(carry: Any, x: Any, block: _Block = block) -> tuple[Any, Any]:
+                queries, window = x
+                return compute(carry, block.moved(queries), window)
+
             moves = jnp.arange(block.times) * block.size
-
-            def moved(carry: Any, queries: jax.Array, block: _Block = block) -> tuple[Any, Any]:
-                return compute(carry, block.moved(queries))
-
-            carry, out = jax.lax.scan(moved, carry, moves)
+            carry, out = jax.lax.scan(moved, carry, (moves, window))
             out = jax.tree.map(lambda parts: jnp.concatenate(parts, axis=2), out)
         outs.append(out)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend_in_blocks(
     q_BLHN: jax.Array,
     k_BKLN: jax.Array,
     v_BKLN: jax.Array,
     mask_BLL: jax.Array,
+    windows: tuple[jax.Array, ...],
     blocks: tuple[_Block, ...],
 ) -> jax.Array:
-    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, blocks)[0]
+    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, blocks)[0]
 
 
 def _attend_forward(
@@ -277,6 +304,7 @@ def _attend_forward(
     k_BKLN: jax.Array,
     v_BKLN: jax.Array,
     mask_BLL: jax.Array,
+    windows: tuple[jax.Array, ...],
     blocks: tuple[_Block, ...],
 ) -> tuple[jax.Array, Any]:
     def forward(block: _Block) -> tuple[jax.Array, jax.Array]:
@@ -285,23 +313,23 @@ def _attend_forward(
         scores_BHQT = per_kv_head("bkmn,bktn->bkmt", block.heads(q_BLHN), k_BKTN)
         return softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN)
 
-    def one(carry: None, block: _Block) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        return carry, _with_columns(block, mask_BLL, forward)
+    def one(carry: None, block: _Block, window: jax.Array) -> tuple[None, Any]:
+        return carry, _with_columns(block, window, forward)
 
-    _, (mixed_BHLN, lse_BHL1) = _over_blocks(blocks, one, None)
+    _, (mixed_BHLN, lse_BHL1) = _over_blocks(blocks, windows, one, None)
     mixed_BLHN, lse_BHL1 = checkpoint_name((mixed_BHLN.swapaxes(1, 2), lse_BHL1), ATTENTION)
-    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lse_BHL1)
+    return mixed_BLHN, (q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, mixed_BLHN, lse_BHL1)
 
 
 def _attend_backward(
     blocks: tuple[_Block, ...], saved: Any, mixed_grad_BLHN: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     """Autodiff would pad the gradients of each block's keys and values to the whole row.
 
     With P the softmax, made again, O = P V and D = rowsum(dO O): dV = P^T dO, dS = P (dO V^T - D),
     dQ = dS K, dK = dS^T Q.
     """
-    q_BLHN, k_BKLN, v_BKLN, mask_BLL, mixed_BLHN, lse_BHL1 = saved
+    q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, mixed_BLHN, lse_BHL1 = saved
     dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
     head_dim = q_BLHN.shape[-1]
 
@@ -320,19 +348,20 @@ def _attend_backward(
             block.among(widest, _over_queries(weights_BHQT, grad_BHQN, v_BKTN)),
         )
 
-    def one(totals: Any, block: _Block) -> tuple[Any, jax.Array]:
+    def one(totals: Any, block: _Block, window: jax.Array) -> tuple[Any, jax.Array]:
         widest = block.widest
         first_B = widest.first(mask_BLL)
-        q_grad_BHQN, *parts = _with_columns(block, mask_BLL, functools.partial(backward, widest))
+        q_grad_BHQN, *parts = _with_columns(block, window, functools.partial(backward, widest))
         add = functools.partial(widest.add, first_B=first_B)
         return tuple(map(add, totals, parts)), q_grad_BHQN
 
     totals = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_BKLN, v_BKLN))
-    (k_grad_BKLN, v_grad_BKLN), q_grad_BHLN = _over_blocks(blocks, one, totals)
+    (k_grad_BKLN, v_grad_BKLN), q_grad_BHLN = _over_blocks(blocks, windows, one, totals)
     return (
         q_grad_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype),
         k_grad_BKLN.astype(k_BKLN.dtype),
         v_grad_BKLN.astype(v_BKLN.dtype),
+        None,
         None,
     )
 

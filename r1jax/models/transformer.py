@@ -41,6 +41,7 @@ from r1jax.models.packed_attention import (
     attend_causally,
     choose_kernel,
     packed_mask,
+    see,
 )
 from r1jax.sharding import check_divisible, constrain, spec_of
 
@@ -124,7 +125,7 @@ class Block(nn.Module):
         self,
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
-        mask_BLT: jax.Array,
+        seen: Any,
         cache: RowCache | None = None,
         column: jax.Array | None = None,
         shared: tuple[LayerCache, SharedPrefix] | None = None,
@@ -132,16 +133,16 @@ class Block(nn.Module):
         q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
         if cache is None:
             k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
-            mixed_BLHN = self._packed_attention(q_BLHN, k_BKLN, v_BKLN, mask_BLT)
+            mixed_BLHN = self._packed_attention(q_BLHN, k_BKLN, v_BKLN, seen)
         else:
             assert column is not None
             left = self.config.weights_left
             if isinstance(cache, LaneCache):
                 cache = update_lanes(cache, k_BLKN, v_BLKN, column)
-                own = attend_to_lanes(q_BLHN, cache, mask_BLT)
+                own = attend_to_lanes(q_BLHN, cache, seen)
             else:
                 cache = update_cache(cache, k_BLKN, v_BLKN, column)
-                own = attend_with_lse(q_BLHN, cache, mask_BLT, left)
+                own = attend_with_lse(q_BLHN, cache, seen, left)
             mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared, left)) if shared else own[0]
         attention_BLD = self._output(mixed_BLHN)
         x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
@@ -170,16 +171,15 @@ class Block(nn.Module):
         return rope(self._normed(q, "query"), sin_cos), rope(self._normed(k, "key"), sin_cos), v
 
     def _packed_attention(
-        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: jax.Array
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: Any
     ) -> jax.Array:
-        """`seen` is the mask [B, L, L], or the segment ids [B, L] for kernels that want those."""
+        """`seen` is what Transformer._seen gives."""
         kernel = choose_kernel(self.config, self.mesh)
         if kernel == "splash":
             return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh, self.span)
         if kernel == "cudnn":
             return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
-        one_device = self.mesh is None or self.mesh.size == 1
-        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen, self.span, one_device)
+        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen)
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config
@@ -263,26 +263,35 @@ class Transformer(nn.Module):
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
         if cache is None:
             assert segment_ids_BL is not None, "without a cache the rows are packed"
-            if choose_kernel(c, self.mesh) == "splash":
-                mask_BLT = segment_ids_BL
-            else:
-                mask_BLT = packed_mask(segment_ids_BL, completion_ids_BL)
+            seen = self._seen(segment_ids_BL, completion_ids_BL)
         else:
-            mask_BLT = cache.mask
+            seen = cache.mask
         sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
         if cache is not None and cache.sin_cos is not None:
             sin_cos = cache.sin_cos
-        x_BLD, layers = self._layers(x_BLD, sin_cos, mask_BLT, cache)
+        x_BLD, layers = self._layers(x_BLD, sin_cos, seen, cache)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
         )
         return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=layers)
 
+    def _seen(self, segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) -> Any:
+        """Which keys of packed rows a query sees, as the kernel wants it: for splash the segment
+        ids, for cuDNN the mask [B, L, L].
+        """
+        kernel = choose_kernel(self.config, self.mesh)
+        if kernel == "splash":
+            return segment_ids_BL
+        mask_BLL = packed_mask(segment_ids_BL, completion_ids_BL)
+        if kernel == "cudnn":
+            return mask_BLL
+        return see(mask_BLL, self.span, self.mesh is None or self.mesh.size == 1)
+
     def _layers(
         self,
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
-        mask_BLT: jax.Array,
+        seen: Any,
         cache: Cache | None,
     ) -> tuple[jax.Array, tuple[RowCache, ...] | None]:
         c = self.config
@@ -297,7 +306,7 @@ class Transformer(nn.Module):
                     prefix = cache.prefix
                     shared = None if prefix is None else (prefix.layers[i], prefix)
                     given = (cache.layers[i], cache.column, shared)
-                x_BLD, layer_cache = layer(x_BLD, sin_cos, mask_BLT, *given)
+                x_BLD, layer_cache = layer(x_BLD, sin_cos, seen, *given)
                 new.append(layer_cache)
             return x_BLD, tuple(new) if cache is not None else None
         assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
@@ -305,7 +314,7 @@ class Transformer(nn.Module):
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
             length=c.num_layers, metadata_params={nn.PARTITION_NAME: "layers"},
         )  # fmt: skip
-        x_BLD, _ = scanned(c, self.mesh, self.span, name="layers")(x_BLD, sin_cos, mask_BLT)
+        x_BLD, _ = scanned(c, self.mesh, self.span, name="layers")(x_BLD, sin_cos, seen)
         return x_BLD, None
 
 
