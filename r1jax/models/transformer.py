@@ -125,7 +125,7 @@ class Block(nn.Module):
         self,
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
-        seen: Any,
+        seen: Any,  # Transformer._seen's, or a cache's mask
         cache: RowCache | None = None,
         column: jax.Array | None = None,
         shared: tuple[LayerCache, SharedPrefix] | None = None,
