@@ -10,7 +10,8 @@ from r1jax.stages import stage_of
 from r1jax.sweep import make_runs
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/**/*.py"))
+CONFIGS = [path for path in ROOT.glob("experiments/**/*.py") if path.parent.name != "peers"]
+FILES = sorted(str(path.relative_to(ROOT)) for path in CONFIGS)
 NEEDED = {"experiments/smollm2/reward_model.py": ("data=pairs.jsonl",)}  # files are read later
 
 
