@@ -42,5 +42,19 @@ def test_sweep(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         section(stage_of(config).CONFIG, config)
 
 
+def test_peers_do_the_work_of_bench() -> None:
+    """experiments/peers/race.py stands alone, so it says again what bench.py says."""
+    bench, _ = load_module(str(ROOT / "experiments/smollm2/bench.py"))
+    race, _ = load_module(str(ROOT / "experiments/peers/race.py"))
+    config = bench.get_config("model=DIR")
+    assert (config.prompts_per_update, config.group_size) == (race.PROMPTS, race.GROUP)
+    assert (config.loss.kl_coef, config.optimizer.learning_rate) == (race.KL, race.LEARNING_RATE)
+    chats = race.conversations(2)
+    assert len(chats) == 2 * race.PROMPTS
+    for [message] in chats:
+        expression = message["content"].removeprefix("What is ").split("?")[0]
+        assert message["content"] == bench.QUESTION.replace("{expression}", expression)
+
+
 def test_there_are_some() -> None:
     assert len(FILES) >= 6

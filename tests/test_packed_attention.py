@@ -78,12 +78,8 @@ def test_a_block_takes_the_nearest_window_that_shows_all(monkeypatch: pytest.Mon
     blocks = packed_attention._blocks(40, Span(2, 16), one_device=True)
     assert [block.times for block in blocks] == [1] * 5 + [5]
 
-    def windows(block: Any) -> list[int]:
-        nearer = [] if block.nearer is None else windows(block.nearer)
-        return [block.start + 1 - block.window, *nearer]
-
-    assert [windows(block) for block in blocks[3:]] == [[13], [17, 9, 5], [16, 9, 5]]
-
+    widths = [[b.start + 1 - b.window for b in block.choices] for block in blocks[3:]]
+    assert widths == [[13], [5, 9, 17], [5, 9, 16]]
     seen = see(mask, Span(2, 16), one_device=True)
     assert [list(chosen) for chosen in seen.windows] == [[0]] * 4 + [[2], [2, 1, 0, 0, 0]]
     rng = np.random.default_rng(0)
