@@ -39,8 +39,8 @@ from rich.table import Table
 
 from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
-from r1jax.cost_report import params_of
 from r1jax.metrics import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
+from r1jax.reports.costs import params_of
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
 SAMPLED = "grpo/rollout/decode_seconds"  # in the first line of an iteration that sampled

@@ -22,11 +22,11 @@ import dataclasses
 from absl import flags
 from ml_collections import ConfigDict
 
-from r1jax import report
 from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
 from r1jax.metrics import absolute
 from r1jax.processes import lock_workdir
+from r1jax.reports.write import print_evaluation
 from r1jax.stages.evaluate import EvaluateConfig, evaluate
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     set_up_jax()
     with lock_workdir(workdir):
         evaluate(config, workdir)
-    report.print_evaluation(workdir)
+    print_evaluation(workdir)
     print(f"completions and results.json are in {absolute(workdir)}")
 
 

@@ -26,10 +26,11 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from r1jax.claims import Claim, Comparison, Measured, curve, final, minus, runs
-from r1jax.report import ROWS, groups_table, read_paper
-from r1jax.run_files import Run
-from r1jax.table import Table
+from r1jax.reports.claims import Claim, Comparison, Measured, curve, final, minus, runs
+from r1jax.reports.paper import read_paper
+from r1jax.reports.results import ROWS, groups_table
+from r1jax.reports.runs import Run
+from r1jax.reports.table import Table
 
 PAPER = read_paper()
 ZERO = "r1-zero/*"

@@ -14,14 +14,14 @@ is written is OUTPUT/README.md: the paper's claims, our numbers, a verdict for e
 
 from absl import flags
 
-from r1jax import report
-from r1jax.claims import write_claims
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.metrics import absolute
-from r1jax.pipeline_report import is_pipeline, pipeline_tables, write_pipeline_report
-from r1jax.run_files import read_run
-from r1jax.table import print_rich
+from r1jax.reports.claims import write_claims
+from r1jax.reports.pipeline import is_pipeline, pipeline_tables
+from r1jax.reports.runs import read_run
+from r1jax.reports.table import print_rich
+from r1jax.reports.write import make_tables, write_pipeline_report, write_report
 
 
 def define_flags() -> None:
@@ -58,10 +58,10 @@ def main() -> None:
         tables_of_pipelines(pipelines, output)
         return
     runs = [read_run(workdir) for workdir in workdirs]
-    for table in report.make_tables(runs):
+    for table in make_tables(runs):
         if table.name in ("results", "models"):  # the others are too wide for a terminal
             print_rich(table)
-    paths = report.write_report(workdirs, output)
+    paths = write_report(workdirs, output)
     if not paths:
         raise DataError(
             f"{', '.join(workdirs)}: nothing to report, neither evaluations nor GRPO metrics"

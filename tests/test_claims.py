@@ -6,14 +6,24 @@ from pathlib import Path
 import pytest
 from helpers import write_lines
 
-from r1jax import claims
-from r1jax.claims import Claim, Comparison, curve, final, minus
-from r1jax.config import ConfigError, DataError
+from r1jax.config import ConfigError, DataError, load_module
 from r1jax.metrics import absolute
+from r1jax.reports.claims import (
+    Claim,
+    Comparison,
+    claims_page,
+    curve,
+    final,
+    judge,
+    minus,
+    overall,
+    verdict,
+    write_claims,
+)
 
 CLAIMS = '''"""# What was claimed"""
-from r1jax.claims import Claim, Comparison, curve
-from r1jax.table import Table
+from r1jax.reports.claims import Claim, Comparison, curve
+from r1jax.reports.table import Table
 
 def claims():
     two = [
@@ -57,7 +67,7 @@ def root(tmp_path: Path) -> Path:
     ],
 )
 def test_verdicts(differences: list[float], expected: str) -> None:
-    assert claims.verdict(differences) == expected
+    assert verdict(differences) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +81,7 @@ def test_verdicts(differences: list[float], expected: str) -> None:
     ],
 )
 def test_a_claim_of_several_comparisons(verdicts: list[str], expected: str) -> None:
-    assert claims.overall(verdicts) == expected
+    assert overall(verdicts) == expected
 
 
 def test_numbers_of_runs(root: Path) -> None:
@@ -95,7 +105,7 @@ def test_numbers_of_runs(root: Path) -> None:
 def test_the_page(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "claims.py"
     file.write_text(CLAIMS)
-    path = claims.write_claims(str(file), root, tmp_path / "out")
+    path = write_claims(str(file), root, tmp_path / "out")
     assert Path(path) == tmp_path / "out/README.md"
     text = Path(path).read_text()
     assert text.startswith("# What was claimed\n\n### Verdicts: 1 reproduced, 1 partly reproduced")
@@ -108,22 +118,22 @@ def test_the_page(root: Path, tmp_path: Path) -> None:
 
 def test_what_was_not_measured(tmp_path: Path) -> None:
     comparison = Comparison("x", (1.0, 2.0), curve("*", "x", "first"), curve("*", "x", "last"))
-    line, found = claims.judge(comparison, absolute(tmp_path))
+    line, found = judge(comparison, absolute(tmp_path))
     assert found == "not measured"
     assert line[:3] == ["x", "1.0 → 2.0", "-"]
 
 
 def test_files_without_claims(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no.py"):
-        claims.claims_page("no.py", tmp_path)
+        claims_page("no.py", tmp_path)
     (tmp_path / "c.py").write_text("x = 1")
     with pytest.raises(DataError, match=r"c.py has no claims\(\)"):
-        claims.claims_page(str(tmp_path / "c.py"), tmp_path)
+        claims_page(str(tmp_path / "c.py"), tmp_path)
 
 
 def test_the_claims_of_the_mini_world() -> None:
     """They load, and each has the paper's own direction in the paper's own numbers."""
-    module, _ = claims.load_module("r1jax/mini_claims.py")
+    module, _ = load_module("r1jax/mini_claims.py")
     found: list[Claim] = module.claims()
     assert len({claim.text for claim in found}) == len(found) >= 10
     for claim in found:

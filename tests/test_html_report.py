@@ -2,8 +2,8 @@
 
 from html.parser import HTMLParser
 
-from r1jax.html_report import Question, Sample, html_page
-from r1jax.table import Cell, Table
+from r1jax.reports.page import Page, Question, Sample, html_page
+from r1jax.reports.table import Cell, Table
 
 
 class Tags(HTMLParser):
@@ -42,7 +42,7 @@ def test_one_page_with_everything() -> None:
         Sample("Base", " <think> <script>alert(1)</script> </think> <answer> 7 </answer>", 1.0),
         Sample("R1", "no tags at all", 0.5, {"format": 0.0, "language": 1 / 3}),
     ]
-    page = html_page("a run", [table], {"length": b"png"}, [Question("q1", "1+6?", samples)])
+    page = html_page(Page("a run", [table], {"length": b"png"}, [Question("q1", "1+6?", samples)]))
     tags = read(page)
     assert "<script" not in page
     assert tags.sources == ["data:image/png;base64,cG5n"]

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 from helpers import write_lines
 
-from r1jax import cost_report, pipeline_report
 from r1jax.config import DataError
-from r1jax.table import text_of
+from r1jax.reports.costs import distillation_table, matches
+from r1jax.reports.pipeline import (
+    costs,
+    data_table,
+    pipeline_tables,
+    read_stages,
+    sampling_table,
+)
+from r1jax.reports.table import text_of
+from r1jax.reports.write import write_pipeline_report
 
 
 def write(path: Path, value: Any) -> None:
@@ -59,7 +67,7 @@ def rows(table: Any) -> list[list[str]]:
 
 
 def test_models_side_by_side(pipeline: Path) -> None:
-    table, paper, *_ = pipeline_report.pipeline_tables([pipeline])
+    table, paper, *_ = pipeline_tables([pipeline])
     assert table.header == [
         "Benchmark",
         "Metric",
@@ -77,10 +85,10 @@ def test_models_side_by_side(pipeline: Path) -> None:
 
 
 def test_data_and_costs(pipeline: Path) -> None:
-    assert rows(pipeline_report.sampling_table(pipeline)) == [["cold", "2", "8", "3", "5"]]
-    assert rows(pipeline_report.data_table(pipeline)) == [["set", "math", "3", "1.0", "10.5"]]
+    assert rows(sampling_table(pipeline)) == [["cold", "2", "8", "3", "5"]]
+    assert rows(data_table(pipeline)) == [["set", "math", "3", "1.0", "10.5"]]
     # 4 updates of 200 tokens in the mean: 6 x 97,200 x 800 = 4.7e8
-    assert rows(pipeline_report.costs(pipeline)) == [["sft", "0.10", "4", "1", "0", "0.00"]]
+    assert rows(costs(pipeline)) == [["sft", "0.10", "4", "1", "0", "0.00"]]
 
 
 def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
     write_lines(tmp_path / "rl/metrics.jsonl", curve)
     write_lines(tmp_path / "r1/metrics.jsonl", [update | {"step": 1}])
 
-    table = cost_report.distillation_table(tmp_path, pipeline_report.read_stages(tmp_path))
+    table = distillation_table(tmp_path, read_stages(tmp_path))
     # distilled: 2 x 1000 tokens x 6 + 10,000 x 2 = 32,000 operations a parameter; RL: 8 x 500 +
     # 2 x 400 = 4,800 an update, so 4 updates have its tokens and 6 its operations
     assert 32_000 // 4_800 == 6
@@ -136,12 +144,12 @@ def test_a_teacher_from_outside(tmp_path: Path) -> None:
         ("distilled", "sft", ["traces", "student"]),
     ):
         stage(tmp_path, name, kind, reads)
-    (match,) = cost_report.matches(pipeline_report.read_stages(tmp_path))
+    (match,) = matches(read_stages(tmp_path))
     assert (match.distilled, match.traces, match.teacher) == ("distilled", "traces", None)
 
 
 def test_a_report_of_what_is_there(pipeline: Path, tmp_path: Path) -> None:
-    paths = pipeline_report.write_pipeline_report([pipeline], tmp_path / "out")
+    paths = write_pipeline_report([pipeline], tmp_path / "out")
     names = {str(Path(path).relative_to(tmp_path / "out")) for path in paths}
     assert {"report.md", "report.html", "figures/pipeline.png", "tables/stages.csv"} <= names
     assert all((tmp_path / "out" / name).stat().st_size > 0 for name in names)
@@ -157,7 +165,7 @@ def test_seeds_of_a_pipeline(pipeline: Path, tmp_path: Path) -> None:
     write(path, results)
     path = other / "eval_a/results.json"
     write(path, json.loads(path.read_text()) | {"label": "Zero"})
-    table, _, sampling, *_ = pipeline_report.pipeline_tables([pipeline, other])
+    table, _, sampling, *_ = pipeline_tables([pipeline, other])
     assert table.header[2:] == ["R1-Zero", "R1", "Zero"]
     assert rows(table)[0][2:] == ["25.0 ± 5.0", "55.0 ± 7.1", "25.0 ± 5.0"]
     assert table.note == "Mean ± standard deviation over 2 pipelines."
@@ -168,4 +176,4 @@ def test_seeds_of_a_pipeline(pipeline: Path, tmp_path: Path) -> None:
 def test_a_damaged_overview(tmp_path: Path) -> None:
     (tmp_path / "pipeline.json").write_text("{")
     with pytest.raises(DataError, match=r"pipeline.json is not a pipeline's"):
-        pipeline_report.read_stages(tmp_path)
+        read_stages(tmp_path)

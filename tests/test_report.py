@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1jax import figures, report, samples, tables
 from r1jax.config import DataError
-from r1jax.run_files import group_runs, read_run
-from r1jax.table import Table, print_rich
+from r1jax.reports import figures
+from r1jax.reports.paper import paper_table, read_paper
+from r1jax.reports.results import results_table, seeds_table
+from r1jax.reports.runs import group_runs, read_run
+from r1jax.reports.samples import _fenced
+from r1jax.reports.table import Cell, Table, print_rich, text_of, to_csv, to_latex, to_markdown
+from r1jax.reports.write import make_tables, print_table, write_report
+from r1jax.tables import joined
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,16 +85,16 @@ def seeds(tmp_path: Path) -> list[Path]:
     ]
 
 
-def lines_of(table: report.Table) -> dict[str, list[str]]:
+def lines_of(table: Table) -> dict[str, list[str]]:
     """{metric: the cells behind it}"""
-    rows = [[report.text_of(cell) for cell in row] for row in table.rows]
+    rows = [[text_of(cell) for cell in row] for row in table.rows]
     at = table.header.index("Metric")
     return {row[at]: row[at + 1 :] for row in rows}
 
 
 def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
     run = read_run(seeds[0])
-    table = report.results_table(group_runs([run]))
+    table = results_table(group_runs([run]))
     assert table.header == ["Benchmark", "Metric", "Base", "Forced", "R1-Zero", "Change"]
     assert lines_of(table) == {
         "pass@1 strict (%)": ["10.0 ± 2.0", "15.0 ± 2.0", "70.0 ± 2.0", "60.0"],
@@ -104,12 +109,12 @@ def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
 def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path]) -> None:
     groups = group_runs([read_run(path) for path in seeds])
     assert list(groups) == ["zero"]
-    table = report.results_table(groups)
+    table = results_table(groups)
     assert lines_of(table)["pass@1 strict (%)"] == [
         "15.0 ± 7.1", "20.0 ± 7.1", "80.0 ± 14.1", "65.0 ± 7.1",
     ]  # fmt: skip
     assert "standard deviation over seeds (zero: 2)" in table.note
-    names = [row[0] for row in report.seeds_table(groups).rows]
+    names = [row[0] for row in seeds_table(groups).rows]
     assert names == ["zero_seed0", "zero_seed1"]
 
 
@@ -123,7 +128,7 @@ def test_another_config_is_another_group(seeds: list[Path], tmp_path: Path) -> N
     other = write_run(tmp_path / "kl", 0, 0.1, 0.4, kl=0.2)
     groups = group_runs([read_run(path) for path in [*seeds, other]])
     assert {label: len(runs) for label, runs in groups.items()} == {"zero": 2, "kl": 1}
-    table = report.results_table(groups)
+    table = results_table(groups)
     assert table.header[0] == "Run"
     assert {row[0] for row in table.rows} == {"zero", "kl"}
 
@@ -132,29 +137,29 @@ def test_what_was_not_measured_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_evaluation(run / "evaluations/000000", 0, test=results(0.1, **{"pass@1_se": None}))
     (run / "metrics.jsonl").write_text('{"step": 0, "grpo/loss": 1.0}\n')
-    table = report.results_table(group_runs([read_run(run)]))
+    table = results_table(group_runs([read_run(run)]))
     assert table.header == ["Benchmark", "Metric", "Base", "After RL", "Change"]
     assert lines_of(table)["pass@1 strict (%)"] == ["10.0", "-", "-"]
 
 
 def test_the_three_forms_of_a_table() -> None:
-    rows: list[list[str | report.Cell]] = [
-        ["a|b_c", report.Cell(1234.56, 0.25)],
-        ["%", report.Cell(None)],
-        ["nan", report.Cell(math.nan, 1.0)],
+    rows: list[list[str | Cell]] = [
+        ["a|b_c", Cell(1234.56, 0.25)],
+        ["%", Cell(None)],
+        ["nan", Cell(math.nan, 1.0)],
     ]
-    table = report.Table("t", "Title", ["Name", "x (%)"], rows, "Note.")
-    assert report.to_markdown(table) == (
+    table = Table("t", "Title", ["Name", "x (%)"], rows, "Note.")
+    assert to_markdown(table) == (
         "### Title\n\n| Name | x (%) |\n| --- | ---: |\n| a\\|b_c | 1,234.6 ± 0.2 |\n| % | - |\n"
         "| nan | - |\n\nNote.\n"
     )
-    assert list(csv.reader(io.StringIO(report.to_csv(table)))) == [
+    assert list(csv.reader(io.StringIO(to_csv(table)))) == [
         ["Name", "x (%)", "x (%) ±"],
         ["a|b_c", "1234.6", "0.2"],
         ["%", "-", "-"],
         ["nan", "-", "1.0"],
     ]
-    assert report.to_latex(table) == (
+    assert to_latex(table) == (
         "% Title. Note.\n\\begin{tabular}{lr}\n\\toprule\nName & x (\\%) \\\\\n\\midrule\n"
         "a|b\\_c & 1,234.6 $\\pm$ 0.2 \\\\\n\\% & -- \\\\\nnan & -- \\\\\n\\bottomrule\n"
         "\\end{tabular}\n"
@@ -163,7 +168,7 @@ def test_the_three_forms_of_a_table() -> None:
 
 def test_the_papers_numbers_beside_ours(seeds: list[Path]) -> None:
     groups = group_runs([read_run(path) for path in seeds])
-    rows = [[report.text_of(c) for c in row] for row in report.paper_table(groups).rows]
+    rows = [[text_of(c) for c in row] for row in paper_table(groups).rows]
     found = {row[1]: row[2:] for row in rows}
     assert found["held-out pass@1 (%) (held)"] == [
         "Fig. 1a", "15.6", "77.3", "15.0 ± 7.1", "80.0 ± 14.1",
@@ -182,7 +187,7 @@ def test_the_papers_numbers_beside_ours(seeds: list[Path]) -> None:
 
 
 def test_the_papers_curves_are_whole() -> None:
-    paper = report.read_paper()
+    paper = read_paper()
     sizes = {
         key: [len(points) for points in paper[key]["series"].values()]
         for key in ("accuracy", "length", "levels", "reflective_words")
@@ -221,7 +226,7 @@ def test_curves() -> None:
 
 
 def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    paths = report.write_report([seeds[0]], seeds[0])
+    paths = write_report([seeds[0]], seeds[0])
     names = {str(Path(path).relative_to(seeds[0])) for path in paths}
     tables = {
         f"tables/{t}.{s}" for t in ("results", "breakdown", "paper") for s in ("md", "csv", "tex")
@@ -236,7 +241,7 @@ def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixtur
     assert "problem 3.0 at 0" in samples and "problem 3.0 at 10" in samples
     assert "1 tokens, reward 1.5 (accuracy 1, format 0.5)" in samples
     assert "problem 3.1" not in samples
-    report.print_table(seeds[0])
+    print_table(seeds[0])
     assert "10.0 ± 2.0" in capsys.readouterr().out
 
 
@@ -244,18 +249,18 @@ def test_evaluations_of_models_side_by_side(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "small", 0, math=results(0.25))
     write_evaluation(tmp_path / "large", 0, math=results(0.5), code=results(0.75))
     runs = [read_run(tmp_path / name) for name in ("small", "large")]
-    models, small, _ = report.make_tables(runs)
+    models, small, _ = make_tables(runs)
     assert models.header == ["pass@1 (%)", "small", "large"]
-    assert [[report.text_of(c) for c in row] for row in models.rows] == [
+    assert [[text_of(c) for c in row] for row in models.rows] == [
         ["math", "25.0 ± 2.0", "50.0 ± 2.0"], ["code", "-", "75.0 ± 2.0"],
     ]  # fmt: skip
-    assert [report.text_of(c) for c in small.rows[0]] == [
+    assert [text_of(c) for c in small.rows[0]] == [
         "math", "4", "2", "25.0 ± 2.0", "45.0", "35.0", "-", "-", "40.0",
     ]  # fmt: skip
 
 
 def test_text_in_a_sample_cannot_close_its_fence() -> None:
-    assert samples._fenced("a ```` b") == "`````text\na ```` b\n`````\n"
+    assert _fenced("a ```` b") == "`````text\na ```` b\n`````\n"
 
 
 def test_wrong_workdirs(tmp_path: Path) -> None:
@@ -276,7 +281,7 @@ def test_workdirs_may_hold_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("arm=ppo,seed=0", "arm=ppo,seed=1", "c"):
         (tmp_path / name).mkdir()
     parts = ["arm=ppo", "seed=0", "c", "no", "arm=ppo", "seed=1"]
-    assert tables.joined(parts) == ["arm=ppo,seed=0", "c", "no", "arm=ppo,seed=1"]
+    assert joined(parts) == ["arm=ppo,seed=0", "c", "no", "arm=ppo,seed=1"]
 
 
 def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +298,7 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(text)
     runs = [read_run(tmp_path / name) for name in ("a/eval", "b/eval")]
-    names = [table.name for table in report.make_tables(runs)]
+    names = [table.name for table in make_tables(runs)]
     assert names == ["models", "benchmarks_a-eval", "benchmarks_b-eval"]
 
 

@@ -24,13 +24,12 @@ from r1jax.rewards import (
     lenient_accuracy,
     load_rewards,
     math_reward,
-    r1_format_reward,
-    reflective_words,
     same_answer,
     score,
     stop_if_all_failed,
 )
 from r1jax.rewards.code_reward import final_programs, last_program
+from r1jax.rewards.format_reward import r1_format_reward, reflective_words
 from r1jax.rewards.gym_reward import is_plain
 from r1jax.rewards.penalties import repetition
 from r1jax.types import Example

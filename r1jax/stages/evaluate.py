@@ -29,7 +29,7 @@ from r1jax.evaluation import (
 )
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.models.load import OpenModel, open_model
-from r1jax.report import print_evaluation
+from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig

@@ -41,20 +41,14 @@ from r1jax.logprobs import token_logprobs, token_loss
 from r1jax.losses import Metrics, grpo_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
-from r1jax.report import print_table, write_report
-from r1jax.rewards import reflective_words
+from r1jax.reports.write import print_table, write_report
+from r1jax.rewards.format_reward import reflective_words
 from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import open_pool
 from r1jax.sharding import check_divisible, replicated, spec_of, to_global
-from r1jax.stages.grpo_config import (
-    GrpoConfig,
-    check,
-    is_due,
-    longest_completion,
-    packing_of,
-)
+from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
 from r1jax.stages.grpo_rollouts import (
     Rollouts,
     advantages_of,

@@ -31,11 +31,12 @@ from ml_collections import ConfigDict
 from r1jax.checkpoint import changes, jsonable
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
-from r1jax.pipeline_report import PIPELINE, pipeline_tables, write_pipeline_report
 from r1jax.processes import LOG, Processes, lock_workdir
+from r1jax.reports.pipeline import PIPELINE, pipeline_tables
+from r1jax.reports.table import print_rich
+from r1jax.reports.write import write_pipeline_report
 from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
-from r1jax.table import print_rich
 
 BEGUN = "stage_inputs.json"  # in a stage's workdir, written first: the ids of what it reads
 COMPLETE = "stage_complete.json"  # the same, written last

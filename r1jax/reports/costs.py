@@ -15,9 +15,9 @@ from r1jax.checkpoint import CONFIG
 from r1jax.metrics import STATISTICS, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.load import open_model
-from r1jax.report import ROWS, Row, last_cell, metric_names
-from r1jax.run_files import Run, read_run
-from r1jax.table import Cell, Table
+from r1jax.reports.results import ROWS, Row, last_cell
+from r1jax.reports.runs import Run, metric_names, read_run
+from r1jax.reports.table import Cell, Table
 from r1jax.train_state import count_params
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}

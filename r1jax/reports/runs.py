@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from etils import epath
@@ -101,3 +102,15 @@ def benchmark_names(runs: Sequence[Run]) -> list[str]:
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
     names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
     return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
+
+
+def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
+    """Names in the runs' metrics that match the whole pattern."""
+    names = dict.fromkeys(name for run in runs for line in run.metrics for name in line)
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def end_mean(curve: Sequence[float], end: int, name: str) -> float:
+    """Of a held-out curve its first or last point, of a training curve its first or last 5 %."""
+    window = max(1, len(curve) // 20) if name.startswith("grpo/") else 1
+    return fmean(curve[:window] if end == 0 else curve[-window:])

@@ -15,20 +15,12 @@ from typing import Any
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.cost_report import Stages, cost_table, distillation_table
-from r1jax.html_report import html_page
-from r1jax.metrics import STATISTICS, absolute, write_atomic
-from r1jax.report import (
-    ERROR,
-    ROWS,
-    Row,
-    last_cell,
-    read_paper,
-    with_k,
-)
-from r1jax.run_files import Run, read_run
-from r1jax.samples import questions_of_models
-from r1jax.table import Cell, Table, to_csv, to_latex, to_markdown
+from r1jax.metrics import STATISTICS, absolute
+from r1jax.reports.costs import Stages, cost_table, distillation_table
+from r1jax.reports.paper import read_paper
+from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k
+from r1jax.reports.runs import Run, read_run
+from r1jax.reports.table import Cell, Table
 
 PIPELINE = "pipeline.json"
 # Means of rewards that a benchmark may have beside its accuracies.
@@ -174,37 +166,3 @@ def _stacked(tables: Sequence[Table], workdirs: Sequence[epath.PathLike]) -> Tab
             cells = dict(zip(table.header, row, strict=True))
             rows.append([absolute(workdir).name, *(cells.get(n, Cell(None)) for n in header)])
     return replace(tables[0], header=["Pipeline", *header], rows=rows)
-
-
-# -- everything ------------------------------------------------------------------------------------
-
-
-def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
-    """Writes tables/, figures/, report.md and report.html below `output`.
-
-    The picture and the completions are those of the first pipeline. Returns the paths written.
-    """
-    from r1jax.figures import draw_figures, draw_pipeline  # matplotlib takes a second to import
-
-    target = absolute(output)
-    files: dict[str, bytes] = {}
-    tables = pipeline_tables(workdirs)
-    for table in tables:
-        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-            files[f"tables/{table.name}.{suffix}"] = render(table).encode()
-    curves: dict[str, list[Any]] = {}
-    for workdir in workdirs:
-        for run in runs_of(workdir, "grpo"):
-            curves.setdefault(run.label, []).append(run.metrics)
-    figures = {"pipeline": draw_pipeline(read_stages(workdirs[0]))}
-    figures |= draw_figures(curves, read_paper())
-    files |= {f"figures/{name}.png": image for name, image in figures.items()}
-    title = ", ".join(absolute(workdir).name for workdir in workdirs)
-    parts = [f"# {title}\n", *map(to_markdown, tables)]
-    parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
-    files["report.md"] = "\n".join(parts).encode()
-    questions = questions_of_models(runs_of(workdirs[0], "evaluate"))
-    files["report.html"] = html_page(title, tables, figures, questions).encode("utf-8", "replace")
-    for name, content in files.items():
-        write_atomic(target / name, content)
-    return [str(target / name) for name in files]

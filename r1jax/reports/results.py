@@ -6,34 +6,17 @@ Reads config.json, metrics.jsonl, evaluations/STEP/results.json (of training) an
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
-from etils import epath
-
-from r1jax.html_report import html_page
-from r1jax.metrics import absolute, write_atomic
-from r1jax.run_files import FORCED, Run, benchmark_names, group_runs, read_run
-from r1jax.samples import questions_of_models, questions_of_training, samples_page
-from r1jax.table import (
+from r1jax.reports.runs import FORCED, Run, benchmark_names
+from r1jax.reports.table import (
     MISSING,
     Cell,
     Table,
-    print_rich,
     text_of,
-    to_csv,
-    to_latex,
-    to_markdown,
 )
-
-PAPER = Path(__file__).parent / "paper.json"
-
 
 # ---- base against what came of it ----
 
@@ -232,160 +215,3 @@ def last_cell(run: Run, benchmark: str, row: Row) -> Cell:
     numbers = [values.get(name) for name in (row.metric, f"{row.metric}_se")]
     value, error = (None if x is None else x * row.scale for x in numbers)
     return Cell(value, error, row.digits)
-
-
-# ---- the paper's curves and ours ----
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A curve of the paper and the metric of ours that stands beside it."""
-
-    label: str
-    paper: str  # a key of paper.json
-    series: str
-    metric: str  # a regular expression that finds the metric's name
-    scale: float
-    digits: int
-
-
-MEASURES = (
-    Measure("held-out pass@1 (%)", "accuracy", "pass@1", r"eval/[^/]+/pass@1", 100, 1),
-    Measure("held-out cons@16 (%)", "accuracy", "cons@16", r"eval/[^/]+/cons@16", 100, 1),
-    Measure("mean length in training (tokens)", "length", "length", "grpo/completion/length", 1, 1),
-    Measure(
-        "checking words", "reflective_words", "all words", "grpo/completion/reflective_words", 1, 2
-    ),
-    Measure("pass@1 at level 1 (%)", "levels", "level 1", r"eval/[^/]+/pass@1/level/1", 100, 1),
-    Measure("pass@1 at level 5 (%)", "levels", "level 5", r"eval/[^/]+/pass@1/level/5", 100, 1),
-)
-
-
-def read_paper() -> dict[str, Any]:
-    return json.loads(PAPER.read_text())
-
-
-def paper_table(groups: Mapping[str, Sequence[Run]]) -> Table:
-    """First and last point of the paper's curves and of ours."""
-    paper = read_paper()
-    rows: list[Sequence[str | Cell]] = []
-    for label, runs in groups.items():
-        for measure in MEASURES:
-            figure = paper[measure.paper]
-            points = figure["series"][measure.series]
-            theirs = [
-                Cell(y * measure.scale, None, measure.digits) for _, y in (points[0], points[-1])
-            ]
-            for name in metric_names(runs, measure.metric) or [""]:
-                where = f" ({name.split('/')[1]})" if name.startswith("eval/") else ""
-                ours = [_curve_end(runs, name, end, measure) for end in (0, -1)]
-                rows.append([label, measure.label + where, figure["printed_in"], *theirs, *ours])
-    header = ["Run", "Measure", "Paper", "paper, first", "paper, last", "here, first", "here, last"]
-    note = (
-        f"Source of the paper's numbers: {paper['source']['paper']}. Other models, other problems:"
-        " the shapes of the curves may be compared, not their heights. The paper counts checking"
-        " words over all completions of an evaluation, here they are per completion; first and last"
-        " of our length and checking words are means over 5 % of the training steps."
-    )
-    return Table("paper", "The paper's curves and ours", header, rows, note)
-
-
-def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
-    """Names in the runs' metrics that match the whole pattern."""
-    names = dict.fromkeys(name for run in runs for line in run.metrics for name in line)
-    return [name for name in names if re.fullmatch(pattern, name)]
-
-
-def _curve_end(runs: Sequence[Run], name: str, end: int, measure: Measure) -> Cell:
-    curves = [[line[name] for line in run.metrics if name in line] for run in runs]
-    values = [end_mean(curve, end, name) * measure.scale for curve in curves if curve]
-    if not values:
-        return Cell(None)
-    return Cell(fmean(values), stdev(values) if len(values) > 1 else None, measure.digits)
-
-
-def end_mean(curve: Sequence[float], end: int, name: str) -> float:
-    """Of a held-out curve its first or last point, of a training curve its first or last 5 %."""
-    window = max(1, len(curve) // 20) if name.startswith("grpo/") else 1
-    return fmean(curve[:window] if end == 0 else curve[-window:])
-
-
-# ---- everything ----
-
-
-def make_tables(runs: Sequence[Run]) -> list[Table]:
-    """The tables that these runs have something to say in."""
-    training = [run for run in runs if run.metrics]
-    evaluated = [run for run in runs if not run.metrics]
-    groups = group_runs(training)
-    tables = []
-    if training:
-        tables += [results_table(groups), breakdown_table(groups)]
-        if any(len(members) > 1 for members in groups.values()):
-            tables.append(seeds_table(groups))
-        if any(metric_names(members, "(grpo|eval)/.*") for members in groups.values()):
-            tables.append(paper_table(groups))
-    if evaluated:
-        tables.append(models_table(evaluated))
-        names = Counter(run.name for run in evaluated)
-        for run in evaluated:
-            name = run.name if names[run.name] == 1 else f"{run.workdir.parent.name}-{run.name}"
-            tables.append(replace(evaluation_table(run), name=f"benchmarks_{name}"))
-    return [table for table in tables if table.rows]
-
-
-def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
-    """Writes OUTPUT/tables/*.{md,csv,tex}, figures/*.png, samples.md, report.md and report.html.
-
-    Returns the paths written. Raises DataError for a workdir without measurements.
-    """
-    from r1jax.figures import draw_figures  # matplotlib takes a second to import
-
-    runs = [read_run(workdir) for workdir in workdirs]
-    target = absolute(output)
-    files: dict[str, bytes] = {}
-    tables = make_tables(runs)
-    for table in tables:
-        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-            files[f"tables/{table.name}.{suffix}"] = render(table).encode()
-    groups = group_runs([run for run in runs if run.metrics])
-    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
-    figures = draw_figures(curves, read_paper())
-    files |= {f"figures/{name}.png": image for name, image in figures.items()}
-    samples = "\n".join(filter(None, map(samples_page, runs)))
-    if samples:
-        files["samples.md"] = samples.encode("utf-8", "replace")
-    if files:
-        files["report.md"] = _report_page(runs, tables, list(figures), bool(samples)).encode()
-        questions = questions_of_models([run for run in runs if run.evaluations])
-        questions += [q for run in runs for q in questions_of_training(run)]
-        title = ", ".join(run.name for run in runs)
-        files["report.html"] = html_page(title, tables, figures, questions).encode(
-            "utf-8", "replace"
-        )
-    for name, content in files.items():
-        write_atomic(target / name, content)
-    return [str(target / name) for name in files]
-
-
-def _report_page(
-    runs: Sequence[Run], tables: Sequence[Table], figures: Sequence[str], samples: bool
-) -> str:
-    parts = [f"# {', '.join(run.name for run in runs)}\n", *map(to_markdown, tables)]
-    parts += [f"![{name}](figures/{name}.png)\n" for name in figures]
-    if samples:
-        parts.append("Completions to read: [samples.md](samples.md)\n")
-    return "\n".join(parts)
-
-
-def print_table(workdir: epath.PathLike) -> None:
-    """Prints a training run's table of results, if it has any."""
-    run = read_run(workdir)
-    table = results_table({run.name: [run]})
-    if table.rows:
-        print_rich(table)
-
-
-def print_evaluation(workdir: epath.PathLike) -> None:
-    """Prints the results of a workdir of `evaluate`, a line per benchmark."""
-    print_rich(evaluation_table(read_run(workdir)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import jinja2
 
+from r1jax.reports.table import Cell, Table, text_of
 from r1jax.rewards.format_reward import summary
-from r1jax.table import Cell, Table, text_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Question:
     title: str
     prompt: str
     samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report shows: tables, figures as PNG by name, texts that may hold anything."""
+
+    title: str
+    tables: Sequence[Table]
+    figures: Mapping[str, bytes]
+    questions: Sequence[Question] = ()
 
 
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -102,18 +112,12 @@ sample.breakdown.items() %}, {{ name }} {{ "%.3g" % value }}{% endfor %}</span>
 )
 
 
-def html_page(
-    title: str,
-    tables: Sequence[Table],
-    figures: Mapping[str, bytes],
-    questions: Sequence[Question] = (),
-) -> str:
-    """The page; figures are PNG, texts may hold anything."""
+def html_page(page: Page) -> str:
     return _PAGE.render(
-        title=title,
-        tables=tables,
-        figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
-        questions=questions,
+        title=page.title,
+        tables=page.tables,
+        figures={name: base64.b64encode(image).decode() for name, image in page.figures.items()},
+        questions=page.questions,
         text_of=text_of,
         is_number=lambda cell: isinstance(cell, Cell),
     )

@@ -21,9 +21,8 @@ from etils import epath
 
 from r1jax.config import DataError, load_module
 from r1jax.metrics import METRICS, absolute, write_atomic
-from r1jax.report import end_mean
-from r1jax.run_files import Run, read_run
-from r1jax.table import MISSING, Cell, Table, to_markdown
+from r1jax.reports.runs import Run, end_mean, read_run
+from r1jax.reports.table import MISSING, Cell, Table, to_markdown
 
 REPRODUCED, CONTRARY = "reproduced", "contrary"
 NOT_REPRODUCED, NOT_MEASURED, PARTLY = "not reproduced", "not measured", "partly reproduced"

@@ -1,0 +1,129 @@
+"""The one writer: what the other files of this room make becomes a page, of runs or a pipeline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from etils import epath
+
+from r1jax.metrics import absolute, write_atomic
+from r1jax.reports.page import Page, html_page
+from r1jax.reports.paper import paper_table, read_paper
+from r1jax.reports.pipeline import pipeline_tables, read_stages, runs_of
+from r1jax.reports.results import (
+    breakdown_table,
+    evaluation_table,
+    models_table,
+    results_table,
+    seeds_table,
+)
+from r1jax.reports.runs import Run, group_runs, metric_names, read_run
+from r1jax.reports.samples import questions_of_models, questions_of_training, samples_page
+from r1jax.reports.table import Table, print_rich, to_csv, to_latex, to_markdown
+
+
+def make_tables(runs: Sequence[Run]) -> list[Table]:
+    """The tables that these runs have something to say in."""
+    training = [run for run in runs if run.metrics]
+    evaluated = [run for run in runs if not run.metrics]
+    groups = group_runs(training)
+    tables = []
+    if training:
+        tables += [results_table(groups), breakdown_table(groups)]
+        if any(len(members) > 1 for members in groups.values()):
+            tables.append(seeds_table(groups))
+        if any(metric_names(members, "(grpo|eval)/.*") for members in groups.values()):
+            tables.append(paper_table(groups))
+    if evaluated:
+        tables.append(models_table(evaluated))
+        names = Counter(run.name for run in evaluated)
+        for run in evaluated:
+            name = run.name if names[run.name] == 1 else f"{run.workdir.parent.name}-{run.name}"
+            tables.append(replace(evaluation_table(run), name=f"benchmarks_{name}"))
+    return [table for table in tables if table.rows]
+
+
+def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
+    """Writes the page of some runs below `output` (see `_write`) -> the paths written.
+
+    Raises DataError for a workdir without measurements.
+    """
+    from r1jax.reports.figures import draw_figures  # matplotlib takes a second to import
+
+    runs = [read_run(workdir) for workdir in workdirs]
+    groups = group_runs([run for run in runs if run.metrics])
+    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
+    questions = questions_of_models([run for run in runs if run.evaluations])
+    questions += [question for run in runs for question in questions_of_training(run)]
+    page = Page(
+        ", ".join(run.name for run in runs),
+        make_tables(runs),
+        draw_figures(curves, read_paper()),
+        questions,
+    )
+    return _write(page, output, "\n".join(filter(None, map(samples_page, runs))))
+
+
+def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
+    """Writes the page of one pipeline, or of several that differ in their seed.
+
+    The picture and the completions are those of the first one.
+    """
+    from r1jax.reports.figures import draw_figures, draw_pipeline
+
+    curves: dict[str, list[Any]] = {}
+    for workdir in workdirs:
+        for run in runs_of(workdir, "grpo"):
+            curves.setdefault(run.label, []).append(run.metrics)
+    page = Page(
+        ", ".join(absolute(workdir).name for workdir in workdirs),
+        pipeline_tables(workdirs),
+        {"pipeline": draw_pipeline(read_stages(workdirs[0]))} | draw_figures(curves, read_paper()),
+        questions_of_models(runs_of(workdirs[0], "evaluate")),
+    )
+    return _write(page, output)
+
+
+def _write(page: Page, output: epath.PathLike, samples: str = "") -> list[str]:
+    """Writes OUTPUT/tables/*.{md,csv,tex}, figures/*.png, samples.md, report.md and report.html.
+
+    Only what there is; returns the paths.
+    """
+    files: dict[str, bytes] = {}
+    for table in page.tables:
+        for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+            files[f"tables/{table.name}.{suffix}"] = render(table).encode()
+    files |= {f"figures/{name}.png": image for name, image in page.figures.items()}
+    if samples:
+        files["samples.md"] = samples.encode("utf-8", "replace")
+    if files:
+        files["report.md"] = _markdown(page, bool(samples)).encode()
+        files["report.html"] = html_page(page).encode("utf-8", "replace")
+    target = absolute(output)
+    for name, content in files.items():
+        write_atomic(target / name, content)
+    return [str(target / name) for name in files]
+
+
+def _markdown(page: Page, samples: bool) -> str:
+    parts = [f"# {page.title}\n", *map(to_markdown, page.tables)]
+    parts += [f"![{name}](figures/{name}.png)\n" for name in page.figures]
+    if samples:
+        parts.append("Completions to read: [samples.md](samples.md)\n")
+    return "\n".join(parts)
+
+
+def print_table(workdir: epath.PathLike) -> None:
+    """Prints a training run's table of results, if it has any."""
+    run = read_run(workdir)
+    table = results_table({run.name: [run]})
+    if table.rows:
+        print_rich(table)
+
+
+def print_evaluation(workdir: epath.PathLike) -> None:
+    """Prints the results of a workdir of `evaluate`, a line per benchmark."""
+    print_rich(evaluation_table(read_run(workdir)))
