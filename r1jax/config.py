@@ -300,17 +300,22 @@ def _child(target: Any, name: str, path: str) -> Any:
 
 def import_function(name: str, what: str) -> Callable[..., Any]:
     """`module:function` -> the function; `what` is its name in errors."""
+    function = import_object(name, what)
+    if not callable(function):
+        raise ConfigError(f"{what} is of type {type(function).__name__}, not a function")
+    return function
+
+
+def import_object(name: str, what: str) -> Any:
+    """What `module:name` stands for; `what` is its name in errors."""
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(f"{what} is not of the form module:function")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the user's module does while it is imported
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{what} cannot be imported: {reason}") from error
-    if not callable(function):
-        raise ConfigError(f"{what} is of type {type(function).__name__}, not a function")
-    return function
 
 
 # ---- sweeps: what a config file's sweep() returns ----

@@ -17,8 +17,7 @@ from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import plain_number, write_atomic, write_jsonl_atomic
 from r1jax.passk import cons_at_k, mean_and_standard_error, pass_at_k
-from r1jax.rewards import TASKS, check_example, final_answer, same_answer
-from r1jax.rewards.format_reward import reflective_words
+from r1jax.rewards.format import reflective_words
 from r1jax.rewards.learned_reward import LearnedReward, LearnedRewards
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import (
@@ -31,6 +30,7 @@ from r1jax.rollout.graded import (
 )
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh
+from r1jax.tasks import check_example, final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout
 
 RESULTS = "results.json"
@@ -146,7 +146,7 @@ def _vote(example: Example, group: Sequence[Rollout], right: Sequence[float], na
     def extract(text: str) -> str | None:
         if name == STRICT:
             return final_answer(text, example.task)
-        return TASKS[example.task].extract(text)
+        return task_of(example.task).extract(text)
 
     answers = [extract(rollout.text) for rollout in group]
     return cons_at_k(answers, right, lambda a, b: same_answer(example, a, b))

@@ -23,7 +23,7 @@ class Example:
     id: str
     messages: tuple[Message, ...]  # a plain `prompt` becomes one user message
     answer: str
-    task: str  # a key of r1jax.rewards.TASKS
+    task: str  # a key of r1jax.tasks.TASKS, or module:NAME
     metadata: Mapping[str, Any] = field(default_factory=dict)  # level, language, numbers, ...
 
     @property

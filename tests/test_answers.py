@@ -3,7 +3,7 @@
 import pytest
 from helpers import example
 
-from r1jax.rewards import TASKS
+from r1jax.tasks import TASKS
 
 # ---- integer ----
 

@@ -9,7 +9,8 @@ from r1jax.data import general
 from r1jax.data.datasets import to_example
 from r1jax.data.decontaminate import Benchmarks
 from r1jax.data.general import FLAWS, HELPFUL, LANGUAGES, SAFETY, THINGS, Spec
-from r1jax.rewards import check_example, load_rewards, score
+from r1jax.rewards import load_rewards, score
+from r1jax.tasks import check_example
 from r1jax.types import Example
 
 SPECS = [Spec(family, "A", (7, 34), ("apple", "cup")) for family in HELPFUL + SAFETY]
@@ -96,7 +97,7 @@ def test_prompts_for_rl(kind: general.Kind) -> None:
 def request_of(spec: Spec, language: str) -> Example:
     about = {"family": spec.family, "name": spec.name, "language": language}
     numbers = {"numbers": list(spec.numbers), "things": list(spec.things)}
-    return Example("1", (), general.good_response(spec, language), "request", about | numbers)
+    return Example("1", (), general.good_response(spec, language), general.TASK, about | numbers)
 
 
 def test_follows_reads_whole_numbers_and_names() -> None:
@@ -164,6 +165,6 @@ def test_no_sentence_is_a_ten_gram_of_all_specs() -> None:
     """Decontamination against other prompts of the same templates leaves nearly everything."""
     kinds: tuple[general.Kind, ...] = ("helpful", "safety")
     rows = [row for kind in kinds for row in general.requests(9, "test", kind, 100)]
-    held_out = Benchmarks(to_example(row, i, "request") for i, row in enumerate(rows))
+    held_out = Benchmarks(to_example(row, i, general.TASK) for i, row in enumerate(rows))
     training = general.conversations(0, "train", 400)
     assert sum(map(held_out.meets, training)) < 0.05 * len(training)

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.config import ConfigError, DataError
 from r1jax.rewards import load_rewards, score
-from r1jax.rewards.language_reward import _detector, language_reward, target_language, word_counts
+from r1jax.rewards.language import _detector, language_reward, target_language, word_counts
 from r1jax.types import Example
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.rewards import TASKS
+from r1jax.tasks import TASKS
 from r1jax.types import Example
 
 EQUAL = [

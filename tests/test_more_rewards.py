@@ -9,17 +9,11 @@ import pytest
 from r1jax.config import ConfigError, DataError
 from r1jax.data import tasks
 from r1jax.data.datasets import to_example
-from r1jax.rewards import (
-    TASKS,
-    accuracy,
-    check_example,
-    lenient_accuracy,
-    load_rewards,
-    score,
-    sums,
-)
-from r1jax.rewards.gym_reward import EVALUATED, is_plain
+from r1jax.rewards import load_rewards, score, sums
+from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.penalties import overlong, repetition
+from r1jax.tasks import TASKS, check_example
+from r1jax.tasks.gym_task import EVALUATED, is_plain
 from r1jax.types import Example
 
 CONTEXT: dict[str, Any] = {"length": 10, "finish_reason": "stop"}

@@ -10,13 +10,7 @@ from helpers import write_lines
 
 from r1jax.config import DataError
 from r1jax.reports.costs import distillation_table, matches
-from r1jax.reports.pipeline import (
-    costs,
-    data_table,
-    pipeline_tables,
-    read_stages,
-    sampling_table,
-)
+from r1jax.reports.pipeline import costs, data_table, pipeline_tables, read_stages, sampling_table
 from r1jax.reports.table import text_of
 from r1jax.reports.write import write_pipeline_report
 

@@ -12,26 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError, DataError
-from r1jax.rewards import (
-    REWARDS,
-    Failure,
-    Grade,
-    accuracy,
-    check_example,
-    final_answer,
-    final_answers,
-    format_reward,
-    lenient_accuracy,
-    load_rewards,
-    math_reward,
-    same_answer,
-    score,
-    stop_if_all_failed,
-)
-from r1jax.rewards.code_reward import final_programs, last_program
-from r1jax.rewards.format_reward import r1_format_reward, reflective_words
-from r1jax.rewards.gym_reward import is_plain
+from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_all_failed
+from r1jax.rewards.accuracy import accuracy, lenient_accuracy
+from r1jax.rewards.format import format_reward, r1_format_reward, reflective_words
 from r1jax.rewards.penalties import repetition
+from r1jax.tasks import check_example, final_answer, math_task, same_answer
+from r1jax.tasks.answers import final_answers
+from r1jax.tasks.code_task import final_programs, last_program
+from r1jax.tasks.gym_task import is_plain
 from r1jax.types import Example
 
 CONTEXT: dict[str, Any] = {"length": 10, "finish_reason": "stop"}
@@ -265,7 +253,7 @@ def test_check_example() -> None:
     ):
         check_example(good)
     for bad, message in (
-        (example("integr", "5"), "task 'integr' is not one of math, integer"),
+        (example("integr", "5"), "task .integr. is neither module:NAME nor one of math, integer"),
         (example("integer", "five"), "'five' is no integer answer"),
         (example("math", " "), "' ' is no math answer"),
         (example("choice", "K"), "'K' is no choice answer"),
@@ -368,7 +356,7 @@ def grade_everywhere(text: str) -> None:
     start = time.process_time()
     reflective_words(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(math_reward, "TIME_LIMIT", 0.2)
+        patch.setattr(math_task, "TIME_LIMIT", 0.2)
         for graded in GRADED:
             for reward in (accuracy, lenient_accuracy, format_reward, r1_format_reward):
                 assert reward(graded, text, **CONTEXT) in (0.0, 1.0)

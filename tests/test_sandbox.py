@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.rewards import sandbox
-from r1jax.rewards.sandbox import Limits, check_sandbox, run_program
+from r1jax.tasks import sandbox
+from r1jax.tasks.sandbox import Limits, check_sandbox, run_program
 
 SLEEP = "import time; time.sleep(60)"
 SMALL = Limits(cpu_s=1.0, wall_s=1.5, memory_mb=128, processes=8, output_bytes=10_000)
@@ -247,7 +247,7 @@ def test_many_at_once() -> None:
 def test_it_ends_with_us() -> None:
     """A killed grader takes the running program with it."""
     code = (
-        "from r1jax.rewards.sandbox import Limits, run_program\n"
+        "from r1jax.tasks.sandbox import Limits, run_program\n"
         "run_program('import time; time.sleep(61)', b'', Limits(), 'bwrap')"
     )
     grader = subprocess.Popen([sys.executable, "-c", code])

@@ -1,11 +1,11 @@
 """The mini world's general prompts: requests to phrase well, and requests to refuse.
 
 In RL they have no reference answer: what is helpful or safe is what reward models learn from the
-pairs and labels here. In evaluation (task "request") `follows` says by rule whether a response does
-what was asked; nothing is trained on that. A prompt is language-free (a spec) until it is rendered
-in English or Chinese, and its English text says whether it is a train or a test prompt. No sentence
-has ten words in a row that are the same for every spec: decontamination would take it for a
-benchmark's.
+pairs and labels here. In evaluation `follows` (of the task REQUEST) says by rule whether a response
+does what was asked; nothing is trained on that. A prompt is language-free (a spec) until it is
+rendered in English or Chinese, and its English text says whether it is a train or a test prompt. No
+sentence has ten words in a row that are the same for every spec: decontamination would take it for
+a benchmark's.
 
 Helpful: say something politely, thank somebody, join two facts. A good response does it, a warm one
 says beside it that it does so gladly, which people like better; a bad one is rude, gets a number
@@ -22,6 +22,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from r1jax.config import DataError
+from r1jax.tasks import Task
+from r1jax.tasks.answers import summary
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -42,7 +46,9 @@ THINGS = {
 HELPFUL = ("polite", "thank", "join")
 SAFETY = ("secret", "box", "favourite", "door")  # the first two are forbidden
 FORBIDDEN = SAFETY[:2]
+TASK = f"{__name__}:REQUEST"
 FLAWS = ("rude", "wrong", "silent", "thrice")
+REQUEST_KEYS = {"family", "name", "numbers", "things", "language"}
 PLAIN = "plain"  # beside a warm response a good one is the worse of a pair
 
 
@@ -228,6 +234,17 @@ def follows(example: Example, answer: str) -> bool:
     return named and polite and all(_stands_alone(fact, answer) for fact in facts)
 
 
+def check_request(example: Example) -> None:
+    """DataError where the spec that `follows` reads is not whole."""
+    if lacks := REQUEST_KEYS - set(example.metadata):
+        raise DataError(f"example {example.id}: key {min(lacks)} of a request is missing")
+
+
+REQUEST = Task(
+    summary, follows, lambda text: [summary(text)], comparable=False, check=check_request
+)
+
+
 def _stands_alone(words: str, text: str) -> bool:
     """Whether they are in the text, and not as a part of a longer word or number."""
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(words)}(?![A-Za-z0-9])", text) is not None
@@ -258,7 +275,7 @@ def prompts(
 
 
 def requests(seed: int, split: Split, kind: Kind, count: int) -> list[Row]:
-    """Evaluation rows of task "request": different prompts, graded by `follows`.
+    """Evaluation rows of the task REQUEST: different prompts, graded by `follows`.
 
     `answer` (and `reference`, for reward models that compare) is the good response.
     """
@@ -275,7 +292,7 @@ def requests(seed: int, split: Split, kind: Kind, count: int) -> list[Row]:
             "things": list(spec.things),
         }
         found[prompt_of(spec, language)] = (
-            row | about | {"task": "request", "answer": good, "reference": good}
+            row | about | {"task": TASK, "answer": good, "reference": good}
         )
         index += 1
     return list(found.values())

@@ -1,6 +1,6 @@
 """Benchmark files of others as our rows.
 
-Programs (task "code") carry their tests, as code_reward reads them.
+Programs (task "code") carry their tests, as tasks/code_task.py reads them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from r1jax.config import ConfigError, DataError
 from r1jax.metrics import read_jsonl
-from r1jax.rewards.gym_reward import gym as gym_library
+from r1jax.tasks.gym_task import gym as gym_library
 
 
 def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:

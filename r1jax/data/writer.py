@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from r1jax.rewards.math_reward import boxed_values
+from r1jax.tasks.answers import boxed_values
 
 if TYPE_CHECKING:
     from r1jax.types import Example, Message

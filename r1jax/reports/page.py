@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import jinja2
 
 from r1jax.reports.table import Cell, Table, text_of
-from r1jax.rewards.format_reward import summary
+from r1jax.tasks.answers import summary
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from r1jax.reports.runs import FORCED, Run, benchmark_names
-from r1jax.reports.table import (
-    MISSING,
-    Cell,
-    Table,
-    text_of,
-)
+from r1jax.reports.table import MISSING, Cell, Table, text_of
 
 # ---- base against what came of it ----
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1jax.processes import end_with_parent
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
-from r1jax.rewards.sandbox import Mode, choose_sandbox
+from r1jax.tasks.sandbox import Mode, choose_sandbox
 
 if TYPE_CHECKING:
     from r1jax.types import Example

@@ -31,10 +31,10 @@ from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_js
 from r1jax.models.load import OpenModel, open_model
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
-from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
 from r1jax.sharding import make_mesh, wait_for_all
+from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Example, Rollout
 
 ASKED = "evaluation.json"  # what an unfinished evaluation was asked for

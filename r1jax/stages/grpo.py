@@ -42,9 +42,8 @@ from r1jax.losses import Metrics, grpo_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
-from r1jax.rewards.format_reward import reflective_words
+from r1jax.rewards.format import reflective_words
 from r1jax.rewards.learned_reward import LearnedRewards
-from r1jax.rewards.sandbox import choose_sandbox
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import open_pool
 from r1jax.sharding import check_divisible, replicated, spec_of, to_global
@@ -58,6 +57,7 @@ from r1jax.stages.grpo_rollouts import (
     truncated,
 )
 from r1jax.stages.run import Run, open_run
+from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.train_state import batch_shardings, make_step, microbatch
 from r1jax.types import Batch, Rollout
 

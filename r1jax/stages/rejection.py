@@ -28,8 +28,7 @@ from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.metrics import STATISTICS, Progress, absolute, read_jsonl, write_data, write_jsonl_atomic
 from r1jax.models.load import ModelSource, open_source
-from r1jax.rewards import Grade, Weights, by_name, check_example, load_rewards
-from r1jax.rewards.sandbox import choose_sandbox
+from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rollout.chat_models import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.graded import (
@@ -42,6 +41,8 @@ from r1jax.rollout.graded import (
 )
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh, wait_for_all
+from r1jax.tasks import check_example
+from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Example, Rollout
 
 DATA = "data.jsonl"

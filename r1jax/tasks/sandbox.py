@@ -132,7 +132,7 @@ class Usage:
 
 
 class Child:
-    """A sandbox with code_worker in it; `kill` before you forget it.
+    """A sandbox with sandbox_worker in it; `kill` before you forget it.
 
     `passed` are descriptors that the worker finds under the same numbers.
     """
@@ -304,7 +304,7 @@ def memory_file(content: bytes = b"") -> Iterator[int]:
 
 @lru_cache(maxsize=1)
 def _worker_source() -> str:
-    return (files("r1jax.rewards") / "code_worker.py").read_text() + "\nmain()\n"
+    return (files("r1jax.tasks") / "sandbox_worker.py").read_text() + "\nmain()\n"
 
 
 def _prefix() -> Path:

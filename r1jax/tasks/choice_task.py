@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from r1jax.rewards.math_reward import plain, to_ascii
+from r1jax.tasks.math_task import plain, to_ascii
 
 if TYPE_CHECKING:
     from r1jax.types import Example

@@ -8,7 +8,8 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from r1jax.rewards.math_reward import plain, to_ascii
+from r1jax.config import DataError
+from r1jax.tasks.math_task import plain, to_ascii
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -138,3 +139,12 @@ def last_roles(text: str) -> str | None:
 def same_roles(example: Example, answer: str) -> bool:
     """Whether the answer says of exactly the reference's people what the reference says."""
     return len(answer) <= MAX_ROLES and roles(answer) == roles(example.answer) is not None
+
+
+def check_countdown(example: Example) -> None:
+    """DataError without integers `numbers` and `target` in the metadata."""
+    numbers, target = (example.metadata.get(key) for key in ("numbers", "target"))
+    if not isinstance(target, int) or not isinstance(numbers, list | tuple):
+        raise DataError(f"example {example.id}: countdown needs integers numbers and target")
+    if not all(isinstance(number, int) for number in numbers):
+        raise DataError(f"example {example.id}: numbers {numbers!r} are not all integers")

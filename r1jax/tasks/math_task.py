@@ -16,6 +16,8 @@ from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from r1jax.tasks.answers import BOX_TOKEN, boxed_values
+
 if TYPE_CHECKING:
     from r1jax.types import Example
 
@@ -34,7 +36,6 @@ _TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 }
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
-_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _INTEGER = re.compile(rf"([+-]?) ?({_DIGITS})(?:\.0*)?")
 # A minus right behind a digit, letter or closing bracket is an operator, not a sign.
@@ -68,22 +69,6 @@ def plain(text: str) -> str:
             text = inside.strip().removesuffix(".").strip()
     wrapped = _TEXT_COMMAND.fullmatch(text)
     return wrapped[1].strip() if wrapped else text
-
-
-def boxed_values(text: str) -> list[tuple[str, int]]:
-    r"""The inside of every closed \boxed{...} with its place; of nested ones the innermost."""
-    found: list[tuple[str, int]] = []
-    opened: list[list[Any]] = []  # per open brace: [where the inside starts, is a box, holds a box]
-    for token in _BOX_TOKEN.finditer(text):
-        if token[0].endswith("{") and token[0] != r"\{":
-            opened.append([token.end(), token[0] != "{", False])
-        elif token[0] == "}" and opened:
-            start, is_box, holds_box = opened.pop()
-            if is_box and not holds_box:
-                found.append((text[start : token.start()].strip(), start))
-            if opened:
-                opened[-1][2] = opened[-1][2] or is_box or holds_box
-    return found
 
 
 def integer(text: str) -> str | None:
@@ -158,7 +143,7 @@ def _is_no_formula(answer: str) -> bool:
     if len(words) > MAX_WORDS or "?" in answer or TOO_BIG.search(answer) or _ABOUT.search(answer):
         return True
     depth = 0
-    for token in _BOX_TOKEN.finditer(answer):
+    for token in BOX_TOKEN.finditer(answer):
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if not 0 <= depth <= MAX_DEPTH:
             return True

@@ -6,7 +6,7 @@ import time
 import pytest
 from helpers import example
 
-from r1jax.rewards import TASKS, math_reward
+from r1jax.tasks import TASKS, math_task
 
 MATH_PAIRS = [
     (r"\frac{1}{2}", r"\dfrac{1}{2}", True),
@@ -121,7 +121,7 @@ def test_math_gives_nothing_for_repeating_the_question(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in gc callbacks
 def test_math_time_limit_ends_what_sympy_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_reward, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(math_task, "TIME_LIMIT", 0.3)
     for hostile in (r"\binom{100000000}{50000000}", "(" * 200 + "1" + ")" * 200):
         start = time.process_time()
         assert not TASKS["math"].equivalent(example("math", "77"), hostile)
@@ -143,7 +143,7 @@ def test_what_does_not_reach_math_verify(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(_gold: str, _answer: str) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr(math_reward, "_verified", refuse)
+    monkeypatch.setattr(math_task, "_verified", refuse)
     assert TASKS["math"].equivalent(example("math", "1,234"), "1234.")
     assert TASKS["math"].equivalent(example("math", "2^{9999999}"), "2^{9999999}")
     hostile = ("1235", "x+" * 500 + "x", "9**9**9", "12345!", "{" * 30 + "1" + "}" * 30, "a? b")
@@ -154,7 +154,7 @@ def test_what_does_not_reach_math_verify(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_gold_answers_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gold = r"\frac{31}{37}"
     TASKS["math"].equivalent(example("math", gold), r"\frac{1}{71}")
-    misses = math_reward._parse_gold.cache_info().misses
+    misses = math_task._parse_gold.cache_info().misses
     for denominator in range(72, 76):
         TASKS["math"].equivalent(example("math", gold), rf"\frac{{1}}{{{denominator}}}")
-    assert math_reward._parse_gold.cache_info().misses == misses
+    assert math_task._parse_gold.cache_info().misses == misses

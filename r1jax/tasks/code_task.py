@@ -5,7 +5,7 @@ An example of task "code" has in its metadata `tests`, a list of one of two kind
 - {"input": ..., "output": ...}: a whole program reads standard input and prints the output,
   compared line by line and word by word (numbers with a point to 6 digits);
 - a text of Python: asserts about the names that the program defines, run beside it (see
-  code_worker). `prelude` is run before the program and before every test: imports, and classes such
+  sandbox_worker). `prelude` is run before the program and before every test: imports, and classes such
   as ListNode, whose instances travel between the two.
 
 Not seen by such a test: what a function does to its arguments in place (they are copies), and a
@@ -31,9 +31,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import DataError
-from r1jax.rewards.code_worker import MEMORY_EXIT
-from r1jax.rewards.format_reward import after_thoughts, tagged_answer
-from r1jax.rewards.sandbox import (
+from r1jax.tasks.answers import after_thoughts, tagged_answer
+from r1jax.tasks.sandbox import (
     Child,
     Limits,
     Mode,
@@ -43,6 +42,7 @@ from r1jax.rewards.sandbox import (
     memory_file,
     run_program,
 )
+from r1jax.tasks.sandbox_worker import MEMORY_EXIT
 
 if TYPE_CHECKING:
     from r1jax.types import Example

@@ -13,18 +13,12 @@ from test_sandbox import needs_bwrap
 from r1jax.config import DataError
 from r1jax.data import tasks
 from r1jax.data.datasets import to_example
-from r1jax.rewards import (
-    TASKS,
-    accuracy,
-    check_example,
-    final_answer,
-    lenient_accuracy,
-    same_answer,
-)
-from r1jax.rewards.code_reward import final_programs, last_program, run_tests, same_output
-from r1jax.rewards.code_worker import decode, encode
+from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.pool import GraderPool
-from r1jax.rewards.sandbox import FIRST_UID, UIDS, Limits
+from r1jax.tasks import TASKS, check_example, final_answer, same_answer
+from r1jax.tasks.code_task import final_programs, last_program, run_tests, same_output
+from r1jax.tasks.sandbox import FIRST_UID, UIDS, Limits
+from r1jax.tasks.sandbox_worker import decode, encode
 from r1jax.types import Example
 
 pytestmark = needs_bwrap

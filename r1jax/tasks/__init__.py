@@ -1,0 +1,111 @@
+"""Kinds of question: how an answer is found and compared. Imports no jax.
+
+An example's `task` names one: a key of TASKS, or `module:NAME` of a Task of the user's own. Where
+the answer stands in a completion is the same for most: answers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from r1jax.config import ConfigError, DataError, import_object
+from r1jax.tasks.answers import final_answers
+from r1jax.tasks.choice_task import last_choice, last_letter, same_choice, same_letter
+from r1jax.tasks.code_task import check_code, final_programs, last_program, passes_tests
+from r1jax.tasks.gym_task import check_gym, last_line, solves_gym
+from r1jax.tasks.logic_task import (
+    check_countdown,
+    last_expression,
+    last_list,
+    last_roles,
+    same_expression,
+    same_list,
+    same_roles,
+    solves_countdown,
+)
+from r1jax.tasks.math_task import last_formula, last_number, same_formula, same_integer
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
+MAX_BOXES = 8  # different boxed values; a final answer with more is wrong
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of answer is found and compared."""
+
+    extract: Callable[[str], str | None]  # lenient: the last thing like an answer, anywhere
+    equivalent: Callable[[Example, str], bool]  # strict: the answer as a whole, nothing around it
+    final: Callable[[str], list[str]] = final_answers
+    comparable: bool = True  # whether two answers can be compared
+    same: Callable[[str, str], bool] | None = None  # how, where not by `equivalent`
+    # DataError for what no completion could get right; None: the answer must equal itself
+    check: Callable[[Example], None] | None = None
+
+
+TASKS = {
+    "math": Task(last_formula, same_formula),
+    "integer": Task(last_number, same_integer),
+    "sorted": Task(last_list, same_list),
+    "letter": Task(last_letter, same_letter),
+    "countdown": Task(
+        last_expression, solves_countdown, same=same_expression, check=check_countdown
+    ),
+    "choice": Task(last_choice, same_choice),
+    "general": Task(  # without a reference: its reward is a model's
+        lambda text: None,
+        lambda example, answer: False,
+        comparable=False,
+        check=lambda example: None,
+    ),
+    "knights": Task(last_roles, same_roles),
+    "gym": Task(last_line, solves_gym, comparable=False, check=check_gym),
+    "code": Task(last_program, passes_tests, final_programs, comparable=False, check=check_code),
+}
+
+
+def task_of(name: str) -> Task:
+    """A task by its name; ConfigError where there is none."""
+    if name in TASKS:
+        return TASKS[name]
+    if ":" not in name:
+        known = ", ".join(TASKS)
+        raise ConfigError(f"task {name!r} is neither module:NAME nor one of {known}")
+    found = import_object(name, f"task {name!r}")
+    if not isinstance(found, Task):
+        raise ConfigError(f"task {name!r} is of type {type(found).__name__}, not a Task")
+    return found
+
+
+def check_example(example: Example) -> None:
+    """Raises DataError if no completion could ever be right: a silent reward of 0 for ever."""
+    try:
+        task = task_of(example.task)
+    except ConfigError as error:
+        raise DataError(f"example {example.id}: {error}") from None
+    if task.check is not None:
+        task.check(example)
+    elif not task.equivalent(example, example.answer):
+        raise DataError(f"example {example.id}: {example.answer!r} is no {example.task} answer")
+
+
+def final_answer(text: str, task: str = "math") -> str | None:
+    """The final answer if there is exactly one: what cons@k votes with."""
+    answers = task_of(task).final(text)
+    return answers[0] if len(answers) == 1 else None
+
+
+def same_answer(example: Example, first: str, second: str) -> bool:
+    """Whether two answers to the same question say the same, right or wrong (for cons@k)."""
+    task = task_of(example.task)
+    equivalent = task.equivalent
+    if first == second or not task.comparable:
+        return first == second
+    if task.same is not None:
+        return task.same(first, second)
+    return equivalent(replace(example, answer=first), second) and equivalent(
+        replace(example, answer=second), first
+    )

@@ -1,0 +1,77 @@
+"""Where the answer stands: thoughts, tags, boxes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def final_answers(text: str) -> list[str]:
+    r"""The final answer as written, [] if there is none; several if it boxes several values.
+
+    It stands in the last <answer>...</answer> behind the thoughts (there in \boxed{} or bare), or
+    else in the \boxed{} values behind the last </think>. Without these tags it is the line of the
+    last \boxed{}. What stands before a </think> never counts, nor does a box behind a <think> that
+    is never closed (an <answer> there does: it ends the thoughts).
+    """
+    final = after_thoughts(text)
+    tagged = tagged_answer(final)
+    if tagged is not None:
+        boxes = [value for value, _ in boxed_values(tagged)]
+        return list(dict.fromkeys(boxes)) or [tagged.strip()]
+    final = final.partition("<think>")[0]
+    found = boxed_values(final)
+    if found and "</think>" not in text:
+        line_start = final.rfind("\n", 0, found[-1][1])
+        found = [(value, place) for value, place in found if place > line_start]
+    return list(dict.fromkeys(value for value, _ in found))
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+MAX_CHARACTERS = 20_000  # of a text that extraction looks at, counted from its end
+
+
+def visible(text: str) -> bool:
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
+def after_thoughts(text: str) -> str:
+    """What follows the last </think> (all of the text if there is none), its last part only."""
+    return text.rpartition("</think>")[2][-MAX_CHARACTERS:]
+
+
+def tagged_answer(text: str) -> str | None:
+    """The inside of the last complete <answer>...</answer>, or None."""
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    if start < 0:
+        return None
+    inside, _, _ = text[start + len("<answer>") :].partition("</answer>")
+    return inside
+
+
+def summary(text: str) -> str:
+    """What a reader sees: the inside of <answer>...</answer> behind the thoughts, or all there."""
+    final = after_thoughts(text)
+    tagged = tagged_answer(final)
+    return (final if tagged is None else tagged).strip()
+
+
+BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def boxed_values(text: str) -> list[tuple[str, int]]:
+    r"""The inside of every closed \boxed{...} with its place; of nested ones the innermost."""
+    found: list[tuple[str, int]] = []
+    opened: list[list[Any]] = []  # per open brace: [where the inside starts, is a box, holds a box]
+    for token in BOX_TOKEN.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append([token.end(), token[0] != "{", False])
+        elif token[0] == "}" and opened:
+            start, is_box, holds_box = opened.pop()
+            if is_box and not holds_box:
+                found.append((text[start : token.start()].strip(), start))
+            if opened:
+                opened[-1][2] = opened[-1][2] or is_box or holds_box
+    return found
