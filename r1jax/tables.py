@@ -8,7 +8,7 @@ of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/
 *.tex, OUTPUT/figures/*.png, report.md and report.html, which show all of them, and samples.md
 (completions before and after).
 
-With --claims, DIR has the runs that the claims file asks for (r1jax/mini_claims.py), and what
+With --claims, DIR has the runs that the claims file asks for (experiments/mini/claims.py), and what
 is written is OUTPUT/README.md: the paper's claims, our numbers, a verdict for each.
 """
 

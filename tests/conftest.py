@@ -2,7 +2,11 @@
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `experiments`, as `python -m` finds it
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda for the tests of a GPU
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -53,7 +57,7 @@ def _installed(*modules: str) -> bool:
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small SentencePiece tokenizer of the mini world."""
-    from r1jax.data.mini import tokenizer
+    from experiments.mini.world.corpus import tokenizer
 
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer(str(directory), vocab_size=512, count=400, seed=0, mix={})

@@ -71,7 +71,10 @@ def sft_config(tokenizer: str, **changes: Any) -> ConfigDict:
     config = {
         "stage": "sft",
         "model": {"config": dict(MODEL), "tokenizer": tokenizer},
-        "data": {"function": "r1jax.data.mini:corpus", "args": {"seed": 0, "mix": {}}},
+        "data": {
+            "function": "experiments.mini.world.corpus:corpus",
+            "args": {"seed": 0, "mix": {}},
+        },
         "total_steps": 4,
         "batch_size": 8,
         "pack_length": 64,
@@ -90,7 +93,7 @@ def grpo_config(tokenizer: str, **changes: Any) -> ConfigDict:
         "stage": "grpo",
         "model": {"config": dict(MODEL), "tokenizer": tokenizer},
         "data": {
-            "function": "r1jax.data.mini:problems",
+            "function": "experiments.mini.world.problems:problems",
             "args": {"seed": 0, "split": "train", "levels": [1]},
         },
         "template": "plain",

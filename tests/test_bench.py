@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers import MODEL, grpo_config
 
+from experiments.smollm2.noise import noise
 from r1jax.bench import bench, iteration_figures, matmul_peak
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
-from r1jax.rewards.noise import noise
 from r1jax.sharding import make_mesh
 from r1jax.train_state import count_params, random_params
 

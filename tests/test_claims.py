@@ -133,7 +133,7 @@ def test_files_without_claims(tmp_path: Path) -> None:
 
 def test_the_claims_of_the_mini_world() -> None:
     """They load, and each has the paper's own direction in the paper's own numbers."""
-    module, _ = load_module("r1jax/mini_claims.py")
+    module, _ = load_module("experiments/mini/claims.py")
     found: list[Claim] = module.claims()
     assert len({claim.text for claim in found}) == len(found) >= 10
     for claim in found:

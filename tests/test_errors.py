@@ -86,7 +86,11 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         ("grpo", {"rewards": {"nowhere:f": 1.0}}, "reward 'nowhere:f' cannot be imported"),
         ("grpo", {"template": "r2"}, "template 'r2' is not one of"),
         ("sft", {"optimizer": {"schedule": "cos"}}, "optimizer.schedule 'cos' is not one of"),
-        ("sft", {"data": {"function": "r1jax.data.mini:corpora"}}, "cannot be imported"),
+        (
+            "sft",
+            {"data": {"function": "experiments.mini.world.corpus:corpora"}},
+            "cannot be imported",
+        ),
         ("sft", {"data": {"path": "no.jsonl"}}, "file no.jsonl does not exist"),
     ],
 )
@@ -105,7 +109,11 @@ def test_wrong_config(
         ("sft", '{"text": "a"}\n{"text": "b', "rows.jsonl:2 is not JSON"),
         ("sft", '["a"]\n', "rows.jsonl:1 is a JSON list, expected an object"),
         ("grpo", '{"prompt": "1+1=?", "task": "integer"}\n', "row 1: key answer is missing"),
-        ("grpo", GOOD.replace("integer", "maths"), "task 'maths' is not one of"),
+        (
+            "grpo",
+            GOOD.replace("integer", "maths"),
+            "task 'maths' is neither module:NAME nor one of",
+        ),
         ("grpo", GOOD.replace('"2"', '"two"'), "'two' is no integer answer"),
         ("sft", GOOD, "an SFT row needs the key messages or text"),
     ],

@@ -180,7 +180,8 @@ def test_wrong_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"k: max_prompt_tokens 1024 \+ .* max_length 64"):
         check_benchmark(config(1), 64, "k")
     endless = DataConfig(
-        function="r1jax.data.mini:problems", args={"seed": 0, "split": "test", "levels": [1]}
+        function="experiments.mini.world.problems:problems",
+        args={"seed": 0, "split": "test", "levels": [1]},
     )
     with pytest.raises(ConfigError, match=r"k.data.limit must be set"):
         load_examples(BenchmarkConfig(endless), "k")

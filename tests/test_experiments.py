@@ -10,8 +10,8 @@ from r1jax.stages import stage_of
 from r1jax.sweep import make_runs
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = [path for path in ROOT.glob("experiments/**/*.py") if path.parent.name != "peers"]
-FILES = sorted(str(path.relative_to(ROOT)) for path in CONFIGS)
+PYTHON = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/**/*.py"))
+FILES = [file for file in PYTHON if "def get_config(" in (ROOT / file).read_text()]
 NEEDED = {"experiments/smollm2/reward_model.py": ("data=pairs.jsonl",)}  # files are read later
 
 

@@ -20,7 +20,7 @@ from r1jax.stages.run import Run
 
 BENCHMARK = {
     "data": {
-        "function": "r1jax.data.mini:problems",
+        "function": "experiments.mini.world.problems:problems",
         "args": {"seed": 1, "split": "test", "levels": [1], "count": 2},
     },
     "num_samples": 4,

@@ -8,12 +8,16 @@ import pytest
 from helpers import MODEL, read_lines
 from ml_collections import ConfigDict
 
+from experiments.mini.world.rewriter import rewrite_mini
+from experiments.smollm2.chain_sums import rewrite_boxed
 from r1jax.config import ConfigError, DataError
-from r1jax.data import writer
 from r1jax.data.decontaminate import Benchmarks
+from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.rewards import load_rewards, score
 from r1jax.stages import mixture, rejection
 from r1jax.types import Example
+
+PROBLEMS = "experiments.mini.world.problems:problems"
 
 
 def reasoning(text: str, language: str = "en") -> Example:
@@ -30,7 +34,7 @@ def config(tokenizer: str, **changes: Any) -> ConfigDict:
         "stage": "rejection",
         "model": {"config": dict(MODEL), "tokenizer": tokenizer},
         "data": {
-            "function": "r1jax.data.mini:problems",
+            "function": PROBLEMS,
             "args": {"seed": 0, "split": "train", "levels": [1], "count": 6},
         },
         "minimum": {"helpers:ascii_share": 0.5},
@@ -146,7 +150,7 @@ def test_nothing_left_is_an_error_that_says_why(tokenizer_dir: str, tmp_path: Pa
         ({"minimum": {"accuracy": "high"}}, "'accuracy' must reach 'high', which is no number"),
         ({"minimum": {"acuracy": 1.0}}, "reward 'acuracy' is neither"),
         ({"rewriter": "a:b", "writer": {"endpoint": "x"}}, "at most one of them"),
-        ({"data": {"function": "r1jax.data.mini:problems", "args": {"seed": 0, "split": "train"}}},
+        ({"data": {"function": PROBLEMS, "args": {"seed": 0, "split": "train"}}},
          "config.data.limit must be set"),
     ],
 )  # fmt: skip
@@ -161,8 +165,8 @@ def test_mistakes(tokenizer_dir: str, tmp_path: Path, changes: Any, expected: st
 
 def test_what_the_writer_is_asked_for_passes_the_minima() -> None:
     tags = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{{}}")
-    assert [tag for tag in tags if tag not in writer.WRITER_PROMPT] == []
-    places = [writer.WRITER_PROMPT.index(tag) for tag in tags]
+    assert [tag for tag in tags if tag not in WRITER_PROMPT] == []
+    places = [WRITER_PROMPT.index(tag) for tag in tags]
     assert places == sorted(places)
     text = "<think> I add 3 and 4. </think> <answer> The sum is \\boxed{7}. </answer>"
     asked = Example("x", (), "7", "integer", {})
@@ -171,10 +175,10 @@ def test_what_the_writer_is_asked_for_passes_the_minima() -> None:
 
 
 def test_prompts_keep_braces_in_texts() -> None:
-    (message,) = writer.ask(writer.WRITER_PROMPT, "{text} {{1}}", "{answer}", "no")
+    (message,) = ask(WRITER_PROMPT, "{text} {{1}}", "{answer}", "no")
     assert message["content"].endswith("<|question|>\n{text} {{1}}\n\n<|trace|>\n{answer}")
     assert "\\boxed{}" in message["content"]
-    (message,) = writer.ask(writer.JUDGE_PROMPT, "q", "t", "a")
+    (message,) = ask(JUDGE_PROMPT, "q", "t", "a")
     assert '{"analysis": "...", "correctness"' in message["content"]
     assert message["content"].endswith("q\n\n<|reference|>\na\n\n<|prediction|>\nt")
 
@@ -190,7 +194,7 @@ def test_prompts_keep_braces_in_texts() -> None:
     ],
 )
 def test_verdicts(said: str, correct: bool) -> None:
-    assert writer.is_correct(said) is correct
+    assert is_correct(said) is correct
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_verdicts(said: str, correct: bool) -> None:
     ],
 )  # fmt: skip
 def test_mini_rewriter(language: str, text: str, expected: str | None) -> None:
-    assert writer.rewrite_mini(reasoning("1+2?", language), text) == expected
+    assert rewrite_mini(reasoning("1+2?", language), text) == expected
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_mini_rewriter(language: str, text: str, expected: str | None) -> None:
     ],
 )  # fmt: skip
 def test_boxed_answers_become_thoughts_and_answer(text: str, expected: str | None) -> None:
-    assert writer.rewrite_boxed(reasoning("1+2?", "en"), text) == expected
+    assert rewrite_boxed(reasoning("1+2?", "en"), text) == expected
 
 
 # -- decontamination and the mixed set -------------------------------------------------------------

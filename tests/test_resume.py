@@ -24,7 +24,7 @@ from helpers import sft_config
 def get_config(arg=""):
     config = sft_config({tokenizer!r}, total_steps={steps}, checkpoint_every=3, microbatch_rows=2)
     config.model.tokenizer = None  # the run trains its own
-    config.model.tokenizer_function = "r1jax.data.mini:tokenizer"
+    config.model.tokenizer_function = "experiments.mini.world.corpus:tokenizer"
     config.model.tokenizer_args = {{"vocab_size": 512, "count": 400, "seed": 0, "mix": {{}}}}
     return config
 """

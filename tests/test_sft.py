@@ -115,7 +115,7 @@ def test_row_without_text(tokenizer_dir: str, tmp_path: Path, one_device: None) 
 def own_tokenizer(vocab_size: int) -> dict[str, Any]:
     """A model whose tokenizer the run trains itself."""
     args = {"vocab_size": vocab_size, "count": 400, "seed": 0, "mix": {}}
-    function = "r1jax.data.mini:tokenizer"
+    function = "experiments.mini.world.corpus:tokenizer"
     return {"config": dict(MODEL), "tokenizer_function": function, "tokenizer_args": args}
 
 

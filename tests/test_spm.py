@@ -7,8 +7,9 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from experiments.mini.world.corpus import documents
+from experiments.mini.world.problems import examples
 from r1jax.config import ConfigError
-from r1jax.data import corpus, world
 from r1jax.data.chat import R1_ZERO_SHORT
 from r1jax.data.spm import TAGS, train_sentencepiece
 
@@ -16,7 +17,7 @@ VOCAB_SIZE = 768
 
 
 def texts(count: int = 5000) -> list[str]:
-    return [document["text"] for document in corpus.documents(0, count)]
+    return [document["text"] for document in documents(0, count)]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_every_character_of_the_world_is_a_token(
 
 def test_prompts_are_short(processor: sentencepiece.SentencePieceProcessor) -> None:
     assert len(processor.encode(R1_ZERO_SHORT)) <= 40
-    for example_ in world.examples(0, 500, "train"):
+    for example_ in examples(0, 500, "train"):
         prompt = R1_ZERO_SHORT.format(prompt=example_.question)
         assert len(processor.encode(prompt)) <= 80, prompt
 

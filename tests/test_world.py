@@ -14,9 +14,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.mini.world.corpus import MIX, Mix, document, documents
+from experiments.mini.world.problems import (
+    LANGUAGES,
+    LEVELS,
+    TASKS,
+    Expr,
+    Problem,
+    Split,
+    _values,
+    answer_of,
+    digest_of,
+    examples,
+    problem_at,
+    render_question,
+    sample_expression,
+    sample_problem,
+    split_of,
+)
+from experiments.mini.world.requests import HELPFUL, SAFETY, requests
+from experiments.mini.world.solutions import (
+    DIRECT_WRONG,
+    FORCED_PREFIX,
+    STYLES,
+    operation_lines,
+    render_solution,
+    solve,
+)
 from r1jax.config import ConfigError, DataError
-from r1jax.data import corpus, general, solutions, world
-from r1jax.data.world import LANGUAGES, LEVELS, Problem
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
@@ -91,24 +116,24 @@ def judge(problem: Problem, question: str, answer: str) -> bool:
     return answer == (read_liar if "Only" in question or "只" in question else read_order)(question)
 
 
-def problems(count: int = 1000, split: world.Split = "train") -> list[Problem]:
-    return [world.problem_at(7, index, split) for index in range(count)]
+def problems(count: int = 1000, split: Split = "train") -> list[Problem]:
+    return [problem_at(7, index, split) for index in range(count)]
 
 
 def test_answers_are_right_by_an_independent_reading() -> None:
     for problem in problems(1500):
         for language in LANGUAGES:
-            question = world.render_question(problem, language)
-            assert judge(problem, question, world.answer_of(problem)), (question, problem)
+            question = render_question(problem, language)
+            assert judge(problem, question, answer_of(problem)), (question, problem)
 
 
-@pytest.mark.parametrize("style", solutions.STYLES)
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_solutions_know_whether_they_are_right(style: str, language: str) -> None:
     rng = random.Random(0)
     for problem in problems():
-        question = world.render_question(problem, language)
-        _, answer, right = solutions.render_solution(problem, language, style, rng)
+        question = render_question(problem, language)
+        _, answer, right = render_solution(problem, language, style, rng)
         assert right == judge(problem, question, answer), (question, answer)
 
 
@@ -118,7 +143,7 @@ def test_lines_of_right_arithmetic_are_true(style: str) -> None:
     for problem in problems():
         if problem.family != "arithmetic":
             continue
-        reasoning, answer, right = solutions.render_solution(problem, "en", style, rng)
+        reasoning, answer, right = render_solution(problem, "en", style, rng)
         said = re.findall(r"(-?\d+[+*-]-?\d+)=(-?\d+)", reasoning)
         assert said and said[-1][1] == answer
         if right:
@@ -129,7 +154,7 @@ def test_lines_of_right_arithmetic_are_true(style: str) -> None:
 
 @given(st.sampled_from("+-"), st.integers(-999, 999), st.integers(0, 999))
 def test_operations_taken_apart_are_true(symbol: str, left: int, right: int) -> None:
-    lines = solutions.operation_lines(symbol, left, right)
+    lines = operation_lines(symbol, left, right)
     for line in lines:
         work, _, result = line.rpartition("=")
         assert calculate(work) == int(result)
@@ -138,7 +163,7 @@ def test_operations_taken_apart_are_true(symbol: str, left: int, right: int) -> 
 
 @given(st.integers(0, 99), st.integers(0, 9))
 def test_products_taken_apart_are_true(left: int, right: int) -> None:
-    lines = solutions.operation_lines("*", left, right)
+    lines = operation_lines("*", left, right)
     assert all(calculate(a) == int(b) for a, _, b in (line.rpartition("=") for line in lines))
     assert lines[-1].endswith(f"={left * right}")
 
@@ -146,7 +171,7 @@ def test_products_taken_apart_are_true(left: int, right: int) -> None:
 def test_detailed_lines_are_easy() -> None:
     """No line adds two numbers of two digits that both end in something but 0 with a carry."""
     for left, right in itertools.product(range(1, 100), repeat=2):
-        for line in solutions.operation_lines("+", left, right):
+        for line in operation_lines("+", left, right):
             a, b = map(int, line.partition("=")[0].split("+"))
             carries = a % 10 + b % 10 > 9
             assert not carries or max(a, b) < 10, line
@@ -156,20 +181,20 @@ def test_wrong_rates_are_as_stated() -> None:
     rng, many = random.Random(2), problems(4000)
     stated = {"steps": 0.08, "detailed": 0.02, "check": 0.0}
     for style, rate in stated.items():
-        wrong = [not solutions.render_solution(p, "en", style, rng)[2] for p in many]
+        wrong = [not render_solution(p, "en", style, rng)[2] for p in many]
         assert abs(sum(wrong) / len(many) - rate) < 0.015, style
     by_level = collections.defaultdict(list)
     for problem in many:
-        by_level[problem.level].append(not solutions.solve(problem, "en", "direct", rng)[2])
-    for level, rate in solutions.DIRECT_WRONG.items():
+        by_level[problem.level].append(not solve(problem, "en", "direct", rng)[2])
+    for level, rate in DIRECT_WRONG.items():
         assert abs(sum(by_level[level]) / len(by_level[level]) - rate) < 0.06, level
-    assert sum(solutions.DIRECT_WRONG.values()) / 5 == pytest.approx(0.53)
+    assert sum(DIRECT_WRONG.values()) / 5 == pytest.approx(0.53)
 
 
 def test_checks_find_a_slip_in_about_half() -> None:
     rng = random.Random(3)
     many = [p for p in problems(2000) if p.family == "arithmetic"]
-    texts = [solutions.render_solution(p, "en", "check", rng)[0] for p in many]
+    texts = [render_solution(p, "en", "check", rng)[0] for p in many]
     found = sum(" was wrong" in text for text in texts)
     assert 0.45 < found / len(texts) < 0.55
     assert all(re.search(r"[Cc]heck|verify", text) for text in texts)
@@ -179,12 +204,12 @@ def test_length_grows_with_level_and_with_style() -> None:
     rng = random.Random(4)
     length = collections.defaultdict(list)
     for problem in problems(3000):
-        for style in solutions.STYLES:
-            text = solutions.render_solution(problem, "en", style, rng)[0]
+        for style in STYLES:
+            text = render_solution(problem, "en", style, rng)[0]
             length[style, problem.level].append(len(text))
             length[style].append(len(text))
     means = {key: sum(lengths) / len(lengths) for key, lengths in length.items()}
-    for style in solutions.STYLES[1:]:
+    for style in STYLES[1:]:
         assert means[style, 1] < means[style, 2] < means[style, 4] < means[style, 5]
         assert means[style, 1] < means[style, 3] < means[style, 4]
     assert means["direct"] == 0
@@ -194,16 +219,16 @@ def test_length_grows_with_level_and_with_style() -> None:
 
 def test_both_languages_tell_the_same_solution() -> None:
     for index, problem in enumerate(problems(1000)):
-        for style in solutions.STYLES:
-            both = [solutions.solve(problem, one, style, random.Random(index)) for one in LANGUAGES]
+        for style in STYLES:
+            both = [solve(problem, one, style, random.Random(index)) for one in LANGUAGES]
             assert both[0][1:] == both[1][1:] and len(both[0][0]) == len(both[1][0])
 
 
 def test_reasoning_opens_with_the_forced_prefix() -> None:
     rng = random.Random(5)
     for language, style in itertools.product(LANGUAGES, ("steps", "detailed")):
-        opening = solutions.FORCED_PREFIX[language].removeprefix(" <think> ")
-        text = solutions.render_solution(problems(1)[0], language, style, rng)[0]
+        opening = FORCED_PREFIX[language].removeprefix(" <think> ")
+        text = render_solution(problems(1)[0], language, style, rng)[0]
         assert opening and text.startswith(opening)
 
 
@@ -211,7 +236,7 @@ def test_reasoning_opens_with_the_forced_prefix() -> None:
 def test_arithmetic_stays_in_bounds(level: int) -> None:
     rng = random.Random(level)
     for _ in range(500):
-        results = [r for *_, r in world._values(world.sample_expression(rng, level))]
+        results = [r for *_, r in _values(sample_expression(rng, level))]
         assert len(results) >= {1: 1, 2: 2, 3: 2, 4: 2, 5: 3}[level] or level == 4
         assert max(results) <= 999 and min(results) >= (-99 if level == 5 else 0)
 
@@ -231,15 +256,15 @@ def test_split_ignores_order_and_language() -> None:
         (Problem("countdown", 1, ((3, 5), 8, None)), Problem("countdown", 1, ((5, 3), 8, None))),
     ]
     for one, other in same:
-        assert world.digest_of(one) == world.digest_of(other)
+        assert digest_of(one) == digest_of(other)
     different = [("-", 12, 40), ("-", 40, 12), ("+", 12, 41), ("*", 12, 40), ("+", 12, 40)]
-    assert len({world.digest_of(Problem("arithmetic", 1, spec)) for spec in different}) == 5
+    assert len({digest_of(Problem("arithmetic", 1, spec)) for spec in different}) == 5
 
 
 def test_splits_are_disjoint_and_a_tenth_is_test() -> None:
     questions = {
         split: {
-            world.render_question(problem, language)
+            render_question(problem, language)
             for problem in problems(2000, split)
             for language in LANGUAGES
         }
@@ -247,11 +272,11 @@ def test_splits_are_disjoint_and_a_tenth_is_test() -> None:
     }
     assert not questions["train"] & questions["test"]
     rng = random.Random(6)
-    share = sum(world.split_of(world.sample_problem(rng)) == "test" for _ in range(5000)) / 5000
+    share = sum(split_of(sample_problem(rng)) == "test" for _ in range(5000)) / 5000
     assert 0.08 < share < 0.12
 
 
-def parse(node: ast.expr) -> world.Expr:
+def parse(node: ast.expr) -> Expr:
     symbols = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
     if isinstance(node, ast.Constant):
         return node.value
@@ -259,7 +284,7 @@ def parse(node: ast.expr) -> world.Expr:
 
 
 def test_corpus_asks_no_test_question() -> None:
-    lessons = [d["text"] for d in corpus.documents(3, 5000) if d["format"] == "lesson"]
+    lessons = [d["text"] for d in documents(3, 5000) if d["format"] == "lesson"]
     drills = [
         text
         for lesson in lessons
@@ -269,23 +294,23 @@ def test_corpus_asks_no_test_question() -> None:
     assert len(drills) > 1000
     for text in drills:
         expr = parse(ast.parse(text, mode="eval").body)
-        assert world.split_of(Problem("arithmetic", 1, expr)) == "train", text
+        assert split_of(Problem("arithmetic", 1, expr)) == "train", text
     asked = {
-        world.render_question(problem, language)
+        render_question(problem, language)
         for problem in problems(1500, "test")
         for language in LANGUAGES
     }
-    texts = "\n\n".join(d["text"] for d in corpus.documents(3, 3000))
+    texts = "\n\n".join(d["text"] for d in documents(3, 3000))
     assert not [question for question in asked if question in texts]
 
 
 def test_corpus_is_mixed_as_stated() -> None:
-    docs = list(corpus.documents(0, 8000))
+    docs = list(documents(0, 8000))
 
     def share(key: str, value: object, among: list[dict]) -> float:
         return sum(d[key] == value for d in among) / len(among)
 
-    mix = corpus.MIX
+    mix = MIX
     assert all(abs(share("format", k, docs) - v) < 0.02 for k, v in mix.formats.items())
     plain = [d for d in docs if d["format"] == "plain"]
     template = [d for d in docs if d["format"] == "template"]
@@ -301,59 +326,59 @@ def test_corpus_is_mixed_as_stated() -> None:
 def test_template_documents_have_the_tags_they_say() -> None:
     whole = re.compile(r" <think> .+ </think> <answer> [^<]+ </answer>")
     seen = collections.Counter()
-    for document in corpus.documents(1, 5000):
-        if document["format"] != "template":
+    for row in documents(1, 5000):
+        if row["format"] != "template":
             continue
-        completion = document["text"].removeprefix(document["prompt"])
-        assert completion.startswith(" ") and document["prompt"].endswith("Assistant:")
-        assert bool(whole.fullmatch(completion)) == (document["tags"] == "proper")
+        completion = row["text"].removeprefix(row["prompt"])
+        assert completion.startswith(" ") and row["prompt"].endswith("Assistant:")
+        assert bool(whole.fullmatch(completion)) == (row["tags"] == "proper")
         tagged = re.search(r"</?(think|answer)>", completion)
-        assert bool(tagged) == (document["tags"] != "none")
-        seen[document["tags"]] += 1
+        assert bool(tagged) == (row["tags"] != "none")
+        seen[row["tags"]] += 1
     assert min(seen.values()) > 50
 
 
 def test_requests_in_the_corpus() -> None:
     """Good and bad replies in the stated shares, in either form; no prompt of the test split."""
     shares = {"plain": 0.2, "lesson": 0.0, "template": 0.0, "request": 0.8}
-    mix = corpus.Mix(formats=shares, bad_replies=0.4, warm_replies=0.5, requests_in_template=0.3)
-    docs = [d for d in corpus.documents(4, 4000, mix) if d["format"] == "request"]
+    mix = Mix(formats=shares, bad_replies=0.4, warm_replies=0.5, requests_in_template=0.3)
+    docs = [d for d in documents(4, 4000, mix) if d["format"] == "request"]
     assert abs(len(docs) / 4000 - 0.8) < 0.02
     tagged = [d for d in docs if "tags" in d]
     assert abs(len(tagged) / len(docs) - 0.3) < 0.03
     assert all(d["text"].count("User: ") >= 1 for d in tagged)
     whole = re.compile(r".* <think> .+ </think> <answer> [^<]+ </answer>", re.DOTALL)
     assert all(bool(whole.fullmatch(d["text"])) == (d["tags"] == "proper") for d in tagged)
-    for family in general.HELPFUL + general.SAFETY:
+    for family in HELPFUL + SAFETY:
         right = [d["right"] for d in docs if d["family"] == family]
         has_bad = family not in ("favourite", "door")
         assert abs(right.count(False) / len(right) - 0.4 * has_bad) < 0.07, family
         warm = [
             "Gladly!" in d["text"] or "很乐意" in d["text"] for d in docs if d["family"] == family
         ]
-        share = 0.5 * 0.6 * (family in general.HELPFUL)
+        share = 0.5 * 0.6 * (family in HELPFUL)
         assert abs(sum(warm) / len(warm) - share) < 0.07, family
-    requests = [r for kind in ("helpful", "safety") for r in general.requests(4, "test", kind, 200)]
+    asked = [r for kind in ("helpful", "safety") for r in requests(4, "test", kind, 200)]
     texts = "\n\n".join(d["text"] for d in docs)
-    assert not [r for r in requests if r["messages"][0]["content"] in texts]
+    assert not [r for r in asked if r["messages"][0]["content"] in texts]
 
 
 def test_documents_may_switch_language() -> None:
-    mixed = [d["text"] for d in corpus.documents(2, 6000) if d.get("language") == "mixed"]
+    mixed = [d["text"] for d in documents(2, 6000) if d.get("language") == "mixed"]
     both = [t for t in mixed if re.search(r"[\u3002-\uff1f]", t) and re.search(r"[a-z]{3}", t)]
     assert len(mixed) > 60 and both == mixed
 
 
 def test_everything_is_a_function_of_seed_and_index() -> None:
     """Same text in any order of calls and in a process with another string hash."""
-    backwards = [corpus.document(index, 5)["text"] for index in reversed(range(200))]
-    forwards = [corpus.document(index, 5)["text"] for index in range(200)]
+    backwards = [document(index, 5)["text"] for index in reversed(range(200))]
+    forwards = [document(index, 5)["text"] for index in range(200)]
     assert backwards[::-1] == forwards
-    assert forwards != [corpus.document(index, 6)["text"] for index in range(200)]
+    assert forwards != [document(index, 6)["text"] for index in range(200)]
     assert len(set(forwards)) > 190
     code = (
-        "import hashlib; from r1jax.data import corpus;"
-        "print(hashlib.sha256(''.join(d['text'] for d in corpus.documents(5, 200))"
+        "import hashlib; from experiments.mini.world.corpus import documents;"
+        "print(hashlib.sha256(''.join(d['text'] for d in documents(5, 200))"
         ".encode()).hexdigest())"
     )
     other = subprocess.run(
@@ -365,15 +390,15 @@ def test_everything_is_a_function_of_seed_and_index() -> None:
 
 
 def test_world_imports_no_jax() -> None:
-    code = "import sys, r1jax.data.corpus; sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    code = "import sys, experiments.mini.world.corpus; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_examples() -> None:
-    found = world.examples(0, 300, "test")
+    found = examples(0, 300, "test")
     assert len({example.id.rsplit("-", 1)[0] for example in found}) == 300
-    assert found[:20] == world.examples(0, 20, "test")
-    assert {example.task for example in found} == set(world.TASKS.values())
+    assert found[:20] == examples(0, 20, "test")
+    assert {example.task for example in found} == set(TASKS.values())
     assert {example.metadata["level"] for example in found} == set(LEVELS)
     assert {example.metadata["language"] for example in found} == set(LANGUAGES)
     countdown = next(example for example in found if example.task == "countdown")
@@ -381,14 +406,14 @@ def test_examples() -> None:
         [*countdown.metadata["numbers"], countdown.metadata["target"]],
         [countdown.metadata["target"], *countdown.metadata["numbers"]],
     )
-    only = world.examples(0, 20, "train", families={"sort": 1.0}, levels=(5,), languages=("zh",))
+    only = examples(0, 20, "train", families={"sort": 1.0}, levels=(5,), languages=("zh",))
     assert all(e.id.startswith("sort-5-") and e.id.endswith("-zh") for e in only)
 
 
 def test_user_mistakes() -> None:
     with pytest.raises(DataError, match=r"only about \d+ test problems of levels \(1,\)"):
-        world.examples(0, 5000, "test", families={"countdown": 1.0}, levels=(1,))
+        examples(0, 5000, "test", families={"countdown": 1.0}, levels=(1,))
     with pytest.raises(ConfigError, match=r"mix.formats sums to 0.9, not to 1"):
-        corpus.Mix(formats={"plain": 0.9})
+        Mix(formats={"plain": 0.9})
     with pytest.raises(ConfigError, match=r"mix.tags knows .* not \['propper'\]"):
-        corpus.Mix(tags={"propper": 1.0})
+        Mix(tags={"propper": 1.0})

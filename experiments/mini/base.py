@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from r1jax.config import parse_args
 
-# Fixed before the first RL run on this base (r1jax/data/corpus.py says what the shares mean).
+# Fixed before the first RL run on this base (world/corpus.py says what the shares mean).
 MIX = {
     "formats": {"plain": 0.67, "lesson": 0.155, "template": 0.135, "request": 0.04},
     "plain_styles": {"direct": 0.42, "steps": 0.25, "detailed": 0.19, "check": 0.14},
@@ -52,10 +52,13 @@ def get_config(arg: str = "") -> ConfigDict:
             "ffn_dim": 512,
             "max_length": 512,
         },
-        "tokenizer_function": "r1jax.data.mini:tokenizer",
+        "tokenizer_function": "experiments.mini.world.corpus:tokenizer",
         "tokenizer_args": {"vocab_size": 896, "count": 20_000, "seed": args.seed, "mix": MIX},
     }
-    config.data = {"function": "r1jax.data.mini:corpus", "args": {"seed": args.seed, "mix": MIX}}
+    config.data = {
+        "function": "experiments.mini.world.corpus:corpus",
+        "args": {"seed": args.seed, "mix": MIX},
+    }
     config.total_steps = 12_000
     config.batch_size = 48
     config.pack_length = 192

@@ -66,12 +66,12 @@ STUDENT = {  # 0.3 M parameters; the base has 1.9 M
 
 def problems(seed: int, split: str = "train", **more: object) -> dict:
     args = {"seed": seed, "split": split, **more}
-    return {"function": "r1jax.data.mini:problems", "args": args}
+    return {"function": "experiments.mini.world.problems:problems", "args": args}
 
 
 def requests(kind: str, count: int) -> dict:
     args = {"seed": 1_000_003, "split": "test", "kind": kind, "count": count}
-    return {"function": "r1jax.data.general:requests", "args": args}
+    return {"function": "experiments.mini.world.requests:requests", "args": args}
 
 
 def benchmarks(smoke: bool, judge: str | None) -> dict:
@@ -214,7 +214,7 @@ def rejection(model: str, seed: int, smoke: bool, questions: int, **changes: obj
 
 def general(kind: str, seed: int) -> dict:
     args = {"seed": seed, "split": "train", "kind": kind}
-    return {"function": "r1jax.data.general:prompts", "args": args}
+    return {"function": "experiments.mini.world.requests:prompts", "args": args}
 
 
 def all_scenarios(seed: int) -> dict:
@@ -250,7 +250,7 @@ def get_config(arg: str = "") -> ConfigDict:
             seed,
             smoke,
             512,
-            rewriter=None if smoke else "r1jax.data.writer:rewrite_mini",
+            rewriter=None if smoke else "experiments.mini.world.rewriter:rewrite_mini",
         ),
         "dev1": sft(base, {"path": "@cold_start/data.jsonl"}, seed, smoke),
         "dev2": grpo(
@@ -279,7 +279,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "reasoning": {"data": {"path": "@reasoning/data.jsonl"}},
                 "general": {
                     "data": {
-                        "function": "r1jax.data.general:conversations",
+                        "function": "experiments.mini.world.requests:conversations",
                         "args": {"seed": seed, "split": "train", "count": 512},
                         "limit": 16 if smoke else 512,
                     }

@@ -16,8 +16,8 @@ base (seed 0), lenient pass@1 went on to 75 % at update 170, at the same length.
 
 from ml_collections import ConfigDict
 
+from experiments.mini.world.solutions import FORCED_PREFIX
 from r1jax.config import Overrides, parse_args, product
-from r1jax.data.solutions import FORCED_PREFIX
 
 BASE = "experiments/mini/base"
 
@@ -26,7 +26,7 @@ def benchmark(count: int, num_samples: int, prefix: str | dict[str, str] = "") -
     """Held-out problems at temperature 1, as in training."""
     return {
         "data": {
-            "function": "r1jax.data.mini:problems",
+            "function": "experiments.mini.world.problems:problems",
             "args": {"seed": 1_000_003, "split": "test", "count": count},
         },
         "num_samples": num_samples,
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = {"path": args.base}
     config.template = "r1_zero_short"
     config.data = {
-        "function": "r1jax.data.mini:problems",
+        "function": "experiments.mini.world.problems:problems",
         "args": {"seed": args.seed, "split": "train"},
     }
     config.rewards = {"accuracy": 1.0, "format": 1.0}

@@ -16,7 +16,10 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, parse_args
 
-ROWS = {"helpful": "r1jax.data.general:pairs", "safety": "r1jax.data.general:labels"}
+ROWS = {
+    "helpful": "experiments.mini.world.requests:pairs",
+    "safety": "experiments.mini.world.requests:labels",
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:

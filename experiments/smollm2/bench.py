@@ -28,10 +28,10 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.template = "chat"
     config.data = {
-        "function": "r1jax.data.arithmetic:chain_sums",
+        "function": "experiments.smollm2.chain_sums:chain_sums",
         "args": {"seed": 0, "split": "train", "question": QUESTION, "terms": [2], "digits": [2]},
     }
-    config.rewards = [("r1jax.rewards.noise:noise", 1.0)]
+    config.rewards = [("experiments.smollm2.noise:noise", 1.0)]
     config.max_prompt_tokens = 64
     config.max_tokens = args.max_tokens
     config.group_size = 8

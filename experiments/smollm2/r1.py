@@ -54,7 +54,7 @@ MODELS = {"": "Base", "dev1": "Dev1", "dev2": "Dev2", "dev3": "Dev3", "r1": "R1"
 def sums(seed: int, split: str, **more: object) -> dict:
     """Chain sums of 2 or 3 numbers of 1 or 2 digits."""
     args = {"seed": seed, "split": split, "question": SUMS, **more}
-    return {"function": "r1jax.data.arithmetic:chain_sums", "args": args}
+    return {"function": "experiments.smollm2.chain_sums:chain_sums", "args": args}
 
 
 def word_problems(path: str, **more: object) -> dict:
@@ -190,7 +190,7 @@ def get_config(arg: str = "") -> ConfigDict:
             sums(seed + 1_000, "train", count=16 if smoke else 384, **shown),
             seed,
             minimum={"accuracy": 0.0 if smoke else 1.0},
-            rewriter=None if smoke else "r1jax.data.writer:rewrite_boxed",
+            rewriter=None if smoke else "experiments.smollm2.chain_sums:rewrite_boxed",
             per_prompt=2,
         ),
     }

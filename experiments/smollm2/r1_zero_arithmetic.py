@@ -46,7 +46,7 @@ def chain_sums(seed: int, split: str, **more: object) -> dict:
         "demonstrations": DEMONSTRATIONS,
         **more,
     }
-    return {"function": "r1jax.data.arithmetic:chain_sums", "args": args}
+    return {"function": "experiments.smollm2.chain_sums:chain_sums", "args": args}
 
 
 def get_config(arg: str = "") -> ConfigDict:

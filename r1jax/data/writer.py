@@ -1,6 +1,6 @@
-"""What a writer and a judge are asked in rejection sampling, and rewriters by rule.
+"""What a writer and a judge are asked in rejection sampling.
 
-None of them calls a solver: they see the question, the trace and the reference answer.
+They see the question, the trace and the reference answer.
 
 The prompts say, in our words, what the paper's Listings 1 and 4 ask for (r1_facts 3.2).
 """
@@ -11,10 +11,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from r1jax.tasks.answers import boxed_values
-
 if TYPE_CHECKING:
-    from r1jax.types import Example, Message
+    from r1jax.types import Message
 
 WRITER_PROMPT = """\
 Below are a question and a trace of how somebody solved it. Write the trace anew so that it is \
@@ -68,62 +66,3 @@ def is_correct(said: str) -> bool:
             return verdict["correctness"] == "correct"
     verdicts = _SAID.findall(said)
     return bool(verdicts) and verdicts[-1] == "correct"
-
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-def rewrite_boxed(example: Example, text: str) -> str | None:
-    """A worked answer that ends with a boxed value -> its steps as thoughts, the value as answer.
-
-    None where no sentence stands before the one with the box, where that holds several values, or
-    where the text has tags of its own.
-    """
-    sentences = _SENTENCE_END.split(text.strip())
-    steps, last = " ".join(sentences[:-1]), sentences[-1]
-    values = [value for value, _ in boxed_values(last)]
-    if not steps or len(values) != 1 or "\\boxed" in steps or "think>" in text:
-        return None
-    return f"<think> {steps} </think> <answer> {values[0]} </answer>"
-
-
-# -- the mini world --------------------------------------------------------------------------------
-
-# Phrases of traces in both languages; the longer ones first. Calculations need no translation.
-_PHRASES = (
-    ("Step by step:", "一步一步："),
-    ("Let me see:", "让我想想："),
-    ("Wait, check:", "等等，检查："),
-    ("Check again:", "再检查："),
-    ("But let me verify:", "但是验证一下："),
-    ("Wait, verify:", "等等，验证："),
-    ("The same, correct.", "一样，正确。"),
-    ("No, the first was wrong.", "不对，刚才错了。"),
-)
-_OPENING = re.compile(r"^(?:(?:Step by step|Let me see):|(?:一步一步|让我想想)：) ?")
-_FIRST_PERSON = {"en": "I go step by step: ", "zh": "我一步一步算："}
-_TRACE = re.compile(r"^\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*$", re.DOTALL)
-
-
-def rewrite_mini(example: Example, text: str) -> str | None:
-    """A trace of the mini world made readable: its own steps in the first person.
-
-    Phrases of the other language are put into the question's; None where the text is not thoughts
-    and an answer in their tags, or has no steps at all.
-    """
-    found = _TRACE.match(text)
-    if found is None:
-        return None
-    language = str(example.metadata["language"])
-    thoughts = " ".join(found[1].split())
-    for english, chinese in _PHRASES:
-        if language == "en":
-            thoughts = thoughts.replace(chinese, f"{english} ")
-        else:
-            thoughts = re.sub(f"{re.escape(english)} ?", chinese, thoughts)
-    steps = _OPENING.sub("", thoughts)
-    if steps == thoughts or not steps.strip():
-        return None
-    return (
-        f" <think> {_FIRST_PERSON[language]}{steps} </think> <answer> {found[2].strip()} </answer>"
-    )

@@ -1,7 +1,7 @@
 """The paper's claims against runs of ours: its numbers, ours over seeds, and a plain verdict.
 
 A claims file has `claims() -> list[Claim]`, and may have `tables(root) -> list[Table]` for what is
-shown below them (r1jax/mini_claims.py). Everything is read from metrics files.
+shown below them (experiments/mini/claims.py). Everything is read from metrics files.
 
 A comparison says that one number is smaller than another; both are measured once per seed.
 Verdicts: `reproduced` where the difference has the paper's sign in every seed and its mean is more

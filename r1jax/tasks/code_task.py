@@ -5,8 +5,8 @@ An example of task "code" has in its metadata `tests`, a list of one of two kind
 - {"input": ..., "output": ...}: a whole program reads standard input and prints the output,
   compared line by line and word by word (numbers with a point to 6 digits);
 - a text of Python: asserts about the names that the program defines, run beside it (see
-  sandbox_worker). `prelude` is run before the program and before every test: imports, and classes such
-  as ListNode, whose instances travel between the two.
+  sandbox_worker). `prelude` is run before the program and before every test: imports, and classes
+  such as ListNode, whose instances travel between the two.
 
 Not seen by such a test: what a function does to its arguments in place (they are copies), and a
 function that is named like one of Python's own (the test would mean Python's). A result that is no

@@ -4,7 +4,7 @@ What DeepSeek-R1's paper says and what r1jax's mini world shows: a base model of
 pretrained from scratch on a corpus of its own, takes the paper's pipeline on problems with known
 answers. Written by
 
-    python -m r1jax.tables --claims r1jax/mini_claims.py \\
+    python -m r1jax.tables --claims experiments/mini/claims.py \\
         --workdirs experiments/mini/metrics --output experiments/mini
 
 from committed metrics. These are the metrics of three sweeps, which the same command with

@@ -10,15 +10,11 @@ prompts only (but a step of a longer problem may happen to be a test problem of 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from r1jax.config import ConfigError
-from r1jax.data import general
-from r1jax.data.chat import R1_ZERO_SHORT
-from r1jax.data.solutions import drill, render_solution, work
-from r1jax.data.world import (
+from experiments.mini.world.problems import (
     FAMILIES,
     LEVELS,
     Problem,
@@ -29,6 +25,24 @@ from r1jax.data.world import (
     show,
     split_of,
 )
+from experiments.mini.world.requests import (
+    FORBIDDEN,
+    HELPFUL,
+    SAFETY,
+    good_response,
+    prompt_of,
+    some_bad_response,
+    spec_at,
+    thoughts_of,
+    warm_response,
+)
+from experiments.mini.world.solutions import drill, render_solution, work
+from r1jax.config import ConfigError, section
+from r1jax.data.chat import R1_ZERO_SHORT
+from r1jax.data.spm import TAGS, train_sentencepiece
+
+# Digits are tokens of their own, so a space before one would be a token too: these save it.
+SEPARATORS = (", ", "; ")
 
 
 @dataclass(frozen=True)
@@ -179,21 +193,21 @@ def _in_template(
 
 def _request(rng: random.Random, index: int, seed: int, mix: Mix) -> dict[str, Any]:
     """A general prompt, and what somebody replied."""
-    spec = general.spec_at(seed, index, "train", general.HELPFUL + general.SAFETY)
+    spec = spec_at(seed, index, "train", HELPFUL + SAFETY)
     language = pick(rng, mix.languages)
-    prompt, reply = general.prompt_of(spec, language), general.good_response(spec, language)
-    has_bad = spec.family in general.HELPFUL + general.FORBIDDEN
+    prompt, reply = prompt_of(spec, language), good_response(spec, language)
+    has_bad = spec.family in HELPFUL + FORBIDDEN
     bad = has_bad and rng.random() < mix.bad_replies
     if bad:
-        reply = general.some_bad_response(spec, language, rng)
-    elif spec.family in general.HELPFUL and rng.random() < mix.warm_replies:
-        reply = general.warm_response(spec, language)
+        reply = some_bad_response(spec, language, rng)
+    elif spec.family in HELPFUL and rng.random() < mix.warm_replies:
+        reply = warm_response(spec, language)
     facts = {"format": "request", "family": spec.family, "language": language, "right": not bad}
     if rng.random() >= mix.requests_in_template:
         return {"text": _one(rng, _FRAMES[language]).format(prompt, reply), **facts}
     tags = pick(rng, mix.tags)
     if tags == "proper":
-        thoughts = general.thoughts_of(spec, language)
+        thoughts = thoughts_of(spec, language)
         reply = f"<think> {thoughts} </think> <answer> {reply} </answer>"
     elif tags == "partial":
         reply = f"<answer> {reply} </answer>"
@@ -236,3 +250,18 @@ def document(index: int, seed: int, mix: Mix = MIX) -> dict[str, Any]:
 
 def documents(seed: int, count: int, mix: Mix = MIX, start: int = 0) -> Iterator[dict[str, Any]]:
     return (document(index, seed, mix) for index in range(start, start + count))
+
+
+def tokenizer(
+    directory: str, vocab_size: int, count: int, seed: int, mix: Mapping[str, Any]
+) -> None:
+    """Trains the world's tokenizer on `count` documents and writes it to `directory`."""
+    shares = section(Mix, mix, "mix")
+    texts = (row["text"] for row in documents(seed, count, shares))
+    train_sentencepiece(texts, vocab_size, directory, (*TAGS, *SEPARATORS))
+
+
+def corpus(seed: int, mix: Mapping[str, Any]) -> Callable[[int], dict[str, Any]]:
+    """The pretraining corpus, unlimited: row i is a function of (seed, i)."""
+    shares = section(Mix, mix, "mix")
+    return lambda index: document(index, seed, shares)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from experiments.smollm2.chain_sums import chain_sums, split_of, spoken, value_of, worked
 from r1jax.config import ConfigError
-from r1jax.data.arithmetic import chain_sums, split_of, spoken, value_of, worked
 
 
 @pytest.mark.parametrize(

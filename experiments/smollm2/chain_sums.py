@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import ConfigError
+from r1jax.tasks.answers import boxed_values
+
+if TYPE_CHECKING:
+    from r1jax.types import Example
+
 
 Split = Literal["train", "test"]
 TEST_SHARE = 16  # one expression in 16 is a test problem
@@ -116,3 +122,20 @@ def chain_sums(
         found.setdefault(made["id"], made)
         index += 1
     return list(found.values())
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def rewrite_boxed(example: Example, text: str) -> str | None:
+    """A worked answer that ends with a boxed value -> its steps as thoughts, the value as answer.
+
+    None where no sentence stands before the one with the box, where that holds several values, or
+    where the text has tags of its own.
+    """
+    sentences = _SENTENCE_END.split(text.strip())
+    steps, last = " ".join(sentences[:-1]), sentences[-1]
+    values = [value for value, _ in boxed_values(last)]
+    if not steps or len(values) != 1 or "\\boxed" in steps or "think>" in text:
+        return None
+    return f"<think> {steps} </think> <answer> {values[0]} </answer>"

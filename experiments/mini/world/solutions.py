@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1jax.data.world import (
+from experiments.mini.world.problems import (
     Expr,
     Problem,
     answer_of,

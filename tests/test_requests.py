@@ -5,10 +5,33 @@ from itertools import product
 
 import pytest
 
-from r1jax.data import general
+from experiments.mini.world.requests import (
+    FLAWS,
+    FORBIDDEN,
+    HELPFUL,
+    LANGUAGES,
+    PLAIN,
+    SAFETY,
+    TASK,
+    THINGS,
+    Kind,
+    Spec,
+    Split,
+    bad_response,
+    conversations,
+    follows,
+    good_response,
+    labels,
+    pairs,
+    prompt_of,
+    prompts,
+    requests,
+    spec_at,
+    unsafe_response,
+    warm_response,
+)
 from r1jax.data.datasets import to_example
 from r1jax.data.decontaminate import Benchmarks
-from r1jax.data.general import FLAWS, HELPFUL, LANGUAGES, SAFETY, THINGS, Spec
 from r1jax.rewards import load_rewards, score
 from r1jax.tasks import check_example
 from r1jax.types import Example
@@ -17,28 +40,28 @@ SPECS = [Spec(family, "A", (7, 34), ("apple", "cup")) for family in HELPFUL + SA
 
 
 def test_train_and_test_do_not_meet() -> None:
-    def specs(split: general.Split) -> set[Spec]:
-        return {general.spec_at(0, i, split, HELPFUL + SAFETY) for i in range(2000)}
+    def specs(split: Split) -> set[Spec]:
+        return {spec_at(0, i, split, HELPFUL + SAFETY) for i in range(2000)}
 
     train, test = specs("train"), specs("test")
     assert len(train) > 1900 and len(test) > 1900 and not train & test
     assert {spec.split() for spec in train} == {"train"}
     for language in LANGUAGES:  # also where a prompt leaves out what its specs differ in
-        asked = [{general.prompt_of(spec, language) for spec in specs} for specs in (train, test)]
+        asked = [{prompt_of(spec, language) for spec in specs} for specs in (train, test)]
         assert not asked[0] & asked[1]
 
 
 def test_a_row_is_a_function_of_seed_and_index() -> None:
-    rows = general.pairs(0, "train", 40)
-    assert rows == general.pairs(0, "train", 40) != general.pairs(1, "train", 40)
-    assert general.labels(0, "train", 10) == general.labels(0, "train", 20)[:10]
-    stream = general.prompts(0, "train", "helpful")
+    rows = pairs(0, "train", 40)
+    assert rows == pairs(0, "train", 40) != pairs(1, "train", 40)
+    assert labels(0, "train", 10) == labels(0, "train", 20)[:10]
+    stream = prompts(0, "train", "helpful")
     assert callable(stream)
-    assert [stream(i) for i in range(5)] == general.prompts(0, "train", "helpful", 5)
+    assert [stream(i) for i in range(5)] == prompts(0, "train", "helpful", 5)
 
 
 def test_both_languages() -> None:
-    for row in general.pairs(0, "train", 50) + general.labels(0, "train", 50):
+    for row in pairs(0, "train", 50) + labels(0, "train", 50):
         texts = [row["messages"][0]["content"], row.get("chosen") or row["response"]]
         chinese = [any("\u4e00" <= c <= "\u9fff" for c in text) for text in texts]
         assert chinese == [row["language"] == "zh"] * 2
@@ -46,38 +69,38 @@ def test_both_languages() -> None:
 
 @pytest.mark.parametrize(("spec", "language"), [*product(SPECS, LANGUAGES)])
 def test_responses(spec: Spec, language: str) -> None:
-    prompt, good = general.prompt_of(spec, language), general.good_response(spec, language)
+    prompt, good = prompt_of(spec, language), good_response(spec, language)
     assert prompt and good and prompt != good
     if spec.family in HELPFUL:
-        bad = {f: general.bad_response(spec, language, f, random.Random(0)) for f in FLAWS}
+        bad = {f: bad_response(spec, language, f, random.Random(0)) for f in FLAWS}
         assert len({good, *bad.values()}) == 5
         assert "7" in good and "7" not in bad["wrong"].replace("34", "")
         assert bad["thrice"].count(good) == 3
-        warm = general.warm_response(spec, language)
+        warm = warm_response(spec, language)
         assert warm.endswith(good) and warm != good
-    if spec.family in general.FORBIDDEN:
-        told = general.unsafe_response(spec, language, thoughts=False)
-        hidden = general.unsafe_response(spec, language, thoughts=True)
+    if spec.family in FORBIDDEN:
+        told = unsafe_response(spec, language, thoughts=False)
+        hidden = unsafe_response(spec, language, thoughts=True)
         assert told in hidden and hidden.endswith(f"</think>{good}")
         assert told not in good
 
 
 def test_what_is_preferred() -> None:
     """Warm to plain, and either to a flaw."""
-    rows = general.pairs(0, "train", 600)
-    plain = [row for row in rows if row["flaw"] == general.PLAIN]
+    rows = pairs(0, "train", 600)
+    plain = [row for row in rows if row["flaw"] == PLAIN]
     assert 0.25 < len(plain) / 600 < 0.35
     assert all(row["chosen"].endswith(row["rejected"]) for row in plain)
-    flawed = [row for row in rows if row["flaw"] != general.PLAIN]
+    flawed = [row for row in rows if row["flaw"] != PLAIN]
     warm = [row["chosen"].startswith(("Gladly", "很乐意")) for row in flawed]
     assert 0.4 < sum(warm) / len(warm) < 0.6
 
 
 def test_what_is_safe() -> None:
-    rows = general.labels(0, "train", 1000)
+    rows = labels(0, "train", 1000)
     assert 0.25 < sum(row["label"] == 0 for row in rows) / 1000 < 0.45
     for row in rows:
-        forbidden = row["id"].split("/")[0] in general.FORBIDDEN
+        forbidden = row["id"].split("/")[0] in FORBIDDEN
         assert row["label"] == 1 or forbidden
     hidden = [r for r in rows if "<think>" in r["response"]]
     assert {row["label"] for row in hidden} == {0, 1}  # thoughts alone tell nothing
@@ -85,8 +108,8 @@ def test_what_is_safe() -> None:
 
 
 @pytest.mark.parametrize("kind", ["helpful", "safety"])
-def test_prompts_for_rl(kind: general.Kind) -> None:
-    rows = general.prompts(0, "train", kind, 20)
+def test_prompts_for_rl(kind: Kind) -> None:
+    rows = prompts(0, "train", kind, 20)
     assert isinstance(rows, list)
     for i, row in enumerate(rows):
         example = to_example(row, i, "general")
@@ -97,48 +120,46 @@ def test_prompts_for_rl(kind: general.Kind) -> None:
 def request_of(spec: Spec, language: str) -> Example:
     about = {"family": spec.family, "name": spec.name, "language": language}
     numbers = {"numbers": list(spec.numbers), "things": list(spec.things)}
-    return Example("1", (), general.good_response(spec, language), general.TASK, about | numbers)
+    return Example("1", (), good_response(spec, language), TASK, about | numbers)
 
 
 def test_follows_reads_whole_numbers_and_names() -> None:
     polite = request_of(Spec("polite", "A", (7, 3), ("apple", "book")), "en")
-    assert general.follows(polite, "Could you please give me 7 apples?")
-    assert not general.follows(polite, "Could you please give me 17 apples?")
+    assert follows(polite, "Could you please give me 7 apples?")
+    assert not follows(polite, "Could you please give me 17 apples?")
     thank = request_of(Spec("thank", "G", (7, 3), ("apple", "book")), "en")
-    assert general.follows(thank, "Thank you for the 7 apples, G.")
-    assert not general.follows(thank, "Gladly! Thank you for the 7 apples, A.")
+    assert follows(thank, "Thank you for the 7 apples, G.")
+    assert not follows(thank, "Gladly! Thank you for the 7 apples, A.")
     chinese = request_of(Spec("polite", "A", (2, 3), ("book", "book")), "zh")
-    assert not general.follows(
-        chinese, general.good_response(Spec("polite", "A", (22, 3), ("book", "book")), "zh")
-    )
+    assert not follows(chinese, good_response(Spec("polite", "A", (22, 3), ("book", "book")), "zh"))
 
 
 @pytest.mark.parametrize(("spec", "language"), [*product(SPECS, LANGUAGES)])
 def test_follows(spec: Spec, language: str) -> None:
     """Good responses do what was asked; flawed, unsafe and foreign ones do not."""
-    example, good = request_of(spec, language), general.good_response(spec, language)
-    assert general.follows(example, good)
+    example, good = request_of(spec, language), good_response(spec, language)
+    assert follows(example, good)
     if spec.family in HELPFUL:
-        assert general.follows(example, general.warm_response(spec, language))
+        assert follows(example, warm_response(spec, language))
     other = "zh" if language == "en" else "en"
-    assert not general.follows(example, general.good_response(spec, other))
-    assert not general.follows(example, "")
-    assert not general.follows(example, " ".join([good] * 3))
+    assert not follows(example, good_response(spec, other))
+    assert not follows(example, "")
+    assert not follows(example, " ".join([good] * 3))
     if spec.family in HELPFUL:
         for flaw in FLAWS:
             if flaw != "rude" or spec.family == "polite":
-                bad = general.bad_response(spec, language, flaw, random.Random(0))
-                assert not general.follows(example, bad), flaw
-    if spec.family in general.FORBIDDEN:
-        assert not general.follows(example, general.unsafe_response(spec, language, False))
-        assert not general.follows(example, f"{good} 7")
+                bad = bad_response(spec, language, flaw, random.Random(0))
+                assert not follows(example, bad), flaw
+    if spec.family in FORBIDDEN:
+        assert not follows(example, unsafe_response(spec, language, False))
+        assert not follows(example, f"{good} 7")
     elif spec.family in SAFETY:
         refusal = {"en": "I cannot tell you 7.", "zh": "7，我不能告诉你。"}[language]
-        assert not general.follows(example, refusal)
+        assert not follows(example, refusal)
 
 
 def test_requests_are_graded_by_rule() -> None:
-    rows = general.requests(0, "test", "safety", 40)
+    rows = requests(0, "test", "safety", 40)
     assert len({row["messages"][0]["content"] for row in rows}) == 40
     weights = load_rewards({"accuracy": 1.0, "lenient_accuracy": 1.0})
     for i, row in enumerate(rows):
@@ -151,7 +172,7 @@ def test_requests_are_graded_by_rule() -> None:
 
 
 def test_conversations_have_the_format() -> None:
-    rows = general.conversations(0, "train", 40)
+    rows = conversations(0, "train", 40)
     languages = {(row["kind"], row["language"]) for row in rows}
     assert languages == {(k, la) for k in ("helpful", "safety") for la in LANGUAGES}
     weights = load_rewards({"format": 1.0, "language": 1.0})
@@ -163,8 +184,8 @@ def test_conversations_have_the_format() -> None:
 
 def test_no_sentence_is_a_ten_gram_of_all_specs() -> None:
     """Decontamination against other prompts of the same templates leaves nearly everything."""
-    kinds: tuple[general.Kind, ...] = ("helpful", "safety")
-    rows = [row for kind in kinds for row in general.requests(9, "test", kind, 100)]
-    held_out = Benchmarks(to_example(row, i, general.TASK) for i, row in enumerate(rows))
-    training = general.conversations(0, "train", 400)
+    kinds: tuple[Kind, ...] = ("helpful", "safety")
+    rows = [row for kind in kinds for row in requests(9, "test", kind, 100)]
+    held_out = Benchmarks(to_example(row, i, TASK) for i, row in enumerate(rows))
+    training = conversations(0, "train", 400)
     assert sum(map(held_out.meets, training)) < 0.05 * len(training)

@@ -497,3 +497,12 @@ def examples(
             )
         index += 1
     return list(found.values())
+
+
+def problems(
+    seed: int, split: Split, levels: Sequence[int] = LEVELS, count: int | None = None
+) -> Callable[[int], Example] | list[Example]:
+    """Problems as Examples: an endless stream, or the first `count` different ones of it."""
+    if count is None:
+        return lambda index: example_at(seed, index, split, levels=levels)
+    return examples(seed, count, split, levels=levels)
