@@ -14,10 +14,9 @@ from helpers import sft_config
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data import preferences
-from r1jax.data.preferences import judge_messages, judge_pairs, length_matched, verdict_of
-from r1jax.rollout import chat_models
-from r1jax.rollout.chat_models import ChatModelConfig, open_chat_model
+from r1jax.judges import preferences
+from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
+from r1jax.judges.preferences import judge_messages, judge_pairs, length_matched, verdict_of
 from r1jax.stages import preferences as stage
 from r1jax.stages import sft
 
@@ -88,7 +87,7 @@ def test_fitting(tmp_path: Path, tokenizer_dir: str) -> None:
     ]
     path = write(tmp_path / "hh.jsonl", rows)
     settings: Any = {"tokenizer": tokenizer_dir, "max_tokens": 40, "template": "plain"}
-    hh = ("r1jax.data.preferences:hh", {"path": path})
+    hh = ("r1jax.judges.preferences:hh", {"path": path})
 
     def questions(start: int, count: int) -> list[str]:
         found = preferences.fitting(*hh, start=start, count=count, **settings)
@@ -240,7 +239,7 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_busy_endpoint_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(chat_models.time, "sleep", waits.append)
+    monkeypatch.setattr("r1jax.judges.chat_model.time.sleep", waits.append)
     with server(429, 503) as (url, requests):
         assert ask(url, "a") == ["1 [[A>>B]]"]
     assert len(requests) == 3 and waits == [1.0, 2.0]

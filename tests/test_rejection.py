@@ -12,7 +12,7 @@ from experiments.mini.world.rewriter import rewrite_mini
 from experiments.smollm2.chain_sums import rewrite_boxed
 from r1jax.config import ConfigError, DataError
 from r1jax.data.decontaminate import Benchmarks
-from r1jax.data.writer import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
+from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.rewards import load_rewards, score
 from r1jax.stages import mixture, rejection
 from r1jax.types import Example

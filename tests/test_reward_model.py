@@ -17,11 +17,7 @@ from ml_collections import ConfigDict
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import Group, Piece, pack, sequence_group
 from r1jax.data.tokenizer import load_tokenizer
-from r1jax.losses import pairwise_loss, pointwise_loss
-from r1jax.models.load import ModelSource, open_model, open_source
-from r1jax.models.transformer import Transformer
-from r1jax.rewards import learned_reward
-from r1jax.rewards.learned_reward import (
+from r1jax.judges.reward_model import (
     Labelled,
     LearnedReward,
     LearnedRewards,
@@ -30,6 +26,9 @@ from r1jax.rewards.learned_reward import (
     packed,
     to_group,
 )
+from r1jax.losses import pairwise_loss, pointwise_loss
+from r1jax.models.load import ModelSource, open_model, open_source
+from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo, reward_model, run, sft
 from r1jax.stages.reward_model import with_scalar_head
@@ -398,7 +397,7 @@ def by_length(monkeypatch: pytest.MonkeyPatch) -> None:
         def scores(self, conversations: Any) -> np.ndarray:
             return np.array([len(text) for _, text in conversations], np.float32)
 
-    monkeypatch.setattr(learned_reward, "RewardModel", Fake)
+    monkeypatch.setattr("r1jax.judges.reward_model.RewardModel", Fake)
 
 
 def answered(place: int, text: str, reward: float = 1.0) -> Rollout:

@@ -42,14 +42,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     def rows(start: int, count: int) -> dict:
         arguments = {
-            "function": f"r1jax.data.preferences:{reader}",
+            "function": f"r1jax.judges.preferences:{reader}",
             "args": {"path": args.data},
             "tokenizer": model,
             "max_tokens": max_tokens,
             "start": start,
             "count": count,
         }
-        return {"function": "r1jax.data.preferences:fitting", "args": arguments}
+        return {"function": "r1jax.judges.preferences:fitting", "args": arguments}
 
     config = ConfigDict()
     config.stage = "reward_model"

@@ -37,13 +37,13 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
+from r1jax.judges.reward_model import LearnedRewards
 from r1jax.logprobs import token_logprobs, token_loss
 from r1jax.losses import Metrics, grpo_loss
 from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.rewards.learned_reward import LearnedRewards
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.graded import open_pool
 from r1jax.sharding import check_divisible, replicated, spec_of, to_global

@@ -10,12 +10,12 @@ from r1jax.config import ConfigError, check_choice
 from r1jax.critic import CriticConfig
 from r1jax.data.datasets import DataConfig
 from r1jax.evaluation import BenchmarkConfig
+from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.metrics import ProfileConfig
 from r1jax.models.load import ModelSource
 from r1jax.models.packed_attention import Span
 from r1jax.rewards import load_rewards
-from r1jax.rewards.learned_reward import LearnedReward
 from r1jax.rollout.engine import EngineConfig
 from r1jax.rollout.graded import GraderConfig
 from r1jax.rollout.sampling import SamplingConfig

@@ -1,7 +1,4 @@
-"""Reward models at work: a conversation's scalar, and their part in the reward of rollouts.
-
-Unlike its neighbours this module needs jax, and the graders' processes never import it.
-"""
+"""Reward models at work: a conversation's scalar, and their part in the reward of rollouts."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def fitting(
 ) -> list[Row]:
     """Pairs start, start + 1, ... of those whose conversations both have at most `max_tokens`.
 
-    `function` ("r1jax.data.preferences:hh") gives the pairs; `tokenizer` is a MODEL's or a path.
+    `function` ("r1jax.judges.preferences:hh") gives the pairs; `tokenizer` is a MODEL's or a path.
     """
     known = load_tokenizer(tokenizer)
 
