@@ -49,6 +49,15 @@ def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
     return [row for _, row in numbered_jsonl(path)]
 
 
+def read_rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
+    """The rows of a JSONL file, each with these keys."""
+    rows: list[Mapping[str, Any]] = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        if missing := [key for key in keys if key not in row]:
+            raise DataError(f"{path}:{number} has no key {missing[0]!r}; it has {', '.join(row)}")
+    return rows
+
+
 def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
     """As read_jsonl, each object with the number of its line."""
     try:

@@ -17,14 +17,15 @@ PACKAGE = Path(r1jax.__file__).parent
 # for all its modules that have no line of their own. Commands (modules with a `__main__` block) are
 # above everything.
 ROOMS = [
-    ["config", "types", "advantages", "passk"],
+    ["config", "types", "advantages"],
     ["metrics", "processes", "sharding"],
     ["tasks"],
     ["models", "data", "rewards"],
     ["losses", "logprobs", "train_state", "checkpoint", "rollout"],
     ["models.load"],
     ["judges"],
-    ["evaluation", "critic", "reports"],
+    ["critic", "reports"],
+    ["benchmarks"],
     ["stages.run"],
     ["stages"],
     ["cli"],

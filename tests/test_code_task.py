@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from test_sandbox import needs_bwrap
 
+from r1jax.benchmarks import code
+from r1jax.benchmarks.code import leetcode, mbpp
 from r1jax.config import DataError
-from r1jax.data import tasks
 from r1jax.data.datasets import to_example
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.pool import GraderPool
@@ -420,14 +421,14 @@ def test_benchmark_rows(tmp_path: Any) -> None:
     for name, (row, solution) in solutions.items():
         (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
         arguments = {"split": "train"} if name == "mbpp" else {}
-        (found,) = getattr(tasks, name)(path, **arguments)
+        (found,) = getattr(code, name)(path, **arguments)
         example = to_example(found, 0, path)
         check_example(example)
         for program, right in ((solution, 1), ("x = 1", 0)):
             text = f"```python\n{program}\n```"
             assert accuracy(example, text, length=1, finish_reason="stop") == right, name
     assert found["time_limit_s"] == 10.0 and found["memory_limit_mb"] == 256
-    assert tasks.mbpp.__defaults__ is not None
+    assert mbpp.__defaults__ is not None
     (tmp_path / "rows.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match="rows.jsonl:1 has no key 'problem'"):
-        tasks.leetcode(path)
+        leetcode(path)

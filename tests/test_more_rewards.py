@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from r1jax.benchmarks.logic import gym, knights
+from r1jax.benchmarks.math import gsm8k_solutions
 from r1jax.config import ConfigError, DataError
-from r1jax.data import tasks
 from r1jax.data.datasets import to_example
 from r1jax.rewards import load_rewards, score, sums
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
@@ -125,7 +126,7 @@ def test_knights_rows(tmp_path: Any) -> None:
     path.write_text(
         '{"id": "1", "problem": "Who?", "names": ["Ann", "Bob"], "solution": [true, false]}'
     )
-    (row,) = tasks.knights(str(path))
+    (row,) = knights(str(path))
     example = to_example(row, 0, "kk")
     check_example(example)
     assert example.answer == "Ann is a knight, Bob is a knave"
@@ -156,8 +157,8 @@ def test_plain_answers(answer: str, plain: bool) -> None:
 )
 def test_gym(name: str) -> None:
     pytest.importorskip("reasoning_gym")
-    rows = tasks.gym(name, seed=1, size=5)
-    assert rows == tasks.gym(name, seed=1, size=5) != tasks.gym(name, seed=2, size=5)
+    rows = gym(name, seed=1, size=5)
+    assert rows == gym(name, seed=1, size=5) != gym(name, seed=2, size=5)
     for i, row in enumerate(rows):
         example = to_example(row, i, name)
         check_example(example)
@@ -169,7 +170,7 @@ def test_gym(name: str) -> None:
 
 def test_gym_partial_credit_is_none() -> None:
     gym = pytest.importorskip("reasoning_gym")
-    (row,) = tasks.gym("basic_arithmetic", seed=1, size=1)
+    (row,) = gym("basic_arithmetic", seed=1, size=1)
     wrong = f"{row['answer']}0"
     example = to_example(row, 0, "gym")
     theirs = gym.get_score_answer_fn("basic_arithmetic")(answer=f"{wrong} or", entry=row["entry"])
@@ -180,7 +181,7 @@ def test_gym_partial_credit_is_none() -> None:
 def test_an_answer_is_not_executed(tmp_path: Any) -> None:
     pytest.importorskip("reasoning_gym")
     for name in sorted(EVALUATED):
-        (row,) = tasks.gym(name, seed=1, size=1)
+        (row,) = gym(name, seed=1, size=1)
         example = to_example(row, 0, name)
         for shape in ("{}", "[{}]", "[[{}]]"):
             answer = shape.format(f"open('{tmp_path}/{name}', 'w')")
@@ -207,7 +208,7 @@ def test_every_scorer_that_evaluates_is_known() -> None:
 def test_unknown_gym_dataset() -> None:
     pytest.importorskip("reasoning_gym")
     with pytest.raises(ConfigError, match="'nothing' is no dataset"):
-        tasks.gym("nothing", seed=0, size=1)
+        gym("nothing", seed=0, size=1)
     with pytest.raises(DataError, match="'nothing' is no dataset"):
         check_example(
             to_example({"prompt": "", "answer": "", "task": "gym", "dataset": "nothing"}, 0, "")
@@ -219,7 +220,7 @@ def test_gsm8k_solutions_become_thoughts_and_answer(tmp_path: Path) -> None:
     solution = "He sold 48/2 = <<48/2=24>>24.\n In all 48+24 = $<<48+24=72>>72.\n#### 72"
     row = {"id": "g/0", "problem": "How many {clips}?", "answer": "72", "solution": solution}
     path.write_text(json.dumps(row) + "\n")
-    assert tasks.gsm8k_solutions(str(path), "Q: {problem}") == [
+    assert gsm8k_solutions(str(path), "Q: {problem}") == [
         {
             "messages": [
                 {"role": "user", "content": "Q: How many {clips}?"},
@@ -233,4 +234,4 @@ def test_gsm8k_solutions_become_thoughts_and_answer(tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps({"id": "g/1", "problem": "?", "answer": "72"}) + "\n")
     with pytest.raises(DataError, match="g/1 has no key 'solution'; it has id, problem, answer"):
-        tasks.gsm8k_solutions(str(path), "{problem}")
+        gsm8k_solutions(str(path), "{problem}")

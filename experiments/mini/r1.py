@@ -25,7 +25,7 @@ Measured, seeds 0 to 3 (held-out problems, strict pass@1 in %): R1-Zero 88.2 +- 
 Departures from the paper, beside those of r1_zero.py: the numbers of steps; SFT at 1e-3 (the model
 has 1.9 M parameters); stage 2's general prompts come in the same share of its steps as in the
 paper (the last 400 of 1,700), half as many as reasoning prompts; the refinement of the cold-start
-traces and the general half of the SFT set are by rule (r1jax/judges/prompts.py, general.py), where the
+traces and the general half of the SFT set are by rule (world/rewriter.py, requests.py), where the
 paper has DeepSeek-V3 and people.
 """
 

@@ -59,7 +59,7 @@ def sums(seed: int, split: str, **more: object) -> dict:
 
 def word_problems(path: str, **more: object) -> dict:
     args = {"path": path, "task": "integer", "question": WORD_PROBLEM}
-    return {"function": "r1jax.data.tasks:from_jsonl", "args": args, **more}
+    return {"function": "r1jax.benchmarks.math:from_jsonl", "args": args, **more}
 
 
 def rejection(model: dict, data: dict, seed: int, **changes: object) -> dict:
@@ -202,7 +202,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cold = {"sums": {"data": few_turns, "domain": "sums"}}
     if gsm8k:
         solutions = {
-            "function": "r1jax.data.tasks:gsm8k_solutions",
+            "function": "r1jax.benchmarks.math:gsm8k_solutions",
             "args": {"path": f"{gsm8k}/train.jsonl", "question": WORD_PROBLEM},
             "limit": 16 if smoke else 224,
         }

@@ -93,7 +93,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.gsm8k:
         config.evaluation.benchmarks.gsm8k = {
             "data": {
-                "function": "r1jax.data.tasks:from_jsonl",
+                "function": "r1jax.benchmarks.math:from_jsonl",
                 "args": {"path": args.gsm8k, "task": "integer", "question": GSM8K},
                 "limit": 200,
             },

@@ -15,10 +15,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from r1jax.checkpoint import MANIFEST, Checkpoints
-from r1jax.config import ConfigError, section
-from r1jax.data.tokenizer import Tokenizer
-from r1jax.evaluation import (
+from r1jax.benchmarks.protocol import (
     BenchmarkConfig,
     Metrics,
     check_benchmark,
@@ -27,6 +24,9 @@ from r1jax.evaluation import (
     summarise,
     write_results,
 )
+from r1jax.checkpoint import MANIFEST, Checkpoints
+from r1jax.config import ConfigError, section
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
 from r1jax.models.load import OpenModel, open_model
 from r1jax.reports.write import print_evaluation

@@ -27,16 +27,16 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, section
-from r1jax.critic import Critic
-from r1jax.data.packing import Group, completion_group, pack, padding_share
-from r1jax.evaluation import (
+from r1jax.benchmarks.protocol import (
     check_benchmark,
     load_examples,
     read_results,
     run_benchmark,
     write_results,
 )
+from r1jax.config import ConfigError, section
+from r1jax.critic import Critic
+from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.judges.reward_model import LearnedRewards
 from r1jax.logprobs import token_logprobs, token_loss
 from r1jax.losses import Metrics, grpo_loss

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from r1jax.benchmarks.protocol import BenchmarkConfig
 from r1jax.config import ConfigError, check_choice
 from r1jax.critic import CriticConfig
 from r1jax.data.datasets import DataConfig
-from r1jax.evaluation import BenchmarkConfig
 from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.metrics import ProfileConfig

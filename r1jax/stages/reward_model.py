@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks.estimators import mean_and_standard_error
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
 from r1jax.data.packing import padding_share
@@ -28,7 +29,6 @@ from r1jax.losses import Metrics, pairwise_loss, pointwise_loss
 from r1jax.metrics import ProfileConfig
 from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
-from r1jax.passk import mean_and_standard_error
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import OptimizerConfig, batch_shardings, make_step

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from r1jax.config import ConfigError, DataError
-from r1jax.data.datasets import DataConfig
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
-from r1jax.evaluation import (
+from r1jax.benchmarks.protocol import (
     BenchmarkConfig,
     check_benchmark,
     load_examples,
@@ -20,6 +17,9 @@ from r1jax.evaluation import (
     run_benchmark,
     write_results,
 )
+from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import DataConfig
+from r1jax.data.tokenizer import Tokenizer, load_tokenizer
 from r1jax.rollout.graded import from_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Example
@@ -164,7 +164,7 @@ def test_results_are_written_last(
     engine: Any = FakeEngine(tokenizer, [[RIGHT]])
     metrics, rollouts = run_benchmark(config(1), examples(1), engine, None, tokenizer, seed=0)
     directory = epath.Path(tmp_path)
-    monkeypatch.setattr("r1jax.evaluation.write_jsonl_atomic", killed)
+    monkeypatch.setattr("r1jax.benchmarks.protocol.write_jsonl_atomic", killed)
     with pytest.raises(KeyboardInterrupt):
         write_results(directory, {"b": metrics}, {"b": rollouts}, {})
     assert read_results(directory) is None

@@ -1,70 +1,15 @@
-"""Benchmark files of others as our rows.
+"""Programs: benchmark files of others as our rows.
 
-Programs (task "code") carry their tests, as tasks/code_task.py reads them.
+Rows of task "code" carry their tests, as tasks/code_task.py reads them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from r1jax.config import ConfigError, DataError
-from r1jax.metrics import read_jsonl
-from r1jax.tasks.gym_task import gym as gym_library
-
-
-def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:
-    """Rows of a JSONL file as `{prompt, answer, task}`.
-
-    `question` is the wording with the file's keys in braces, for instance "{problem} Think step by
-    step."; doubled braces stay braces. `answer` is the key of the reference answer.
-    """
-    rows = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        try:
-            prompt = question.format_map(row)
-        except KeyError as error:
-            raise ConfigError(
-                f"{path}:{number} has no key {error} that the question asks for; it has"
-                f" {', '.join(row)}"
-            ) from None
-        except (ValueError, IndexError) as error:
-            raise ConfigError(
-                f"question {question!r}: {error}; braces that are to stay are doubled"
-            ) from None
-        if row.get(answer) is None:
-            raise DataError(f"{path}:{number} has no key {answer!r}; it has {', '.join(row)}")
-        rows.append(
-            {
-                "id": str(row.get("id", number)),
-                "prompt": prompt,
-                "answer": str(row[answer]),
-                "task": task,
-            }
-        )
-    return rows
-
-
-def gsm8k_solutions(path: str, question: str) -> list[dict[str, Any]]:
-    """GSM8K's own solutions as SFT rows {"messages"}: <think> steps </think> <answer> 72 </answer>.
-
-    `path` is a JSONL file with `problem`, `answer` and `solution`, `question` as in `from_jsonl`.
-    The calculator's annotations ("<<48/2=24>>") and the last line ("#### 72") are left out.
-    """
-    rows = []
-    for asked, row in zip(from_jsonl(path, "integer", question), read_jsonl(path), strict=True):
-        if "solution" not in row:
-            raise DataError(
-                f"{path}: {row.get('id')} has no key 'solution'; it has {', '.join(row)}"
-            )
-        steps = re.sub(r"<<.*?>>", "", row["solution"]).partition("####")[0].split("\n")
-        thoughts = "\n".join(step.strip() for step in steps if step.strip())
-        reply = f"<think> {thoughts} </think> <answer> {asked['answer']} </answer>"
-        turns = [("user", asked["prompt"]), ("assistant", reply)]
-        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
-    return rows
-
+from r1jax.config import ConfigError
+from r1jax.metrics import read_rows
 
 PROGRAM = "Answer with the whole program in one block of ```python."
 FUNCTION = "Answer with the whole function, and what it needs, in one block of ```python."
@@ -144,7 +89,7 @@ def is_same_tree(first, second):
 def humaneval(path: str, instruction: str = FUNCTION) -> list[dict[str, Any]]:
     """HumanEval's JSONL (prompt, entry_point, test): a function begun, to be written out."""
     rows = []
-    for row in _rows(path, "task_id", "prompt", "entry_point", "test"):
+    for row in read_rows(path, "task_id", "prompt", "entry_point", "test"):
         before, _, _ = row["prompt"].partition(f"def {row['entry_point']}(")
         rows.append(
             {
@@ -168,7 +113,7 @@ def mbpp(
     if split not in MBPP_SPLITS:
         raise ConfigError(f"mbpp split {split!r} is not one of {', '.join(MBPP_SPLITS)}")
     rows = []
-    for row in _rows(path, "task_id", "text", "test_list", "test_setup_code"):
+    for row in read_rows(path, "task_id", "text", "test_list", "test_setup_code"):
         if row["task_id"] not in MBPP_SPLITS[split]:
             continue
         shown = "\n".join(row["test_list"])
@@ -196,7 +141,7 @@ def leetcode(path: str) -> list[dict[str, Any]]:
             "tests": [row["test"]],
             "prelude": LEETCODE,
         }
-        for row in _rows(path, "id", "problem", "test")
+        for row in read_rows(path, "id", "problem", "test")
     ]
 
 
@@ -206,7 +151,7 @@ def codeforces(path: str, instruction: str = PROGRAM, slower: float = 5.0) -> li
     Its time limits are meant for C++: Python gets `slower` times as much.
     """
     rows = []
-    for row in _rows(path, "id", "problem", "tests"):
+    for row in read_rows(path, "id", "problem", "tests"):
         limits = {}
         if seconds := re.search(r"Time Limit: (\d+) ms", row["problem"]):
             limits["time_limit_s"] = slower * int(seconds[1]) / 1_000
@@ -222,49 +167,4 @@ def codeforces(path: str, instruction: str = PROGRAM, slower: float = 5.0) -> li
             }
             | limits
         )
-    return rows
-
-
-def knights(path: str) -> list[dict[str, Any]]:
-    """Knights-and-knaves JSONL (problem, names, solution: whether each is a knight)."""
-    rows = []
-    for number, row in enumerate(_rows(path, "problem", "names", "solution"), start=1):
-        kinds = ("knight" if knight else "knave" for knight in row["solution"])
-        stated = [f"{name} is a {kind}" for name, kind in zip(row["names"], kinds, strict=True)]
-        rows.append(
-            {
-                "id": str(row.get("id", number)),
-                "prompt": row["problem"],
-                "answer": ", ".join(stated),
-                "task": "knights",
-            }
-        )
-    return rows
-
-
-def gym(dataset: str, seed: int, size: int, **settings: Any) -> list[dict[str, Any]]:
-    """`size` problems of a reasoning-gym dataset; `settings` go to its configuration."""
-    library = gym_library()
-    if dataset not in library.factory.DATASETS:
-        raise ConfigError(f"{dataset!r} is no dataset of reasoning-gym")
-    entries = library.create_dataset(dataset, seed=seed, size=size, **settings)
-    return [
-        {
-            "id": f"{dataset}/{seed}/{i}",
-            "prompt": entry["question"],
-            "answer": str(entry["answer"]),
-            "task": "gym",
-            "dataset": dataset,
-            "entry": entry,
-        }
-        for i, entry in enumerate(entries)
-    ]
-
-
-def _rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
-    """The rows of a JSONL file, each with these keys."""
-    rows: list[Mapping[str, Any]] = list(read_jsonl(path))
-    for number, row in enumerate(rows, start=1):
-        if missing := [key for key in keys if key not in row]:
-            raise DataError(f"{path}:{number} has no key {missing[0]!r}; it has {', '.join(row)}")
     return rows

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from r1jax.passk import cons_at_k, mean_and_standard_error, pass_at_k
+from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
 
 
 @pytest.mark.parametrize(

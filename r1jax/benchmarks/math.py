@@ -1,0 +1,61 @@
+"""Questions with a formula or a number as the answer: files of others as our rows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from r1jax.config import ConfigError, DataError
+from r1jax.metrics import read_jsonl
+
+
+def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:
+    """Rows of a JSONL file as `{prompt, answer, task}`.
+
+    `question` is the wording with the file's keys in braces, for instance "{problem} Think step by
+    step."; doubled braces stay braces. `answer` is the key of the reference answer.
+    """
+    rows = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            prompt = question.format_map(row)
+        except KeyError as error:
+            raise ConfigError(
+                f"{path}:{number} has no key {error} that the question asks for; it has"
+                f" {', '.join(row)}"
+            ) from None
+        except (ValueError, IndexError) as error:
+            raise ConfigError(
+                f"question {question!r}: {error}; braces that are to stay are doubled"
+            ) from None
+        if row.get(answer) is None:
+            raise DataError(f"{path}:{number} has no key {answer!r}; it has {', '.join(row)}")
+        rows.append(
+            {
+                "id": str(row.get("id", number)),
+                "prompt": prompt,
+                "answer": str(row[answer]),
+                "task": task,
+            }
+        )
+    return rows
+
+
+def gsm8k_solutions(path: str, question: str) -> list[dict[str, Any]]:
+    """GSM8K's own solutions as SFT rows {"messages"}: <think> steps </think> <answer> 72 </answer>.
+
+    `path` is a JSONL file with `problem`, `answer` and `solution`, `question` as in `from_jsonl`.
+    The calculator's annotations ("<<48/2=24>>") and the last line ("#### 72") are left out.
+    """
+    rows = []
+    for asked, row in zip(from_jsonl(path, "integer", question), read_jsonl(path), strict=True):
+        if "solution" not in row:
+            raise DataError(
+                f"{path}: {row.get('id')} has no key 'solution'; it has {', '.join(row)}"
+            )
+        steps = re.sub(r"<<.*?>>", "", row["solution"]).partition("####")[0].split("\n")
+        thoughts = "\n".join(step.strip() for step in steps if step.strip())
+        reply = f"<think> {thoughts} </think> <answer> {asked['answer']} </answer>"
+        turns = [("user", asked["prompt"]), ("assistant", reply)]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return rows
