@@ -169,11 +169,12 @@ def test_gym(name: str) -> None:
 
 
 def test_gym_partial_credit_is_none() -> None:
-    gym = pytest.importorskip("reasoning_gym")
+    library = pytest.importorskip("reasoning_gym")
     (row,) = gym("basic_arithmetic", seed=1, size=1)
     wrong = f"{row['answer']}0"
     example = to_example(row, 0, "gym")
-    theirs = gym.get_score_answer_fn("basic_arithmetic")(answer=f"{wrong} or", entry=row["entry"])
+    graded = library.get_score_answer_fn("basic_arithmetic")
+    theirs = graded(answer=f"{wrong} or", entry=row["entry"])
     assert theirs < 1
     assert accuracy(example, f"\\boxed{{{wrong}}}", **CONTEXT) == 0
 
@@ -191,12 +192,12 @@ def test_an_answer_is_not_executed(tmp_path: Any) -> None:
 
 def test_every_scorer_that_evaluates_is_known() -> None:
     """Their code is read: a new release may bring another."""
-    gym = pytest.importorskip("reasoning_gym")
+    library = pytest.importorskip("reasoning_gym")
     import inspect
     import re
 
     found = set()
-    for name, (dataset, _) in gym.factory.DATASETS.items():
+    for name, (dataset, _) in library.factory.DATASETS.items():
         method = getattr(dataset, "score_answer", None)
         if method and re.search(
             r"\b(?:eval|exec|parse_expr|sympify)\(answer", inspect.getsource(method)
