@@ -18,10 +18,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from r1jax.checkpoint import Checkpoints
 from r1jax.logprobs import token_values
 from r1jax.losses import Metrics, value_loss
-from r1jax.models.load import ModelSource, open_source
 from r1jax.models.packed_attention import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.train_state import (
@@ -35,6 +33,8 @@ from r1jax.train_state import (
     state_shardings,
 )
 from r1jax.types import Batch, TrainState
+from r1jax.weights.checkpoint import Checkpoints
+from r1jax.weights.load import ModelSource, open_source
 
 
 @dataclass(frozen=True)

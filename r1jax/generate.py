@@ -29,12 +29,12 @@ from r1jax.config import DataError
 from r1jax.data.chat import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import Progress, numbered_jsonl, write_jsonl_atomic
-from r1jax.models.load import open_model
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
 from r1jax.sharding import make_mesh
 from r1jax.types import Completion, Message
+from r1jax.weights.load import open_model
 
 
 def read_prompts(

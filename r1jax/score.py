@@ -24,11 +24,11 @@ from r1jax.data.packing import pack, sequence_group
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.logprobs import token_logprobs
 from r1jax.metrics import Progress, numbered_jsonl, write_jsonl_atomic
-from r1jax.models.load import OpenModel, open_model
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, make_mesh, replicated, to_global
 from r1jax.train_state import batch_shardings, microbatch
 from r1jax.types import Batch
+from r1jax.weights.load import OpenModel, open_model
 
 PACKED_AT_ONCE = 1024  # sequences; packing looks at all pairs of sequences and rows
 ROUND = 128  # pack_length is the longest sequence rounded up to a multiple of this

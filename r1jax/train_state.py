@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import check_choice
 from r1jax.losses import Metrics, add_partial
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import Transformer, init_params, param_shardings
+from r1jax.models.params import abstract_params, param_shardings
 from r1jax.sharding import replicated, spec_of
 from r1jax.types import Batch, TrainState
 
@@ -81,15 +80,6 @@ def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def abstract_params(config: ModelConfig) -> Any:
-    """Shapes and types of the parameters."""
-    return jax.eval_shape(lambda: nn.unbox(init_params(Transformer(config), jax.random.key(0))))
-
-
-def count_params(config: ModelConfig) -> int:
-    return sum(x.size for x in jax.tree.leaves(abstract_params(config)))
-
-
 def state_shardings(
     config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
@@ -131,14 +121,6 @@ def new_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
-
-
-def random_params(config: ModelConfig, seed: int, mesh: Mesh) -> Any:
-    """Fresh parameters, made shard by shard; the same numbers on any mesh."""
-    return jax.jit(
-        lambda key: nn.unbox(init_params(Transformer(config), key)),
-        out_shardings=param_shardings(config, mesh),
-    )(jax.random.key(seed))
 
 
 def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:

@@ -13,8 +13,8 @@ from experiments.smollm2.noise import noise
 from r1jax.bench import bench, iteration_figures, matmul_peak
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
+from r1jax.models.params import count_params, random_params
 from r1jax.sharding import make_mesh
-from r1jax.train_state import count_params, random_params
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

@@ -9,7 +9,8 @@ from test_tokenizer import BOS, EOS, IDS, write_fast
 from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import R1_ZERO, R1_ZERO_SHORT, TEMPLATES, render, render_prompt
 from r1jax.data.spm import train_sentencepiece
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.weights.load import load_tokenizer
 
 # ChatML as Qwen and SmolLM2 have it, with R1's markers for its tokens; trims what messages contain.
 CHATML = """\

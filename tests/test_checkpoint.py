@@ -16,8 +16,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
-from r1jax import checkpoint
-from r1jax.checkpoint import (
+from r1jax.config import ConfigError
+from r1jax.weights import checkpoint
+from r1jax.weights.checkpoint import (
     CheckpointError,
     Checkpoints,
     check_config,
@@ -26,7 +27,6 @@ from r1jax.checkpoint import (
     save_params,
     write_model_json,
 )
-from r1jax.config import ConfigError
 
 
 def make_state(step: int) -> dict[str, Any]:

@@ -13,14 +13,14 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines
 from ml_collections import ConfigDict
 
-from r1jax.checkpoint import save_params
 from r1jax.config import ConfigError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import read_config
 from r1jax.models.config import ModelConfig
+from r1jax.models.params import random_params
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate
-from r1jax.train_state import random_params
+from r1jax.weights.checkpoint import save_params
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
 TEXTS = ["What is 12 + 34?\n<think> 12 + 34 = 46 </think>", "计算：3 乘以 5，等于十五。"] * 20

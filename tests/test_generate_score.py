@@ -14,19 +14,18 @@ import numpy as np
 import pytest
 from helpers import MODEL, read_lines
 
-from r1jax.checkpoint import save_params
 from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
-from r1jax.data.tokenizer import load_tokenizer
 from r1jax.export import export
 from r1jax.generate import generate, read_prompts
 from r1jax.models.config import ModelConfig
-from r1jax.models.load import OpenModel, open_model
+from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.score import read_sequences, score
 from r1jax.sharding import make_mesh
-from r1jax.train_state import random_params
+from r1jax.weights.checkpoint import save_params
+from r1jax.weights.load import OpenModel, load_tokenizer, open_model
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
 TEXTS = ["What is 12 + 34?\n<think> 12 + 34 = 46 </think>", "计算：3 乘以 5，等于十五。"] * 20

@@ -12,12 +12,13 @@ from test_hf import our_logprobs, random_params, their_logprobs
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render_prompt
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.models.config import ModelConfig
-from r1jax.models.gguf import config_from_gguf
-from r1jax.models.hf import LAYOUT, open_checkpoint, parameter_names, save_hf
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.weights.gguf import config_from_gguf
+from r1jax.weights.hf import LAYOUT, open_checkpoint, parameter_names, save_hf
+from r1jax.weights.load import load_tokenizer
 
 LLAMA = ModelConfig(
     vocab_size=40, embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=96,

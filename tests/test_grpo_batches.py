@@ -18,7 +18,8 @@ from r1jax.config import section
 from r1jax.data.packing import completion_group, pack
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
-from r1jax.models.transformer import Transformer, init_params
+from r1jax.models.params import init_params
+from r1jax.models.transformer import Transformer
 from r1jax.rollout.graded import open_pool
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.stages.grpo import Minibatch

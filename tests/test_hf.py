@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from r1jax.checkpoint import save_params
 from r1jax.config import ConfigError, DataError
 from r1jax.models.config import ModelConfig
-from r1jax.models.hf import (
+from r1jax.models.params import param_axes
+from r1jax.models.transformer import Transformer, head_weights, unstack_layers
+from r1jax.sharding import make_mesh
+from r1jax.weights.checkpoint import save_params
+from r1jax.weights.hf import (
     config_from_hf,
     open_checkpoint,
     parameter_names,
     parameter_shape,
     save_hf,
 )
-from r1jax.models.load import open_model
-from r1jax.models.transformer import Transformer, head_weights, param_axes, unstack_layers
-from r1jax.sharding import make_mesh
+from r1jax.weights.load import open_model
 
 TINY = ModelConfig(
     vocab_size=40, embed_dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=20

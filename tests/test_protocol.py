@@ -19,10 +19,11 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.rollout.graded import from_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Example
+from r1jax.weights.load import load_tokenizer
 
 RIGHT, WRONG = "<answer>7</answer>", "<answer>8</answer>"
 LENIENT = "Wait, I think it is 7"

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from r1jax.checkpoint import Checkpoints
+from r1jax.weights.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 SFT = """

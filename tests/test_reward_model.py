@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import Group, Piece, pack, sequence_group
-from r1jax.data.tokenizer import load_tokenizer
 from r1jax.judges.reward_model import (
     Labelled,
     LearnedReward,
@@ -27,12 +26,12 @@ from r1jax.judges.reward_model import (
     to_group,
 )
 from r1jax.losses import pairwise_loss, pointwise_loss
-from r1jax.models.load import ModelSource, open_model, open_source
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo, reward_model, run, sft
 from r1jax.stages.reward_model import with_scalar_head
 from r1jax.types import Batch, Completion, Example, Rollout
+from r1jax.weights.load import ModelSource, load_tokenizer, open_model, open_source
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

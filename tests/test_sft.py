@@ -11,9 +11,9 @@ import pytest
 from helpers import MODEL, metrics_by_step, sft_config
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.tokenizer import load_tokenizer
 from r1jax.sharding import make_mesh
 from r1jax.stages import sft
+from r1jax.weights.load import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

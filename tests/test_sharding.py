@@ -17,7 +17,8 @@ from r1jax.data.packing import completion_group, pack, sequence_group
 from r1jax.logprobs import token_loss
 from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import Transformer, param_axes, param_shardings
+from r1jax.models.params import param_axes, param_shardings, random_params
+from r1jax.models.transformer import Transformer
 from r1jax.sharding import (
     check_divisible,
     constrain,
@@ -36,7 +37,6 @@ from r1jax.train_state import (
     make_schedule,
     make_step,
     new_state,
-    random_params,
     state_shardings,
 )
 from r1jax.types import Batch

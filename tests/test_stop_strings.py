@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
+from r1jax.weights.load import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from r1jax.config import DataError
 from r1jax.data.spm import train_sentencepiece
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.weights.load import load_tokenizer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

@@ -16,7 +16,8 @@ from r1jax.data.packing import completion_group, pack, sequence_group
 from r1jax.logprobs import token_logprobs
 from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, nll_loss
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import Transformer, param_axes
+from r1jax.models.params import param_axes
+from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh, replicated, to_host
 from r1jax.train_state import OptimizerConfig, make_optimizer, make_schedule, make_step
 from r1jax.types import Batch, TrainState

@@ -14,12 +14,12 @@ from r1jax.logprobs import token_logprobs
 from r1jax.models.attention import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
+from r1jax.models.params import param_axes
 from r1jax.models.transformer import (
     Transformer,
     forward,
     fuse_layers,
     head_weights,
-    param_axes,
     unrolled,
     unstack_layers,
 )

@@ -13,7 +13,7 @@ takes another directory of the model.
 from ml_collections import ConfigDict
 
 from r1jax.config import parse_args
-from r1jax.models.gguf import packaged
+from r1jax.weights.gguf import packaged
 
 QUESTION = "What is {expression}? Think step by step, then give the final answer as \\boxed{}."
 

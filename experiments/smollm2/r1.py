@@ -42,7 +42,7 @@ Chinese and no language reward, no general prompts and reward models, sizes.
 from ml_collections import ConfigDict
 
 from r1jax.config import parse_args
-from r1jax.models.gguf import packaged
+from r1jax.weights.gguf import packaged
 
 SUMS = "Calculate {spoken}."
 DEMONSTRATIONS = ("34 + 25", "25 - 4", "9 - 30", "6 + 30 - 5")

@@ -30,7 +30,7 @@ results below zero get their sign and rarely their value (1 -> 4 %).
 from ml_collections import ConfigDict
 
 from r1jax.config import parse_args
-from r1jax.models.gguf import packaged
+from r1jax.weights.gguf import packaged
 
 QUESTION = "Calculate {spoken}."
 # Worked out before each question.

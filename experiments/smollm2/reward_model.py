@@ -23,7 +23,7 @@ one epoch (two): there are a thousand times fewer rows.
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, parse_args
-from r1jax.models.gguf import packaged
+from r1jax.weights.gguf import packaged
 
 # kind: (rows, tokens of a conversation, rows for training, rows held out)
 DATA = {"safety": ("hh", 256, 1000, 500), "helpful": ("sharegpt", 768, 110, 55)}

@@ -13,9 +13,9 @@ from typing import Any
 
 from r1jax.config import DataError, import_function
 from r1jax.data.chat import render
-from r1jax.data.tokenizer import load_tokenizer
 from r1jax.metrics import read_jsonl
 from r1jax.types import Message
+from r1jax.weights.load import load_tokenizer
 
 Row = dict[str, Any]
 Judge = Callable[[Sequence[list[Message]]], Sequence[str]]  # conversations -> what it says to each

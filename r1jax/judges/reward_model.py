@@ -17,12 +17,12 @@ from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.logprobs import token_scalars
 from r1jax.losses import sequence_scalars
-from r1jax.models.load import open_model
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh, to_global
 from r1jax.tasks.answers import summary
 from r1jax.train_state import batch_shardings
 from r1jax.types import Batch, Example, Message, Rollout
+from r1jax.weights.load import open_model
 
 ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
 Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response

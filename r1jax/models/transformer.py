@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from r1jax.models.attention import (
     Cache,
@@ -43,7 +43,7 @@ from r1jax.models.packed_attention import (
     packed_mask,
     see,
 )
-from r1jax.sharding import check_divisible, constrain, spec_of
+from r1jax.sharding import constrain
 
 INIT_STD = 0.02
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")
@@ -381,41 +381,6 @@ def _joined_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     *lead, kv_heads, head_dim = key.shape
     queries = query.reshape(*lead, kv_heads, -1, head_dim)
     return jnp.concatenate([queries, key[..., None, :], value[..., None, :]], axis=-2)
-
-
-def init_params(model: Transformer, key: jax.Array) -> Any:
-    """Random float32 parameters, boxed with their logical axes (see `param_axes`)."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    config = dataclasses.replace(model.config, attention="xla")  # which runs anywhere
-    variables = model.clone(config=config, mesh=None).init(key, tokens, tokens, tokens + 1)
-    return variables["params"]
-
-
-def param_axes(config: ModelConfig) -> tuple[Any, Any]:
-    """(shapes as ShapeDtypeStruct, logical axis names as tuples), both in the parameters' tree."""
-    boxed = jax.eval_shape(lambda: init_params(Transformer(config), jax.random.key(0)))
-    axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
-    return nn.unbox(boxed), axes
-
-
-def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
-    """A NamedSharding per parameter; raises when a dimension does not divide over the mesh."""
-    shapes, axes = param_axes(config)
-
-    def one(path: Any, shape: Any, names: tuple[str, ...]) -> NamedSharding:
-        check_divisible(
-            shape.shape,
-            names,
-            mesh,
-            "parameter " + jax.tree_util.keystr(path, simple=True, separator="."),
-        )
-        return NamedSharding(mesh, spec_of(names))
-
-    return jax.tree_util.tree_map_with_path(one, shapes, axes)
-
-
-def _is_box(x: Any) -> bool:
-    return isinstance(x, nn.Partitioned)
 
 
 def unrolled(config: ModelConfig, platform: str) -> ModelConfig:

@@ -11,14 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.checkpoint import CONFIG
 from r1jax.metrics import STATISTICS, absolute
 from r1jax.models.config import ModelConfig
-from r1jax.models.load import open_model
+from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
 from r1jax.reports.runs import Run, metric_names, read_run
 from r1jax.reports.table import Cell, Table
-from r1jax.train_state import count_params
+from r1jax.weights.checkpoint import CONFIG
+from r1jax.weights.load import open_model
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 # Tokens that a stage's updates computed, and that its rollouts generated, by the metrics' names.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1jax.data.tokenizer import load_tokenizer
 from r1jax.metrics import SAMPLES, absolute, read_jsonl
 from r1jax.reports.page import Question, Sample
 from r1jax.reports.runs import Evaluation, Run, benchmark_names
+from r1jax.weights.load import load_tokenizer
 
 NUM_SAMPLES = 6  # completions shown in samples.md
 

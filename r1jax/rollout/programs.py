@@ -20,14 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from r1jax.models.attention import Cache, LayerCache, SharedPrefix, rotary
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache, RowCache, from_lanes, to_lanes
-from r1jax.models.transformer import (
-    Transformer,
-    forward,
-    fuse_layers,
-    head_weights,
-    param_axes,
-    unstack_layers,
-)
+from r1jax.models.params import param_axes
+from r1jax.models.transformer import Transformer, forward, fuse_layers, head_weights, unstack_layers
 from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
 from r1jax.sharding import RULES, constrain, replicated, spec_of
 

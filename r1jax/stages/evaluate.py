@@ -24,11 +24,9 @@ from r1jax.benchmarks.protocol import (
     summarise,
     write_results,
 )
-from r1jax.checkpoint import MANIFEST, Checkpoints
 from r1jax.config import ConfigError, section
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import Progress, absolute, read_jsonl, write_atomic, write_jsonl_atomic
-from r1jax.models.load import OpenModel, open_model
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -36,6 +34,8 @@ from r1jax.rollout.graded import GraderConfig, from_row, make_prompt, to_row
 from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Example, Rollout
+from r1jax.weights.checkpoint import MANIFEST, Checkpoints
+from r1jax.weights.load import OpenModel, open_model
 
 ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
 

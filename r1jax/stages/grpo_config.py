@@ -13,13 +13,13 @@ from r1jax.data.datasets import DataConfig
 from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.metrics import ProfileConfig
-from r1jax.models.load import ModelSource
 from r1jax.models.packed_attention import Span
 from r1jax.rewards import load_rewards
 from r1jax.rollout.engine import EngineConfig
 from r1jax.rollout.graded import GraderConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.train_state import OptimizerConfig
+from r1jax.weights.load import ModelSource
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
 NORMALISE = ("sum", "each")

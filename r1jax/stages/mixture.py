@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.checkpoint import check_config
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, finite_examples, rows_of
 from r1jax.data.decontaminate import NGRAM, Benchmarks
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import STATISTICS, absolute, write_data
 from r1jax.sharding import wait_for_all
+from r1jax.weights.checkpoint import check_config
+from r1jax.weights.load import load_tokenizer
 
 DATA = "data.jsonl"
 Row = dict[str, Any]

@@ -28,7 +28,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from r1jax.checkpoint import changes, jsonable
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.metrics import absolute, write_atomic
 from r1jax.processes import LOG, Processes, lock_workdir
@@ -37,6 +36,7 @@ from r1jax.reports.table import print_rich
 from r1jax.reports.write import write_pipeline_report
 from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
+from r1jax.weights.checkpoint import changes, jsonable
 
 BEGUN = "stage_inputs.json"  # in a stage's workdir, written first: the ids of what it reads
 COMPLETE = "stage_complete.json"  # the same, written last

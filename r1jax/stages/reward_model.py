@@ -27,12 +27,12 @@ from r1jax.judges.reward_model import Labelled, Scorer, packed, size_of, to_grou
 from r1jax.logprobs import token_scalars
 from r1jax.losses import Metrics, pairwise_loss, pointwise_loss
 from r1jax.metrics import ProfileConfig
-from r1jax.models.load import ModelSource
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
+from r1jax.weights.load import ModelSource
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
 

@@ -15,7 +15,6 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from r1jax.checkpoint import Checkpoints, check_config, write_model_json
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.metrics import (
     MetricsWriter,
@@ -26,7 +25,6 @@ from r1jax.metrics import (
     absolute,
     process_use,
 )
-from r1jax.models.load import ModelSource, open_source
 from r1jax.models.packed_attention import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
@@ -39,6 +37,8 @@ from r1jax.train_state import (
     state_shardings,
 )
 from r1jax.types import TrainState
+from r1jax.weights.checkpoint import Checkpoints, check_config, write_model_json
+from r1jax.weights.load import ModelSource, open_source
 
 
 class StageConfig(Protocol):

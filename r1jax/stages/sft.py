@@ -26,13 +26,13 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.logprobs import teacher_kl, token_loss
 from r1jax.losses import Metrics, nll_loss, token_mean
 from r1jax.metrics import ProfileConfig
-from r1jax.models.load import ModelSource, open_source
 from r1jax.models.packed_attention import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
 from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
+from r1jax.weights.load import ModelSource, open_source
 
 Rows = Sequence[Row] | Callable[[int], Row]
 

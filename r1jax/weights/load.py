@@ -15,21 +15,16 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from r1jax.checkpoint import MODEL, TOKENIZER, Checkpoints, load_params, model_root
-from r1jax.config import ConfigError, import_function, section
-from r1jax.data.tokenizer import Tokenizer, load_tokenizer
+from r1jax.config import ConfigError, DataError, import_function, section
+from r1jax.data.tokenizer import FILES, Tokenizer
 from r1jax.metrics import absolute
 from r1jax.models.config import ModelConfig
-from r1jax.models.hf import open_checkpoint
-from r1jax.models.transformer import (
-    INIT_STD,
-    SCALAR_PARAMS,
-    param_axes,
-    param_shardings,
-    stack_layers,
-)
+from r1jax.models.params import param_axes, param_shardings, random_params
+from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, stack_layers
 from r1jax.sharding import wait_for_all
-from r1jax.train_state import random_params
+from r1jax.weights.checkpoint import MODEL, TOKENIZER, Checkpoints, load_params, model_root
+from r1jax.weights.gguf_tokenizer import gguf_files
+from r1jax.weights.hf import open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -178,3 +173,16 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
             train(str(directory), **source.tokenizer_args)
         wait_for_all("tokenizer")
     return load_tokenizer(str(directory))
+
+
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+    """From a directory with tokenizer.json or tokenizer.model, a workdir, or a .gguf file."""
+    path = epath.Path(path)
+    if (path / "tokenizer").is_dir():
+        path = path / "tokenizer"
+    if path.suffix == ".gguf":
+        return Tokenizer(gguf_files(path), str(path))
+    if not path.is_dir():
+        raise DataError(f"tokenizer {path} does not exist")
+    files = {name: (path / name).read_bytes() for name in FILES if (path / name).exists()}
+    return Tokenizer(files, str(path))

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from r1jax.config import ConfigError, DataError, check_choice
 from r1jax.models.config import ModelConfig
-from r1jax.models.gguf import GGUFFile
+from r1jax.weights.gguf import GGUFFile
 
 if TYPE_CHECKING:
     from r1jax.data.tokenizer import Tokenizer

@@ -1,0 +1,67 @@
+"""Parameters of a model: how many, of which shapes, split over a mesh how, and fresh ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+
+from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
+from r1jax.sharding import check_divisible, spec_of
+
+
+def init_params(model: Transformer, key: jax.Array) -> Any:
+    """Random float32 parameters, boxed with their logical axes (see `param_axes`)."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    config = dataclasses.replace(model.config, attention="xla")  # which runs anywhere
+    variables = model.clone(config=config, mesh=None).init(key, tokens, tokens, tokens + 1)
+    return variables["params"]
+
+
+def param_axes(config: ModelConfig) -> tuple[Any, Any]:
+    """(shapes as ShapeDtypeStruct, logical axis names as tuples), both in the parameters' tree."""
+    boxed = jax.eval_shape(lambda: init_params(Transformer(config), jax.random.key(0)))
+    axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
+    return nn.unbox(boxed), axes
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+    """A NamedSharding per parameter; raises when a dimension does not divide over the mesh."""
+    shapes, axes = param_axes(config)
+
+    def one(path: Any, shape: Any, names: tuple[str, ...]) -> NamedSharding:
+        check_divisible(
+            shape.shape,
+            names,
+            mesh,
+            "parameter " + jax.tree_util.keystr(path, simple=True, separator="."),
+        )
+        return NamedSharding(mesh, spec_of(names))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+
+def abstract_params(config: ModelConfig) -> Any:
+    """Shapes and types of the parameters."""
+    return jax.eval_shape(lambda: nn.unbox(init_params(Transformer(config), jax.random.key(0))))
+
+
+def count_params(config: ModelConfig) -> int:
+    return sum(x.size for x in jax.tree.leaves(abstract_params(config)))
+
+
+def random_params(config: ModelConfig, seed: int, mesh: Mesh) -> Any:
+    """Fresh parameters, made shard by shard; the same numbers on any mesh."""
+    return jax.jit(
+        lambda key: nn.unbox(init_params(Transformer(config), key)),
+        out_shardings=param_shardings(config, mesh),
+    )(jax.random.key(seed))
