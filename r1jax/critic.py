@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from r1jax.logprobs import token_values
 from r1jax.losses import Metrics, value_loss
-from r1jax.models.packed_attention import choose_kernel
+from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.train_state import (
     OptimizerConfig,

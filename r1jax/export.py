@@ -12,7 +12,7 @@ from etils import epath
 from r1jax.cli import run_command, set_up_jax
 from r1jax.config import ConfigError
 from r1jax.metrics import absolute
-from r1jax.models.transformer import stack_layers
+from r1jax.models.layouts import stack_layers
 from r1jax.sharding import make_mesh
 from r1jax.weights.hf import EXPORT_DTYPES, save_hf
 from r1jax.weights.load import open_model

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from r1jax.config import ConfigError, DataError
 from r1jax.models.config import ModelConfig
+from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import param_axes
-from r1jax.models.transformer import Transformer, head_weights, unstack_layers
+from r1jax.models.transformer import Transformer, head_weights
 from r1jax.sharding import make_mesh
 from r1jax.weights.checkpoint import save_params
 from r1jax.weights.hf import (

@@ -13,15 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
-from r1jax.models.packed_attention import (
-    Span,
-    attend_by_cudnn,
-    attend_by_segments,
-    attend_causally,
-    choose_kernel,
-    packed_mask,
-    see,
-)
+from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
+from r1jax.models.packed_attention import Span, attend_causally, packed_mask, see
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig

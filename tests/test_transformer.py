@@ -11,18 +11,12 @@ import pytest
 
 from r1jax.config import ConfigError
 from r1jax.logprobs import token_logprobs
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
+from r1jax.models.caches import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
+from r1jax.models.layouts import fuse_layers, unrolled, unstack_layers
 from r1jax.models.params import param_axes
-from r1jax.models.transformer import (
-    Transformer,
-    forward,
-    fuse_layers,
-    head_weights,
-    unrolled,
-    unstack_layers,
-)
+from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.types import Batch
 
 TINY = ModelConfig(

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from r1jax.models.attention import LayerCache, softmax
+from r1jax.models.attention import softmax
+from r1jax.models.caches import LayerCache
 
 TERMS = 16  # written out in a loop: as many lines of the memory as a core has registers for
 LANES = 16  # floats that lie side by side: a line of the memory
@@ -85,7 +86,7 @@ def update_lanes(
 def attend_to_lanes(
     q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """attention.attend_with_lse for one query a row."""
+    """caches.attend_with_lse for one query a row."""
     rows, _, heads, head_dim = q_B1HN.shape
     grouped = rows, cache.keys.shape[2], -1  # the queries of a kv head
     scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), cache.keys)

@@ -8,41 +8,30 @@ with `scalar_bias` [] where the config asks for them.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from r1jax.models.attention import (
+from r1jax.models.caches import (
     Cache,
     LayerCache,
     SharedPrefix,
     attend_shared,
     attend_with_lse,
     merge,
-    rope,
-    rotary,
     update_cache,
 )
 from r1jax.models.config import ModelConfig
+from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
 from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, update_lanes
-from r1jax.models.packed_attention import (
-    ATTENTION,
-    Span,
-    attend_by_cudnn,
-    attend_by_segments,
-    attend_causally,
-    choose_kernel,
-    packed_mask,
-    see,
-)
+from r1jax.models.layouts import project, project_left
+from r1jax.models.packed_attention import ATTENTION, Span, attend_causally, packed_mask, see
+from r1jax.models.rope import rope, rotary
 from r1jax.sharding import constrain
 
 INIT_STD = 0.02
@@ -64,29 +53,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * scale * weight).astype(x.dtype)
-
-
-def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
-    """x's last axes times the weight's first, `contracted` of them.
-
-    As one matmul of two plain matrices: XLA on CPUs takes half as long again for the gradients of
-    dots with several batch or contracted axes.
-    """
-    lead, last = x.shape[: x.ndim - contracted], weight.shape[contracted:]
-    rows = x.reshape(math.prod(lead), -1)
-    return (rows @ weight.reshape(rows.shape[1], -1)).reshape(*lead, *last)
-
-
-def project_left(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
-    """`project` by a weight [out..., in...], its last axes contracted: weight x^T, transposed.
-
-    For a few rows XLA on CPUs multiplies faster so (64 rows of SmolLM2: a seventh less time). The
-    barriers keep it from turning the product around.
-    """
-    lead, first = x.shape[: x.ndim - contracted], weight.shape[: weight.ndim - contracted]
-    rows = jax.lax.optimization_barrier(x.reshape(math.prod(lead), -1).T)
-    y = jax.lax.optimization_barrier(jnp.tensordot(weight.reshape(*first, -1), rows, 1))
-    return jnp.moveaxis(y, -1, 0).reshape(*lead, *first)
 
 
 class Block(nn.Module):
@@ -229,7 +195,7 @@ class Transformer(nn.Module):
     """`apply({"params": params}, tokens, positions, segment_ids)` -> Output.
 
     Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
-    sequence of the cache's row b (see attention.Cache), and `segment_ids` is not read. Rows packed
+    sequence of the cache's row b (see caches.Cache), and `segment_ids` is not read. Rows packed
     so that no token sees more than a `span` need less work where the kernel can use it.
     """
 
@@ -337,62 +303,3 @@ def forward(model: Transformer, params: Any, *args: Any, **kwargs: Any) -> Outpu
 def head_weights(params: Any) -> jax.Array:
     """The output head [D, V]: the transposed embedding where they are tied."""
     return params["head"] if "head" in params else params["embedding"].T
-
-
-def unstack_layers(params: Any) -> Any:
-    """Parameters of a scanned model -> those of the same model with scan_layers=False."""
-    stacked = params["layers"]
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
-    return {name: value for name, value in params.items() if name != "layers"} | layers
-
-
-def stack_layers(params: Any) -> Any:
-    """The inverse of `unstack_layers`, on the host; stacked parameters are left as they are."""
-    apart = [name for name in params if name.startswith("layers_")]
-    if not apart:
-        return params
-    layers = [params[f"layers_{i}"] for i in range(len(apart))]
-    stacked = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
-    return {k: v for k, v in params.items() if k not in apart} | {"layers": stacked}
-
-
-def fuse_layers(params: Any, config: ModelConfig) -> Any:
-    """Parameters of a model with scan_layers=False -> those of the same model with `fused`."""
-
-    def one(layer: Any) -> Any:
-        parts = [name + end for name in ("query", "key", "value") for end in ("", "_bias")]
-        rest = {k: v for k, v in layer.items() if k not in (*parts, "gate", "up")}
-        rest["gate_up"] = jnp.stack([layer["gate"], layer["up"]], axis=-2)
-        rest["qkv"] = _joined_heads(layer["query"], layer["key"], layer["value"])
-        if config.weights_left:
-            for name, contracted in (("qkv", 1), ("output", 2), ("gate_up", 1), ("down", 1)):
-                into = range(contracted)
-                rest[name] = jnp.moveaxis(rest[name], into, [i - contracted for i in into])
-        if config.qkv_bias:
-            rest["qkv_bias"] = _joined_heads(*(layer[name] for name in parts[1::2]))
-        return rest
-
-    return {k: one(v) if k.startswith("layers_") else v for k, v in params.items()}
-
-
-def _joined_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """[..., H, N], [..., K, N], [..., K, N] -> [..., K, H / K + 2, N]: kv heads with their own."""
-    *lead, kv_heads, head_dim = key.shape
-    queries = query.reshape(*lead, kv_heads, -1, head_dim)
-    return jnp.concatenate([queries, key[..., None, :], value[..., None, :]], axis=-2)
-
-
-def unrolled(config: ModelConfig, platform: str) -> ModelConfig:
-    """The same model as the engine wants it: parameters per layer, few and large matmuls.
-
-    Not fused on TPUs, whose compiler would copy the fused matrices once a chunk into a layout it
-    prefers (1.5 B parameters on v5e: temporaries of 2.2 GB instead of 0.7).
-    """
-    return dataclasses.replace(
-        config,
-        scan_layers=False,
-        fused=platform != "tpu",
-        weights_left=platform == "cpu",
-        remat="none",
-    )

@@ -28,9 +28,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
-from r1jax.models.attention import SharedPrefix
+from r1jax.models.caches import SharedPrefix
 from r1jax.models.config import ModelConfig
-from r1jax.models.transformer import unrolled
+from r1jax.models.layouts import unrolled
 from r1jax.rollout.memory import Memory, plan_slots
 from r1jax.rollout.programs import Programs, Slots
 from r1jax.rollout.sampling import SamplingConfig

@@ -17,11 +17,13 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
-from r1jax.models.attention import Cache, LayerCache, SharedPrefix, rotary
+from r1jax.models.caches import Cache, LayerCache, SharedPrefix
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache, RowCache, from_lanes, to_lanes
+from r1jax.models.layouts import fuse_layers, unstack_layers
 from r1jax.models.params import param_axes
-from r1jax.models.transformer import Transformer, forward, fuse_layers, head_weights, unstack_layers
+from r1jax.models.rope import rotary
+from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
 from r1jax.sharding import RULES, constrain, replicated, spec_of
 
@@ -42,7 +44,7 @@ class Slots:
 
 
 class Programs:
-    """The programs for one model (as transformer.unrolled gives it) on one mesh.
+    """The programs for one model (as layouts.unrolled gives it) on one mesh.
 
     With `lanes`, for one CPU, rows have a LaneCache; prompts have a LayerCache always.
     """

@@ -147,7 +147,7 @@ class Schedule:
         return np.asarray(kept, np.int32), np.asarray(kept_prompts, np.int32)
 
     def readers(self, places: int) -> tuple[np.ndarray, np.ndarray]:
-        """(members [Z, P, places], places [Z, S]): models.attention.SharedPrefix explains them."""
+        """(members [Z, P, places], places [Z, S]): models.caches.SharedPrefix explains them."""
         shards, slots = len(self.rows), self.slots
         members = np.full((shards, self.prompt_rows, places), slots, np.int32)
         place = np.zeros((shards, slots), np.int32)

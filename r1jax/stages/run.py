@@ -25,7 +25,7 @@ from r1jax.metrics import (
     absolute,
     process_use,
 )
-from r1jax.models.packed_attention import choose_kernel
+from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.train_state import (

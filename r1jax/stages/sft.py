@@ -26,7 +26,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.logprobs import teacher_kl, token_loss
 from r1jax.losses import Metrics, nll_loss, token_mean
 from r1jax.metrics import ProfileConfig
-from r1jax.models.packed_attention import choose_kernel
+from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
 from r1jax.stages.run import Run, open_run
