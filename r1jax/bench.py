@@ -39,7 +39,7 @@ from rich.table import Table
 
 from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
-from r1jax.metrics import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
+from r1jax.files import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
 from r1jax.reports.costs import params_of
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10

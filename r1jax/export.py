@@ -11,7 +11,7 @@ from etils import epath
 
 from r1jax.cli import run_command, set_up_jax
 from r1jax.config import ConfigError
-from r1jax.metrics import absolute
+from r1jax.files import absolute
 from r1jax.models.layouts import stack_layers
 from r1jax.sharding import make_mesh
 from r1jax.weights.hf import EXPORT_DTYPES, save_hf

@@ -23,7 +23,7 @@ from absl import flags
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
-from r1jax.metrics import write_atomic
+from r1jax.files import write_atomic
 from r1jax.processes import LOG, Processes
 
 CONFIG = flags.DEFINE_string(

@@ -16,7 +16,7 @@ from absl import flags
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
-from r1jax.metrics import absolute
+from r1jax.files import absolute
 from r1jax.reports.claims import write_claims
 from r1jax.reports.pipeline import is_pipeline, pipeline_tables
 from r1jax.reports.runs import read_run

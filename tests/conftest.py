@@ -85,4 +85,4 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from r1jax.sharding import make_mesh
 
     one = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.stages.run.make_mesh", one)
+    monkeypatch.setattr("r1jax.training.run.make_mesh", one)

@@ -17,11 +17,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from r1jax.config import ConfigError
+from r1jax.training.run_config import check_config
 from r1jax.weights import checkpoint
 from r1jax.weights.checkpoint import (
     CheckpointError,
     Checkpoints,
-    check_config,
     final_params,
     load_params,
     save_params,

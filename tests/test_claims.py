@@ -7,7 +7,7 @@ import pytest
 from helpers import write_lines
 
 from r1jax.config import ConfigError, DataError, load_module
-from r1jax.metrics import absolute
+from r1jax.files import absolute
 from r1jax.reports.claims import (
     Claim,
     Comparison,

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from helpers import MODEL, grpo_config, metrics_by_step
 
-from r1jax.critic import token_advantages, whitened
 from r1jax.logprobs import token_values
 from r1jax.losses import GrpoLossConfig, grpo_loss, value_loss
 from r1jax.models.config import ModelConfig
@@ -19,6 +18,7 @@ from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo
+from r1jax.training.critic import token_advantages, whitened
 from r1jax.types import Batch
 
 # A row with two tokens of prompt, completion 1 (its copy of the prompt's last token, then three
@@ -117,7 +117,8 @@ def test_ppo_resumes_exactly(
     """Two minibatches a rollout, a KL in the reward; gone on from update 2 it ends the same."""
     shared: list[bool] = []
     monkeypatch.setattr(
-        "r1jax.critic.choose_kernel", lambda config, mesh, prompts: shared.append(prompts) or "xla"
+        "r1jax.training.critic.choose_kernel",
+        lambda config, mesh, prompts: shared.append(prompts) or "xla",
     )
     critic = {"gae_lambda": 0.95, "kl_coef": 0.01, "optimizer": {"learning_rate": 1e-2}}
     config = grpo_config(tokenizer_dir, critic=critic, loss={"kl_coef": 0.0})

@@ -11,10 +11,10 @@ import pytest
 from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import ConfigError
-from r1jax.metrics import write_jsonl_atomic
-from r1jax.rollout.graded import from_row, to_row
+from r1jax.files import write_jsonl_atomic
+from r1jax.rollout.sampler import from_row, to_row
 from r1jax.stages import grpo, grpo_rollouts
-from r1jax.stages.run import Run
+from r1jax.training.run import Run
 from r1jax.weights.checkpoint import final_params
 from r1jax.weights.load import load_tokenizer
 

@@ -13,14 +13,14 @@ import pytest
 from flax import linen as nn
 from helpers import MODEL, example, grpo_config
 
-from r1jax import losses
 from r1jax.config import section
 from r1jax.data.packing import completion_group, pack
+from r1jax.losses import AGGREGATIONS
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
-from r1jax.rollout.graded import open_pool
+from r1jax.rollout.sampler import open_pool
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.stages.grpo import Minibatch
 from r1jax.stages.grpo_config import (
@@ -31,7 +31,7 @@ from r1jax.stages.grpo_config import (
     max_tokens_of,
     packing_of,
 )
-from r1jax.train_state import microbatch
+from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout
 
 
@@ -248,7 +248,7 @@ def place_of(rollout: Rollout) -> tuple[int, int]:
     return rollout.completion.prompt_index, rollout.completion.sample_index
 
 
-@pytest.mark.parametrize("loss_agg", losses.AGGREGATIONS)
+@pytest.mark.parametrize("loss_agg", AGGREGATIONS)
 @pytest.mark.parametrize("split_by", ["question", "output"])
 def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: str) -> None:
     """Without a KL they add exact zeros: same loss, same gradient, from fewer tokens."""

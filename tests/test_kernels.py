@@ -21,7 +21,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh, replicated
 from r1jax.stages import sft
-from r1jax.train_state import abstract_state, batch_shardings, make_step, state_shardings
+from r1jax.training.train_state import abstract_state, batch_shardings, make_step, state_shardings
 from r1jax.types import Batch
 
 CONFIG = ModelConfig(

@@ -12,21 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import metrics
 from r1jax.config import ConfigError, DataError
-from r1jax.metrics import (
+from r1jax.files import drop_after, plain_number, read_jsonl, read_metrics, write_jsonl_atomic
+from r1jax.progress import Progress
+from r1jax.training import metrics
+from r1jax.training.metrics import (
     MetricsWriter,
     NonFiniteError,
     ProfileConfig,
     Profiler,
-    Progress,
     Timer,
-    drop_after,
-    plain_number,
     process_use,
-    read_jsonl,
-    read_metrics,
-    write_jsonl_atomic,
 )
 
 

@@ -28,8 +28,9 @@ from r1jax.judges.reward_model import (
 from r1jax.losses import pairwise_loss, pointwise_loss
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
-from r1jax.stages import grpo, reward_model, run, sft
+from r1jax.stages import grpo, reward_model, sft
 from r1jax.stages.reward_model import with_scalar_head
+from r1jax.training import run
 from r1jax.types import Batch, Completion, Example, Rollout
 from r1jax.weights.load import ModelSource, load_tokenizer, open_model, open_source
 
@@ -272,7 +273,7 @@ def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).mkdir()
     eight = train(tokenizer_dir, tmp_path / "eight", "pairwise", mesh=mesh, total_steps=3)
     one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.stages.run.make_mesh", one_mesh)
+    monkeypatch.setattr("r1jax.training.run.make_mesh", one_mesh)
     one = train(tokenizer_dir, tmp_path / "one", "pairwise", total_steps=3)
     for step in (1, 2, 3):
         for name in ("rm/loss", "rm/optimizer/grad_norm"):

@@ -50,7 +50,7 @@ def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.M
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     eight = train(tokenizer_dir, tmp_path / "eight", rows, mesh=mesh, total_steps=2)
     one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.stages.run.make_mesh", one_mesh)
+    monkeypatch.setattr("r1jax.training.run.make_mesh", one_mesh)
     one = train(tokenizer_dir, tmp_path / "one", rows, total_steps=2)
     for step in (1, 2):
         for name in ("sft/loss", "sft/optimizer/grad_norm"):

@@ -29,7 +29,7 @@ from r1jax.sharding import (
     to_host,
 )
 from r1jax.stages import sft
-from r1jax.train_state import (
+from r1jax.training.train_state import (
     OptimizerConfig,
     abstract_state,
     batch_shardings,

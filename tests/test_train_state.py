@@ -19,7 +19,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh, replicated, to_host
-from r1jax.train_state import OptimizerConfig, make_optimizer, make_schedule, make_step
+from r1jax.training.train_state import OptimizerConfig, make_optimizer, make_schedule, make_step
 from r1jax.types import Batch, TrainState
 
 # -- schedules -----------------------------------------------------------------------------------

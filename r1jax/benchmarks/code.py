@@ -9,7 +9,7 @@ import re
 from typing import Any, Literal
 
 from r1jax.config import ConfigError
-from r1jax.metrics import read_rows
+from r1jax.files import read_rows
 
 PROGRAM = "Answer with the whole program in one block of ```python."
 FUNCTION = "Answer with the whole function, and what it needs, in one block of ```python."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from r1jax.config import ConfigError
-from r1jax.metrics import read_rows
+from r1jax.files import read_rows
 from r1jax.tasks.gym_task import gym as gym_library
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from r1jax.config import ConfigError, DataError
-from r1jax.metrics import read_jsonl
+from r1jax.files import read_jsonl
 
 
 def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:

@@ -16,11 +16,11 @@ from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass
 from r1jax.config import ConfigError
 from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.files import plain_number, write_atomic, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedReward, LearnedRewards
-from r1jax.metrics import plain_number, write_atomic, write_jsonl_atomic
 from r1jax.rewards.format import reflective_words
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.graded import (
+from r1jax.rollout.sampler import (
     GraderConfig,
     Prompt,
     make_prompt,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from r1jax.config import ConfigError, DataError, import_function, section
-from r1jax.metrics import read_jsonl
+from r1jax.files import read_jsonl
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]

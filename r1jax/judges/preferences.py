@@ -13,7 +13,7 @@ from typing import Any
 
 from r1jax.config import DataError, import_function
 from r1jax.data.chat import render
-from r1jax.metrics import read_jsonl
+from r1jax.files import read_jsonl
 from r1jax.types import Message
 from r1jax.weights.load import load_tokenizer
 

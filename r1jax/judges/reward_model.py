@@ -20,7 +20,7 @@ from r1jax.losses import sequence_scalars
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh, to_global
 from r1jax.tasks.answers import summary
-from r1jax.train_state import batch_shardings
+from r1jax.training.train_state import batch_shardings
 from r1jax.types import Batch, Example, Message, Rollout
 from r1jax.weights.load import open_model
 

@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from etils import epath
 
 from r1jax.config import DataError, load_module
-from r1jax.metrics import METRICS, absolute, write_atomic
+from r1jax.files import METRICS, absolute, write_atomic
 from r1jax.reports.runs import Run, end_mean, read_run
 from r1jax.reports.table import MISSING, Cell, Table, to_markdown
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.metrics import STATISTICS, absolute
+from r1jax.files import STATISTICS, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell

@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.metrics import STATISTICS, absolute
+from r1jax.files import STATISTICS, absolute
 from r1jax.reports.costs import Stages, cost_table, distillation_table
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k

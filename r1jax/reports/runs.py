@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.metrics import METRICS, absolute, read_metrics
+from r1jax.files import METRICS, absolute, read_metrics
 
 FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1jax.metrics import SAMPLES, absolute, read_jsonl
+from r1jax.files import SAMPLES, absolute, read_jsonl
 from r1jax.reports.page import Question, Sample
 from r1jax.reports.runs import Evaluation, Run, benchmark_names
 from r1jax.weights.load import load_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.metrics import absolute, write_atomic
+from r1jax.files import absolute, write_atomic
 from r1jax.reports.page import Page, html_page
 from r1jax.reports.paper import paper_table, read_paper
 from r1jax.reports.pipeline import pipeline_tables, read_stages, runs_of

@@ -35,17 +35,16 @@ from r1jax.benchmarks.protocol import (
     write_results,
 )
 from r1jax.config import ConfigError, section
-from r1jax.critic import Critic
 from r1jax.data.packing import Group, completion_group, pack, padding_share
+from r1jax.files import absolute
 from r1jax.judges.reward_model import LearnedRewards
 from r1jax.logprobs import token_logprobs, token_loss
 from r1jax.losses import Metrics, grpo_loss
-from r1jax.metrics import absolute
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.graded import open_pool
+from r1jax.rollout.sampler import open_pool
 from r1jax.sharding import check_divisible, replicated, spec_of, to_global
 from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
 from r1jax.stages.grpo_rollouts import (
@@ -56,9 +55,10 @@ from r1jax.stages.grpo_rollouts import (
     rewards_of,
     truncated,
 )
-from r1jax.stages.run import Run, open_run
 from r1jax.tasks.sandbox import choose_sandbox
-from r1jax.train_state import batch_shardings, make_step, microbatch
+from r1jax.training.critic import Critic
+from r1jax.training.run import Run, open_run
+from r1jax.training.train_state import batch_shardings, make_step, microbatch
 from r1jax.types import Batch, Rollout
 
 CONFIG = GrpoConfig  # what train checks the config file against

@@ -8,17 +8,17 @@ from typing import Any
 
 from r1jax.benchmarks.protocol import BenchmarkConfig
 from r1jax.config import ConfigError, check_choice
-from r1jax.critic import CriticConfig
 from r1jax.data.datasets import DataConfig
 from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
-from r1jax.metrics import ProfileConfig
 from r1jax.models.packed_attention import Span
 from r1jax.rewards import load_rewards
 from r1jax.rollout.engine import EngineConfig
-from r1jax.rollout.graded import GraderConfig
+from r1jax.rollout.sampler import GraderConfig
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.train_state import OptimizerConfig
+from r1jax.training.critic import CriticConfig
+from r1jax.training.metrics import ProfileConfig
+from r1jax.training.train_state import OptimizerConfig
 from r1jax.weights.load import ModelSource
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth

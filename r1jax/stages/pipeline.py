@@ -29,14 +29,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, UserError, check_choice, section
-from r1jax.metrics import absolute, write_atomic
+from r1jax.files import absolute, write_atomic
 from r1jax.processes import LOG, Processes, lock_workdir
 from r1jax.reports.pipeline import PIPELINE, pipeline_tables
 from r1jax.reports.table import print_rich
 from r1jax.reports.write import write_pipeline_report
 from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
-from r1jax.weights.checkpoint import changes, jsonable
+from r1jax.training.run_config import changes, jsonable
 
 BEGUN = "stage_inputs.json"  # in a stage's workdir, written first: the ids of what it reads
 COMPLETE = "stage_complete.json"  # the same, written last

@@ -24,12 +24,13 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.files import STATISTICS, absolute, read_jsonl, write_data, write_jsonl_atomic
 from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
-from r1jax.metrics import STATISTICS, Progress, absolute, read_jsonl, write_data, write_jsonl_atomic
+from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.graded import (
+from r1jax.rollout.sampler import (
     GraderConfig,
     from_row,
     make_prompt,
@@ -41,8 +42,8 @@ from r1jax.rollout.sampling import SamplingConfig
 from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.tasks import check_example
 from r1jax.tasks.sandbox import choose_sandbox
+from r1jax.training.run_config import check_config
 from r1jax.types import Example, Rollout
-from r1jax.weights.checkpoint import check_config
 from r1jax.weights.load import ModelSource, open_source
 
 DATA = "data.jsonl"

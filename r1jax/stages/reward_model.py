@@ -26,11 +26,11 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.judges.reward_model import Labelled, Scorer, packed, size_of, to_group
 from r1jax.logprobs import token_scalars
 from r1jax.losses import Metrics, pairwise_loss, pointwise_loss
-from r1jax.metrics import ProfileConfig
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
-from r1jax.stages.run import Run, open_run
-from r1jax.train_state import OptimizerConfig, batch_shardings, make_step
+from r1jax.training.metrics import ProfileConfig
+from r1jax.training.run import Run, open_run
+from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource
 

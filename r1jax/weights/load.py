@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.tokenizer import FILES, Tokenizer
-from r1jax.metrics import absolute
+from r1jax.files import absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import stack_layers
 from r1jax.models.params import param_axes, param_shardings, random_params

@@ -22,7 +22,7 @@ from r1jax.logprobs import token_values
 from r1jax.losses import Metrics, value_loss
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
-from r1jax.train_state import (
+from r1jax.training.train_state import (
     OptimizerConfig,
     abstract_state,
     make_optimizer,

@@ -16,19 +16,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.metrics import (
-    MetricsWriter,
-    ProfileConfig,
-    Profiler,
-    Progress,
-    Timer,
-    absolute,
-    process_use,
-)
+from r1jax.files import absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
+from r1jax.progress import Progress
 from r1jax.sharding import make_mesh
-from r1jax.train_state import (
+from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
+from r1jax.training.run_config import check_config
+from r1jax.training.train_state import (
     OptimizerConfig,
     abstract_state,
     make_optimizer,
@@ -37,7 +32,7 @@ from r1jax.train_state import (
     state_shardings,
 )
 from r1jax.types import TrainState
-from r1jax.weights.checkpoint import Checkpoints, check_config, write_model_json
+from r1jax.weights.checkpoint import Checkpoints, write_model_json
 from r1jax.weights.load import ModelSource, open_source
 
 

@@ -1,0 +1,134 @@
+"""Files: paths, JSON lines, atomic writes, and every name that lies in a workdir."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from r1jax.config import DataError
+
+METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+STATISTICS = "statistics.json"
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """An absolute path, local or remote (gs://)."""
+    return epath.Path(path).expanduser().absolute()
+
+
+def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The objects of a JSONL file. DataError with file and line for whatever is wrong."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def read_rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
+    """The rows of a JSONL file, each with these keys."""
+    rows: list[Mapping[str, Any]] = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        if missing := [key for key in keys if key not in row]:
+            raise DataError(f"{path}:{number} has no key {missing[0]!r}; it has {', '.join(row)}")
+    return rows
+
+
+def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
+    """As read_jsonl, each object with the number of its line."""
+    try:
+        data = epath.Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise DataError(f"file {path} does not exist") from None
+    numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    rows = [(number, _parse_line(line, path, number)) for number, line in numbered if line.strip()]
+    if not rows:
+        raise DataError(f"{path} is empty, expected one JSON object a line")
+    return rows
+
+
+def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{path}:{number} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, expected an object")
+    return row
+
+
+def write_jsonl_atomic(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The whole file or, if killed, the one that was there before."""
+    write_atomic(path, b"".join(_line(row) for row in rows))
+
+
+def write_data(
+    directory: epath.Path,
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    statistics: Mapping[str, Any],
+) -> None:
+    """A stage's data set: its rows, then statistics.json, whose presence says that it is whole."""
+    write_jsonl_atomic(directory / name, rows)
+    text = json.dumps(statistics, indent=1, ensure_ascii=False)
+    write_atomic(directory / STATISTICS, (text + "\n").encode())
+
+
+def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows; each has its "step", by which a resumed run drops those it writes again."""
+    data = b"".join(_line({"step": row["step"], **row}) for row in rows)
+    with absolute(path).open("ab") as file:
+        file.write(data)
+
+
+def write_atomic(path: epath.PathLike, data: bytes) -> None:
+    """Writes a temporary file beside `path`, then puts it in its place."""
+    path = absolute(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{path.name}.tmp-{os.getpid()}"
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        if "://" not in os.fspath(path):
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """One line. A lone surrogate becomes its JSON escape, since UTF-8 has none."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def drop_after(path: epath.PathLike, step: int) -> None:
+    """Drops the lines whose "step" is later than `step`, and a torn last line."""
+    path = absolute(path)
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    torn = lines.pop()  # empty after a whole line, else what a dying process left
+    kept = [x for i, x in enumerate(lines, start=1) if _parse_line(x, path, i)["step"] <= step]
+    if torn or len(kept) < len(lines):
+        write_atomic(path, b"".join(line + b"\n" for line in kept))
+
+
+def read_metrics(workdir: epath.PathLike, name: str = METRICS) -> list[dict[str, Any]]:
+    """One dict a step, in order; what was written as null comes back as nan."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in read_jsonl(absolute(workdir) / name):
+        row = {key: math.nan if value is None else value for key, value in row.items()}
+        by_step.setdefault(row["step"], {}).update(row)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def plain_number(value: Any) -> int | float | None:
+    """A JSON number: integers as they are, others as the shortest text that gives this float32."""
+    array = np.asarray(value)
+    if array.shape != ():
+        raise ValueError(f"a metric must be a scalar, not of shape {array.shape}")
+    if np.issubdtype(array.dtype, np.integer) or array.dtype == bool:
+        return int(array)
+    number = np.float32(array)
+    return float(str(number)) if np.isfinite(number) else None

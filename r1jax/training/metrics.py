@@ -1,0 +1,254 @@
+"""What a run writes down: metrics, timings, samples, the progress bar and the profiler window.
+
+A run that is killed and resumed must end with the same bytes in metrics.jsonl and samples.jsonl as
+one that was not. So nothing that depends on the clock, on memory or on how often the process was
+started may go there (it goes to timings.jsonl), nothing may be averaged over several steps in the
+process' memory, and a stage writes a step's metrics BEFORE it saves that step's checkpoint: on
+resume the lines after the checkpoint are dropped and written again.
+"""
+
+import logging
+import os
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+from etils import epath
+
+from r1jax.config import ConfigError, UserError
+from r1jax.files import (
+    METRICS,
+    SAMPLES,
+    TIMINGS,
+    _line,
+    absolute,
+    append_samples,
+    drop_after,
+    plain_number,
+)
+
+STOP_WORDS = ("loss", "grad")  # a non-finite metric with one of these in its name ends the run
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient is not a number any more."""
+
+
+# ---- JSON lines ----
+
+
+# ---- the writer ----
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl, timings.jsonl and samples.jsonl, TensorBoard and, if asked, W&B.
+
+    Only process 0 of several writes.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        step: int,
+        *,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`step` is that of the restored checkpoint, -1 for none: what came later is dropped."""
+        self.workdir = absolute(workdir)
+        self._wandb = None
+        self._tensorboard = None
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, TIMINGS, SAMPLES):
+            drop_after(self.workdir / name, step)
+        self._metrics = (self.workdir / METRICS).open("ab")
+        self._timings = (self.workdir / TIMINGS).open("ab")
+        self._tensorboard = _tensorboard(self.workdir, step)
+        if wandb_project:
+            self._wandb = _wandb(wandb_project, self.workdir, config)
+
+    def write(
+        self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`.
+
+        Raises NonFiniteError, with the line written, when a loss or gradient is not finite.
+        """
+        values = {name: plain_number(x) for name, x in jax.device_get(dict(metrics)).items()}
+        clocks = {name: plain_number(x) for name, x in (timings or {}).items()}
+        if self._active:
+            _append(self._metrics, {"step": step, **values})
+            _append(self._timings, {"step": step, **clocks})
+            self._mirror(step, {**values, **clocks})
+        bad = [name for name, x in values.items() if x is None and _stops(name)]
+        if bad:
+            raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}, so the run stops")
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends completions with their rewards to samples.jsonl."""
+        if self._active:
+            append_samples(self.workdir / SAMPLES, [{"step": step, **row} for row in rows])
+
+    def _mirror(self, step: int, values: Mapping[str, int | float | None]) -> None:
+        finite = {name: x for name, x in values.items() if x is not None}
+        if self._tensorboard is not None:
+            for name, value in finite.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
+
+    def close(self) -> None:
+        if not self._active:
+            return
+        self._metrics.close()
+        self._timings.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _append(file: Any, row: Mapping[str, Any]) -> None:
+    file.write(_line(row))
+    file.flush()
+
+
+def _stops(name: str) -> bool:
+    return any(word in name for word in STOP_WORDS)
+
+
+def _tensorboard(workdir: epath.Path, step: int) -> Any:
+    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=step + 1)
+
+
+def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "config.wandb_project is set but wandb is not installed: pip install 'r1jax[wandb]'"
+        ) from None
+    directory = os.fspath(workdir)
+    return wandb.init(
+        project=project,
+        name=workdir.name,
+        id=f"{zlib.crc32(directory.encode()):08x}",  # so that a resumed run continues its curves
+        resume="allow",
+        dir=directory,
+        config=dict(config or {}),
+    )
+
+
+# ---- clocks and memory ----
+
+
+class Timer:
+    """Seconds by name: `with timer("rollout"): ...`, then `timer.pop()` once a step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._popped = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
+
+    def read(self, name: str) -> float:
+        """Seconds of one name since the last pop."""
+        return self._seconds.get(name, 0.0)
+
+    def pop(self) -> dict[str, float]:
+        """{"seconds/rollout": ..., "seconds/total": all the time} since the last call."""
+        seconds, self._seconds = self._seconds, {}
+        now = time.perf_counter()
+        seconds["total"], self._popped = now - self._popped, now
+        return {f"seconds/{name}": value for name, value in seconds.items()}
+
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_compile_seconds: list[float] = []  # of every program of this process, cached ones too
+
+
+def _count_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    if event == _COMPILE_EVENT:
+        _compile_seconds.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def process_use() -> dict[str, float]:
+    """What the process has needed so far: programs compiled, seconds for that, peak memory in MiB.
+
+    The memory is this process' and, where that counts, its first device's.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    result = {
+        "compile/programs": len(_compile_seconds),
+        "compile/seconds": sum(_compile_seconds),
+        "memory/host_peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        result["memory/device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20
+    return result
+
+
+# ---- progress ----
+
+
+# ---- profiler ----
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Traces steps start_step .. start_step + num_steps - 1 into WORKDIR/profile."""
+
+    start_step: int = 10
+    num_steps: int = 0  # 0 = no trace
+
+
+class Profiler:
+    """Call `step(n)` before step n, and `close()` at the end."""
+
+    def __init__(self, config: ProfileConfig, workdir: epath.PathLike) -> None:
+        self._config = config
+        self._directory = absolute(workdir) / "profile"
+        self._running = False
+
+    def step(self, step: int) -> None:
+        start = self._config.start_step
+        inside = start <= step < start + self._config.num_steps
+        if inside and not self._running:
+            jax.profiler.start_trace(os.fspath(self._directory))
+            self._running = True
+        elif not inside:
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
