@@ -39,7 +39,7 @@ from rich.table import Table
 
 from r1jax.cli import define_config, run_command, set_up_jax
 from r1jax.config import ConfigError, section
-from r1jax.files import METRICS, TIMINGS, absolute, read_jsonl, write_atomic
+from r1jax.files import METRICS, ROLLOUTS, TIMINGS, absolute, read_jsonl, write_atomic
 from r1jax.reports.costs import params_of
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
@@ -94,7 +94,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
         ]
         parameters = params_of(path)
         peak = max(peak, matmul_peak())
-        files = sorted((path / "rollouts").glob("*.jsonl"), key=lambda file: int(file.stem))
+        files = sorted((path / ROLLOUTS).glob("*.jsonl"), key=lambda file: int(file.stem))
         rollouts = [read_jsonl(file) for file in files]
     each = sizes.updates_per_rollout
     compiled = [0, *(row["compile/programs"] for row in rows[each - 1 :: each])]

@@ -13,8 +13,22 @@ from etils import epath
 
 from r1jax.config import DataError
 
+# What lies in a workdir. Of a run:
+CONFIG, MODEL_JSON, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+ROLLOUTS, EVALUATIONS, CRITIC = "rollouts", "evaluations", "critic"
+TENSORBOARD, PROFILE = "tensorboard", "profile"
+# Of an evaluation: what an unfinished one was asked for, and the end.
+ASKED, RESULTS = "evaluation.json", "results.json"
+# Of a data set: its rows, what is known on the way to them, and the end.
+DATA, PAIRS, KEPT, CANDIDATES = "data.jsonl", "pairs.jsonl", "kept", "candidates.jsonl"
 STATISTICS = "statistics.json"
+# Of a pipeline, of each of its stages (written first, and last), of a run of a sweep.
+PIPELINE, DELETED = "pipeline.json", ".deleted"
+STAGE_INPUTS, STAGE_COMPLETE = "stage_inputs.json", "stage_complete.json"
+SWEEP_COMPLETE = "sweep_complete.json"
+# Of whoever has the workdir, and what a command started by another prints.
+LOCK, LOG = ".lock", "log.txt"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -72,8 +86,13 @@ def write_data(
 ) -> None:
     """A stage's data set: its rows, then statistics.json, whose presence says that it is whole."""
     write_jsonl_atomic(directory / name, rows)
-    text = json.dumps(statistics, indent=1, ensure_ascii=False)
-    write_atomic(directory / STATISTICS, (text + "\n").encode())
+    write_json(directory / STATISTICS, statistics)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """One JSON value, indented; atomically."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode())
 
 
 def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:

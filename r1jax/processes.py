@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from r1jax.config import ConfigError
+from r1jax.files import LOCK, LOG
 
-LOCK = ".lock"
-LOG = "log.txt"  # in a command's workdir: what it prints
 PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
 
 

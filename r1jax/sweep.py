@@ -23,8 +23,8 @@ from absl import flags
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
-from r1jax.files import write_atomic
-from r1jax.processes import LOG, Processes
+from r1jax.files import LOG, SWEEP_COMPLETE, write_atomic
+from r1jax.processes import Processes
 
 CONFIG = flags.DEFINE_string(
     "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True
@@ -33,8 +33,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs' workdirs.
 PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at the same time.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and their commands.")
 WHERE = flags.DEFINE_enum("where", "local", ["local"], "Where the runs are started.")
-
-COMPLETE = "sweep_complete.json"  # in a run's workdir: the config that it has completed
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        path = self.workdir / COMPLETE
+        path = self.workdir / SWEEP_COMPLETE
         return path.exists() and json.loads(path.read_text()) == self.config
 
 
@@ -127,7 +125,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
 
 def _finish(run: Run, code: int) -> int:
     if code == 0:
-        write_atomic(run.workdir / COMPLETE, json.dumps(run.config).encode())
+        write_atomic(run.workdir / SWEEP_COMPLETE, json.dumps(run.config).encode())
     print(f"{_outcome(code):8} {run.name}", flush=True)
     return code
 

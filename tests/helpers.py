@@ -32,6 +32,14 @@ r1jax.train.run_command(r1jax.train.main)
 """
 
 
+def save_model(workdir: Path, params: Any, config: Mapping[str, Any]) -> None:
+    """A workdir that is a model, without a tokenizer."""
+    from r1jax.weights.checkpoint import Checkpoints, write_model_json
+
+    Checkpoints(workdir).save(0, {"params": params})
+    write_model_json(workdir, config)
+
+
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,5 +1,6 @@
 """Checkpoints come back bit-identical, and nothing that was torn is taken for one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -22,9 +23,8 @@ from r1jax.weights import checkpoint
 from r1jax.weights.checkpoint import (
     CheckpointError,
     Checkpoints,
-    final_params,
     load_params,
-    save_params,
+    model_root,
     write_model_json,
 )
 
@@ -167,7 +167,7 @@ def test_flipped_byte_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"is damaged: state/.*{largest.name}"):
         Checkpoints(tmp_path).restore(1, abstract(make_state(1)))
     with pytest.raises(CheckpointError, match="is damaged"):
-        final_params(tmp_path)
+        load_params(tmp_path)
 
 
 def test_other_state_is_refused(tmp_path: Path) -> None:
@@ -191,23 +191,10 @@ def test_a_workdir_is_a_model(tmp_path: Path) -> None:
         Checkpoints(tmp_path).save(step, make_state(step))
     write_model_json(tmp_path, {"num_layers": 2})
     for path, step in ((tmp_path, 2), (tmp_path / "checkpoints/1", 1)):
-        params, model = load_params(path)
-        assert_same(params, jax.device_get(make_state(step)["params"]))
-        assert model == {"num_layers": 2}
-
-
-def test_saved_params(tmp_path: Path) -> None:
-    params = make_state(1)["params"]
-    save_params(tmp_path / "a", params, {"num_layers": 2})
-    assert_same(load_params(tmp_path / "a")[0], jax.device_get(params))
-    save_params(tmp_path / "b", params, {}, jnp.bfloat16)
-    half = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), params)
-    assert_same(load_params(tmp_path / "b")[0], half)
-    (tmp_path / "b/params.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="params.safetensors is damaged"):
-        load_params(tmp_path / "b")
+        assert_same(load_params(path), jax.device_get(make_state(step)["params"]))
+        assert json.loads((model_root(path) / "model.json").read_text()) == {"num_layers": 2}
     with pytest.raises(ConfigError, match="is not a model of r1jax"):
-        load_params(tmp_path / "none")
+        model_root(tmp_path / "none")
 
 
 def test_changed_config_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import pytest
-from helpers import MODEL, grpo_config, read_lines
+from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError
@@ -20,7 +20,6 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
 from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate
-from r1jax.weights.checkpoint import save_params
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
 TEXTS = ["What is 12 + 34?\n<think> 12 + 34 = 46 </think>", "计算：3 乘以 5，等于十五。"] * 20
@@ -31,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("model")
     params = random_params(CONFIG, 0, make_mesh(devices=jax.devices()[:1]))
-    save_params(directory, params, dataclasses.asdict(CONFIG))
+    save_model(directory, params, dataclasses.asdict(CONFIG))
     train_sentencepiece(TEXTS, 305, directory / "tokenizer")
     rows = [{"prompt": f"{i} + 1 = ", "answer": str(i + 1), "task": "integer"} for i in range(3)]
     (directory / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

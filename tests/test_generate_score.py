@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MODEL, read_lines
+from helpers import MODEL, read_lines, save_model
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
@@ -24,7 +24,6 @@ from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.score import read_sequences, score
 from r1jax.sharding import make_mesh
-from r1jax.weights.checkpoint import save_params
 from r1jax.weights.load import OpenModel, load_tokenizer, open_model
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
@@ -45,7 +44,7 @@ def params() -> Any:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, params: Any) -> Path:
     directory = tmp_path_factory.mktemp("model")
-    save_params(directory, params, dataclasses.asdict(CONFIG))
+    save_model(directory, params, dataclasses.asdict(CONFIG))
     train_sentencepiece(TEXTS, 305, directory / "tokenizer")
     return directory
 
@@ -113,7 +112,7 @@ def test_score_of_packed_sequences_in_input_order(model: Path, params: Any, tmp_
 
 
 def test_tokens_need_no_tokenizer(params: Any, tmp_path: Path) -> None:
-    save_params(tmp_path / "bare", params, dataclasses.asdict(CONFIG))
+    save_model(tmp_path / "bare", params, dataclasses.asdict(CONFIG))
     opened = open_model(str(tmp_path / "bare"))
     assert read_sequences(write(tmp_path / "a", {"tokens": [5, 6]}), opened) == [[5, 6]]
     with pytest.raises(DataError, match=r"b:2: tokenizer .* does not exist"):

@@ -15,7 +15,7 @@ from r1jax.files import write_jsonl_atomic
 from r1jax.rollout.sampler import from_row, to_row
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.training.run import Run
-from r1jax.weights.checkpoint import final_params
+from r1jax.weights.checkpoint import load_params
 from r1jax.weights.load import load_tokenizer
 
 BENCHMARK = {
@@ -274,7 +274,7 @@ def test_rollouts_of_the_policy_before(
     )
     grpo.run(config, str(tmp_path))
     assert len(seen) == 3  # an iteration each
-    end = np.asarray(final_params(tmp_path)["embedding"])
+    end = np.asarray(load_params(tmp_path)["embedding"])
     assert np.array_equal(seen[0], seen[1])  # of the initial policy
     assert not np.array_equal(seen[1], seen[2]) and not np.array_equal(seen[2], end)
     lines = metrics_by_step(tmp_path)

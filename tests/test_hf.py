@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import save_model
 from safetensors.numpy import load_file, save_file
 
 from r1jax.config import ConfigError, DataError
@@ -15,7 +16,6 @@ from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer, head_weights
 from r1jax.sharding import make_mesh
-from r1jax.weights.checkpoint import save_params
 from r1jax.weights.hf import (
     config_from_hf,
     open_checkpoint,
@@ -115,7 +115,7 @@ def test_a_model_with_its_layers_apart(tmp_path: Path) -> None:
     params, mesh = export(tmp_path / "hf"), make_mesh({"tensor": 2, "data": -1})
     apart = open_model(str(tmp_path / "hf"), {"scan_layers": False}).load(mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, apart, unstack_layers(params))
-    save_params(tmp_path / "ours", apart, asdict(replace(TINY, scan_layers=False)))
+    save_model(tmp_path / "ours", apart, asdict(replace(TINY, scan_layers=False)))
     again = open_model(str(tmp_path / "ours")).load(mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, again, apart)
     stacked = open_model(str(tmp_path / "ours"), {"scan_layers": True}).load(mesh, 0)

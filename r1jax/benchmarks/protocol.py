@@ -16,7 +16,7 @@ from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass
 from r1jax.config import ConfigError
 from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import plain_number, write_atomic, write_jsonl_atomic
+from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedReward, LearnedRewards
 from r1jax.rewards.format import reflective_words
 from r1jax.rollout.engine import Engine
@@ -33,7 +33,6 @@ from r1jax.sharding import make_mesh
 from r1jax.tasks import check_example, final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout
 
-RESULTS = "results.json"
 STRICT, LENIENT = "accuracy", "lenient_accuracy"
 Metrics = dict[str, float]
 
@@ -173,8 +172,7 @@ def write_results(
         name: {key: plain_number(value) for key, value in metrics.items()}
         for name, metrics in results.items()
     }
-    text = json.dumps({**about, "benchmarks": plain}, indent=1, ensure_ascii=False)
-    write_atomic(directory / RESULTS, (text + "\n").encode())
+    write_json(directory / RESULTS, {**about, "benchmarks": plain})
 
 
 def read_results(directory: epath.Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from etils import epath
 
 from r1jax.config import DataError, load_module
-from r1jax.files import METRICS, absolute, write_atomic
+from r1jax.files import METRICS, RESULTS, absolute, write_atomic
 from r1jax.reports.runs import Run, end_mean, read_run
 from r1jax.reports.table import MISSING, Cell, Table, to_markdown
 
@@ -63,7 +63,7 @@ def runs(root: epath.Path, pattern: str) -> dict[str, Run]:
     found = {}
     for path in sorted(root.glob(pattern)):
         seed = path.as_posix().removeprefix(f"{root.as_posix()}/{before}").removesuffix(after)
-        if (path / METRICS).exists() or (path / "results.json").exists():  # not one that only began
+        if (path / METRICS).exists() or (path / RESULTS).exists():  # not one that only began
             found[seed] = read_run(path)
     return found
 

@@ -11,13 +11,12 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.files import STATISTICS, absolute
+from r1jax.files import CONFIG, MODEL_JSON, STATISTICS, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
 from r1jax.reports.runs import Run, metric_names, read_run
 from r1jax.reports.table import Cell, Table
-from r1jax.weights.checkpoint import CONFIG
 from r1jax.weights.load import open_model
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
@@ -66,7 +65,7 @@ def spent(run: Run, step: int | None = None) -> Spent:
 
 def params_of(workdir: epath.PathLike) -> int:
     """Parameters of the model that a workdir trained; 0 where it says nothing of one."""
-    path = absolute(workdir) / "model.json"
+    path = absolute(workdir) / MODEL_JSON
     return count_params(ModelConfig(**json.loads(path.read_text()))) if path.exists() else 0
 
 

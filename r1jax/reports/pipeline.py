@@ -15,14 +15,13 @@ from typing import Any
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.files import STATISTICS, absolute
+from r1jax.files import PIPELINE, STATISTICS, absolute
 from r1jax.reports.costs import Stages, cost_table, distillation_table
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k
 from r1jax.reports.runs import Run, read_run
 from r1jax.reports.table import Cell, Table
 
-PIPELINE = "pipeline.json"
 # Means of rewards that a benchmark may have beside its accuracies.
 MORE_ROWS = (
     Row("language consistency (%)", "language"),

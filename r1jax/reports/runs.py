@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.files import METRICS, absolute, read_metrics
+from r1jax.files import CONFIG, EVALUATIONS, METRICS, RESULTS, absolute, read_metrics
 
 FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
@@ -52,21 +52,21 @@ def read_run(workdir: epath.PathLike) -> Run:
         raise DataError(f"workdir {workdir} does not exist")
     has_metrics = (path / METRICS).exists() and (path / METRICS).stat().length > 0
     metrics = read_metrics(path) if has_metrics else []
-    directories = [*sorted((path / "evaluations").glob("*")), path]
-    found = [_read_evaluation(d) for d in directories if (d / "results.json").exists()]
+    directories = [*sorted((path / EVALUATIONS).glob("*")), path]
+    found = [_read_evaluation(d) for d in directories if (d / RESULTS).exists()]
     if not metrics and not found:
-        raise DataError(f"workdir {workdir} has neither {METRICS} nor results.json")
-    config = json.loads((path / "config.json").read_text()) if _has_config(path) else {}
+        raise DataError(f"workdir {workdir} has neither {METRICS} nor {RESULTS}")
+    config = json.loads((path / CONFIG).read_text()) if _has_config(path) else {}
     return Run(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
 
 
 def _has_config(path: epath.Path) -> bool:
-    return (path / "config.json").exists()
+    return (path / CONFIG).exists()
 
 
 def _read_evaluation(directory: epath.Path) -> Evaluation:
     try:
-        values = json.loads((directory / "results.json").read_text())
+        values = json.loads((directory / RESULTS).read_text())
         about = {key: str(values.get(key, "")) for key in ("model", "label")}
         return Evaluation(values["step"], values["benchmarks"], directory, **about)
     except (ValueError, KeyError, TypeError) as error:

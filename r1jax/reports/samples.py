@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1jax.files import SAMPLES, absolute, read_jsonl
+from r1jax.files import SAMPLES, TOKENIZER, absolute, read_jsonl
 from r1jax.reports.page import Question, Sample
 from r1jax.reports.runs import Evaluation, Run, benchmark_names
 from r1jax.weights.load import load_tokenizer
@@ -86,7 +86,7 @@ def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
 
 
 def _decoder(run: Run) -> Callable[[Sequence[int]], str]:
-    path = run.workdir / "tokenizer"
+    path = run.workdir / TOKENIZER
     if path.is_dir():
         return load_tokenizer(path).decode
     return lambda tokens: f"({len(tokens)} prompt tokens; the workdir has no tokenizer)"

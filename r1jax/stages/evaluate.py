@@ -26,7 +26,7 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.config import ConfigError, section
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import absolute, read_jsonl, write_atomic, write_jsonl_atomic
+from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
@@ -37,8 +37,6 @@ from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Example, Rollout
 from r1jax.weights.checkpoint import MANIFEST, Checkpoints
 from r1jax.weights.load import OpenModel, open_model
-
-ASKED = "evaluation.json"  # what an unfinished evaluation was asked for
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
                 " take another --workdir"
             )
     if jax.process_index() == 0:
-        write_atomic(path, (json.dumps(asked, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(path, asked)
 
 
 def _run(

@@ -36,7 +36,7 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.config import ConfigError, section
 from r1jax.data.packing import Group, completion_group, pack, padding_share
-from r1jax.files import absolute
+from r1jax.files import EVALUATIONS, absolute
 from r1jax.judges.reward_model import LearnedRewards
 from r1jax.logprobs import token_logprobs, token_loss
 from r1jax.losses import Metrics, grpo_loss
@@ -428,7 +428,7 @@ def curves(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
 
 def benchmarks(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
     """The full benchmarks, before the first update and after the last; done once."""
-    directory = stage.workdir / "evaluations" / f"{step:06d}"
+    directory = stage.workdir / EVALUATIONS / f"{step:06d}"
     done = read_results(directory) is not None or (step == 0 and stage.start > 0)
     if done or not config.evaluation.benchmarks:
         return

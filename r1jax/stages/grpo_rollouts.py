@@ -16,7 +16,7 @@ from etils import epath
 
 from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.data.datasets import examples_of, stream
-from r1jax.files import read_jsonl, write_jsonl_atomic
+from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedRewards
 from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderPool
@@ -193,14 +193,14 @@ class Rollouts:
 
 
 def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:
-    return workdir / "rollouts" / f"{iteration:06d}.jsonl"
+    return workdir / ROLLOUTS / f"{iteration:06d}.jsonl"
 
 
 def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
     """Deletes the files of iterations that a resumed run cannot need any more; 0 keeps all."""
     if not keep or jax.process_index() != 0:
         return
-    for path in (workdir / "rollouts").glob("*.jsonl"):
+    for path in (workdir / ROLLOUTS).glob("*.jsonl"):
         if int(path.stem) <= iteration - keep:
             path.unlink()
 

@@ -29,18 +29,23 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, UserError, check_choice, section
-from r1jax.files import absolute, write_atomic
-from r1jax.processes import LOG, Processes, lock_workdir
-from r1jax.reports.pipeline import PIPELINE, pipeline_tables
+from r1jax.files import (
+    DELETED,
+    LOG,
+    PIPELINE,
+    STAGE_COMPLETE,
+    STAGE_INPUTS,
+    absolute,
+    write_json,
+)
+from r1jax.processes import Processes, lock_workdir
+from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.table import print_rich
 from r1jax.reports.write import write_pipeline_report
 from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
 from r1jax.training.run_config import changes, jsonable
 
-BEGUN = "stage_inputs.json"  # in a stage's workdir, written first: the ids of what it reads
-COMPLETE = "stage_complete.json"  # the same, written last
-DELETED = ".deleted"  # in the pipeline's workdir
 MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a stage
 
 
@@ -134,7 +139,7 @@ def run_stage(step: Step, steps: Sequence[Step], root: epath.Path) -> None:
     config = resolved(step, root)
     with lock_workdir(step.workdir) if first else nullcontext():
         if first:
-            _write_json(step.workdir / BEGUN, inputs_of(step, steps))
+            write_json(step.workdir / STAGE_INPUTS, inputs_of(step, steps))
         try:
             stage_of(config).run(config, str(step.workdir))
         except UserError as error:
@@ -345,7 +350,7 @@ def resolved(step: Step, root: epath.Path) -> ConfigDict:
 
 def completion(step: Step) -> dict[str, Any] | None:
     """What the stage wrote down when it was complete: id, config, the ids of what it read."""
-    path = step.workdir / COMPLETE
+    path = step.workdir / STAGE_COMPLETE
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -370,7 +375,7 @@ def check_steps(steps: Sequence[Step]) -> None:
 
 def begun_with(step: Step) -> dict[str, str]:
     """{stage: id} of what the stage read when it began; {} where it has not begun."""
-    path = step.workdir / BEGUN
+    path = step.workdir / STAGE_INPUTS
     found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
@@ -388,12 +393,7 @@ def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
         "reads": inputs_of(step, steps),
         "config": dict(step.config),
     }
-    _write_json(step.workdir / COMPLETE, about)
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    write_atomic(path, (text + "\n").encode())
+    write_json(step.workdir / STAGE_COMPLETE, about)
 
 
 def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
@@ -410,7 +410,7 @@ def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
         if model := _model_from_outside(step):
             about["model"] = model
         overview[step.name] = about | ({"seconds": found["seconds"]} if found else {})
-    _write_json(root / PIPELINE, {"stages": overview})
+    write_json(root / PIPELINE, {"stages": overview})
 
 
 def _model_from_outside(step: Step) -> str | None:

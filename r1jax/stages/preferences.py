@@ -16,13 +16,19 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.datasets import DataConfig, messages_of, rows_of
-from r1jax.files import STATISTICS, absolute, read_jsonl, write_data, write_jsonl_atomic
+from r1jax.files import (
+    CANDIDATES,
+    PAIRS,
+    STATISTICS,
+    absolute,
+    read_jsonl,
+    write_data,
+    write_jsonl_atomic,
+)
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import QUERIES, judge_pairs
 from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.training.run_config import check_config
-
-PAIRS, CANDIDATES = "pairs.jsonl", "candidates.jsonl"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,16 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.datasets import DataConfig, finite_examples
-from r1jax.files import STATISTICS, absolute, read_jsonl, write_data, write_jsonl_atomic
+from r1jax.files import (
+    DATA,
+    KEPT,
+    ROLLOUTS,
+    STATISTICS,
+    absolute,
+    read_jsonl,
+    write_data,
+    write_jsonl_atomic,
+)
 from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.progress import Progress
@@ -46,10 +55,9 @@ from r1jax.training.run_config import check_config
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import ModelSource, open_source
 
-DATA = "data.jsonl"
 Row = dict[str, Any]
 Rewriter = Callable[[Example, str], str | None]  # (question, completion) -> a better one, or None
-KEPT, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed", "more than needed"
+STAYED, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed", "more than needed"
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def _portions(
     starts = range(0, len(examples), config.portion)
     with Progress(path.name, len(examples), 0, {}) as progress:
         for number, start in enumerate(starts):
-            kept = path / "kept" / f"{number:06d}.jsonl"
+            kept = path / KEPT / f"{number:06d}.jsonl"
             part = examples[start : start + config.portion]
             missing = not kept.exists()
             wait_for_all("looked")  # before one process writes it
@@ -177,7 +185,7 @@ class _Sampler:
 
     def __call__(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
         config = self._config
-        file = self._path / "rollouts" / f"{number:06d}.jsonl"
+        file = self._path / ROLLOUTS / f"{number:06d}.jsonl"
         if file.exists():
             return [from_row(row) for row in read_jsonl(file)]
         if self._engine is None:
@@ -240,7 +248,7 @@ def _select(
     chosen: list[tuple[Example, Rollout, str]] = []
     for example, rollout in zip(questions, rollouts, strict=True):
         reason = below(rollout.reward_breakdown, minima) or rollout.failure
-        fates[reason or KEPT] += 1
+        fates[reason or STAYED] += 1
         if not reason:
             chosen.append((example, rollout, rollout.text))
     if judge is not None:
@@ -286,7 +294,7 @@ def _passing(
 ) -> list[tuple[Example, Rollout, str]]:
     """Those that are good; the others' fate is written down."""
     lost = len(good) - sum(good)
-    fates[KEPT] -= lost
+    fates[STAYED] -= lost
     fates[fate] += lost
     return [item for item, is_good in zip(chosen, good, strict=True) if is_good]
 

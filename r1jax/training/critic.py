@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from r1jax.files import CRITIC
 from r1jax.logprobs import token_values
 from r1jax.losses import Metrics, value_loss
 from r1jax.models.kernels import choose_kernel
@@ -74,7 +75,7 @@ class Critic:
         optimizer = make_optimizer(config.optimizer, schedule)
         shardings = state_shardings(opened.config, optimizer, mesh)
         self._config, self._model = config, model
-        self._checkpoints = Checkpoints(workdir / "critic")
+        self._checkpoints = Checkpoints(workdir / CRITIC)
         if start:
             abstract = abstract_state(opened.config, optimizer, shardings)
             saved, _ = self._checkpoints.restore(start, _tree(abstract))

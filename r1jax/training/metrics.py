@@ -24,7 +24,9 @@ from etils import epath
 from r1jax.config import ConfigError, UserError
 from r1jax.files import (
     METRICS,
+    PROFILE,
     SAMPLES,
+    TENSORBOARD,
     TIMINGS,
     _line,
     absolute,
@@ -136,7 +138,7 @@ def _tensorboard(workdir: epath.Path, step: int) -> Any:
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(os.fspath(workdir / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter(os.fspath(workdir / TENSORBOARD), purge_step=step + 1)
 
 
 def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> Any:
@@ -236,7 +238,7 @@ class Profiler:
 
     def __init__(self, config: ProfileConfig, workdir: epath.PathLike) -> None:
         self._config = config
-        self._directory = absolute(workdir) / "profile"
+        self._directory = absolute(workdir) / PROFILE
         self._running = False
 
     def step(self, step: int) -> None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import absolute
+from r1jax.files import TOKENIZER, absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
@@ -126,7 +126,7 @@ def open_run(
     if latest is None:  # later these files are not touched: a kill could tear them
         if jax.process_index() == 0:
             write_model_json(path, dataclasses.asdict(source.config))
-            source.tokenizer.save(str(path / "tokenizer"))
+            source.tokenizer.save(str(path / TOKENIZER))
         params = source.load(mesh, config.seed)
         ref_params = jax.tree.map(jnp.copy, params) if reference else None
         state = new_state(params, optimizer, shardings)

@@ -12,11 +12,21 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from r1jax.config import ConfigError
-from r1jax.files import METRICS, SAMPLES, absolute, write_atomic
-from r1jax.weights.checkpoint import CHECKPOINTS, CONFIG, _json
+from r1jax.files import (
+    CANDIDATES,
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    KEPT,
+    METRICS,
+    ROLLOUTS,
+    SAMPLES,
+    absolute,
+    write_json,
+)
 
 # A run has begun when one of these isn't empty.
-PROGRESS = (METRICS, SAMPLES, "rollouts", "kept", "candidates.jsonl", "data.jsonl", CHECKPOINTS)
+PROGRESS = (METRICS, SAMPLES, ROLLOUTS, KEPT, CANDIDATES, DATA, CHECKPOINTS)
 
 
 FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
@@ -36,7 +46,7 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict) -> Non
             "take another --workdir, or the config of that run"
         )
     if jax.process_index() == 0:
-        write_atomic(path, _json(new))
+        write_json(path, new)
 
 
 def _has_content(path: epath.Path) -> bool:

@@ -16,17 +16,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.flax
 from etils import epath
 from flax import traverse_util
 
 from r1jax.config import ConfigError, UserError
-from r1jax.files import absolute, write_atomic
+from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, write_json
 from r1jax.sharding import wait_for_all
 
-CHECKPOINTS, STATE, EXTRA, MANIFEST = "checkpoints", "state", "extra.json", "manifest.json"
-CONFIG, MODEL, PARAMS, TOKENIZER = "config.json", "model.json", "params.safetensors", "tokenizer"
+STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
 
 # Orbax tells of every save in a dozen lines.
 logging.getLogger("absl").addFilter(
@@ -69,9 +66,9 @@ class Checkpoints:
         wait_for_all(f"checkpoint {step} begins")
         self._checkpointer.save(directory / STATE, args=ocp.args.PyTreeSave(state))
         if jax.process_index() == 0:
-            write_atomic(directory / EXTRA, _json(extra or {}))
+            write_json(directory / EXTRA, dict(extra or {}))
             manifest = {"leaves": _leaf_specs(state), "files": _checksums(directory)}
-            write_atomic(directory / MANIFEST, _json(manifest))
+            write_json(directory / MANIFEST, manifest)
             self._delete_old()
         wait_for_all(f"checkpoint {step} is complete")
 
@@ -113,10 +110,6 @@ def _delete(directory: epath.Path) -> None:
     (directory / MANIFEST).unlink(missing_ok=True)
     if directory.exists():
         directory.rmtree()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 # ---- manifest: what was saved, and whether it is still the same ----
@@ -188,36 +181,7 @@ def _read_manifest(directory: epath.Path) -> dict[str, Any]:
 # ---- models: parameters with their model.json ----
 
 
-def save_params(
-    directory: epath.PathLike, params: Any, model_config: Mapping[str, Any], dtype: Any = None
-) -> None:
-    """Writes params.safetensors (names joined by "/") and model.json; `dtype` None = as it is."""
-    directory = absolute(directory)
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    arrays: dict[str, Any] = {name: np.ascontiguousarray(x, dtype) for name, x in flat.items()}
-    write_atomic(directory / PARAMS, safetensors.flax.save(arrays))
-    write_model_json(directory, model_config)
-
-
-def load_params(path: epath.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(numpy params, model.json) of a workdir, a WORKDIR/checkpoints/STEP or a save_params."""
-    root = model_root(path)
-    if (root / PARAMS).exists():
-        params = _load_safetensors(root / PARAMS)
-    else:
-        params = final_params(path)
-    return params, json.loads((root / MODEL).read_text())
-
-
-def _load_safetensors(path: epath.Path) -> dict[str, Any]:
-    try:
-        flat = jax.device_get(safetensors.flax.load_file(path))
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def final_params(path: epath.PathLike) -> dict[str, Any]:
+def load_params(path: epath.PathLike) -> dict[str, Any]:
     """numpy params, without the optimizer, of a workdir's newest step or a checkpoints/STEP."""
     path = absolute(path)
     step = Checkpoints(path).latest_step()
@@ -241,13 +205,12 @@ def model_root(path: epath.PathLike) -> epath.Path:
     """The directory with model.json and tokenizer/ that belongs to MODEL."""
     path = absolute(path)
     for root in (path, path.parent.parent):
-        if (root / MODEL).exists():
+        if (root / MODEL_JSON).exists():
             return root
-    raise ConfigError(f"{path} is not a model of r1jax: neither it nor its workdir has {MODEL}")
+    raise ConfigError(
+        f"{path} is not a model of r1jax: neither it nor its workdir has {MODEL_JSON}"
+    )
 
 
 def write_model_json(workdir: epath.PathLike, model_config: Mapping[str, Any]) -> None:
-    write_atomic(absolute(workdir) / MODEL, _json(dict(model_config)))
-
-
-# ---- the run's config ----
+    write_json(absolute(workdir) / MODEL_JSON, dict(model_config))

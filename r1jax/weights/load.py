@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.tokenizer import FILES, Tokenizer
-from r1jax.files import absolute
+from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import stack_layers
 from r1jax.models.params import param_axes, param_shardings, random_params
 from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS
 from r1jax.sharding import wait_for_all
-from r1jax.weights.checkpoint import MODEL, TOKENIZER, Checkpoints, load_params, model_root
+from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
 
@@ -85,10 +85,10 @@ def open_model(
             f"model {path} does not exist; expected a workdir of r1jax, a Hugging Face directory"
             " or a .gguf file"
         )
-    if root.is_dir() and not (root / "config.json").exists() and not _is_workdir(root):
+    if root.is_dir() and not (root / CONFIG).exists() and not _is_workdir(root):
         raise ConfigError(
-            f"model {path} is neither a workdir of r1jax (no {MODEL}) nor a Hugging Face directory"
-            " (no config.json)"
+            f"model {path} is neither a workdir of r1jax (no {MODEL_JSON}) nor a Hugging Face"
+            " directory (no config.json)"
         )
     if _is_workdir(root):
         return _open_workdir(root, override or {}, tokenizer)
@@ -103,10 +103,10 @@ def open_model(
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    config = section(ModelConfig, _read_json(home / MODEL) | override, str(home / MODEL))
+    config = section(ModelConfig, _read_json(home / MODEL_JSON) | override, str(home / MODEL_JSON))
 
     def load(mesh: Mesh, seed: int) -> Any:
-        params, _ = load_params(root)
+        params = load_params(root)
         flat = {
             tuple(k.key for k in path): x
             for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params))
@@ -154,7 +154,7 @@ def _from_slices(
 
 
 def _is_workdir(path: epath.Path) -> bool:
-    return any((p / MODEL).exists() for p in (path, path.parent.parent))
+    return any((p / MODEL_JSON).exists() for p in (path, path.parent.parent))
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -179,8 +179,8 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """From a directory with tokenizer.json or tokenizer.model, a workdir, or a .gguf file."""
     path = epath.Path(path)
-    if (path / "tokenizer").is_dir():
-        path = path / "tokenizer"
+    if (path / TOKENIZER).is_dir():
+        path = path / TOKENIZER
     if path.suffix == ".gguf":
         return Tokenizer(gguf_files(path), str(path))
     if not path.is_dir():
