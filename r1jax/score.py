@@ -23,7 +23,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import pack, sequence_group
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
-from r1jax.logprobs import token_logprobs
+from r1jax.losses.logprobs import token_logprobs
 from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
 from r1jax.sharding import check_divisible, make_mesh, replicated, to_global

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
+from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 
 
 def test_right_and_wrong_in_equal_parts() -> None:

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from helpers import MODEL, grpo_config, metrics_by_step
 
-from r1jax.logprobs import token_values
-from r1jax.losses import GrpoLossConfig, grpo_loss, value_loss
+from r1jax.losses.advantages import token_advantages, whitened
+from r1jax.losses.logprobs import token_values
+from r1jax.losses.policy import GrpoLossConfig, grpo_loss
+from r1jax.losses.scalar import value_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo
-from r1jax.training.critic import token_advantages, whitened
 from r1jax.types import Batch
 
 # A row with two tokens of prompt, completion 1 (its copy of the prompt's last token, then three

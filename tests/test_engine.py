@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
-from r1jax.logprobs import token_logprobs
+from r1jax.losses.logprobs import token_logprobs
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import unrolled
 from r1jax.models.params import random_params

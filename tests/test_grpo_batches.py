@@ -15,7 +15,7 @@ from helpers import MODEL, example, grpo_config
 
 from r1jax.config import section
 from r1jax.data.packing import completion_group, pack
-from r1jax.losses import AGGREGATIONS
+from r1jax.losses.aggregation import AGGREGATIONS
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_transformer import make_params
 
-from r1jax.logprobs import teacher_kl, token_logprobs, token_loss
-from r1jax.losses import GrpoLossConfig, grpo_loss, nll_loss
+from r1jax.losses.logprobs import teacher_kl, token_logprobs, token_loss
+from r1jax.losses.policy import GrpoLossConfig, grpo_loss
+from r1jax.losses.supervised import nll_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch

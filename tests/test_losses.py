@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.data.packing import completion_group, pack, sequence_group
-from r1jax.losses import AGGREGATIONS, GrpoLossConfig, clipped_surrogate, grpo_loss, kl_k3, nll_loss
+from r1jax.losses.aggregation import AGGREGATIONS
+from r1jax.losses.policy import GrpoLossConfig, clipped_surrogate, grpo_loss, kl_k3
+from r1jax.losses.supervised import nll_loss
 from r1jax.types import Batch
 
 # -- GRPO by hand: 2 completions x 3 tokens, each behind one token of prompt ---------------------

@@ -15,7 +15,7 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import Group, completion_group, fullest, pack, padding_share, sequence_group
-from r1jax.logprobs import token_logprobs
+from r1jax.losses.logprobs import token_logprobs
 from r1jax.models import packed_attention
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span

@@ -25,7 +25,7 @@ from r1jax.judges.reward_model import (
     packed,
     to_group,
 )
-from r1jax.losses import pairwise_loss, pointwise_loss
+from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh
 from r1jax.stages import grpo, reward_model, sft

@@ -14,8 +14,9 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack, sequence_group
-from r1jax.logprobs import token_loss
-from r1jax.losses import GrpoLossConfig, Metrics, grpo_loss
+from r1jax.losses.aggregation import Metrics
+from r1jax.losses.logprobs import token_loss
+from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import param_axes, param_shardings, random_params
 from r1jax.models.transformer import Transformer

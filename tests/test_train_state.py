@@ -13,8 +13,10 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack, sequence_group
-from r1jax.logprobs import token_logprobs
-from r1jax.losses import AGGREGATIONS, GrpoLossConfig, Metrics, grpo_loss, nll_loss
+from r1jax.losses.aggregation import AGGREGATIONS, Metrics
+from r1jax.losses.logprobs import token_logprobs
+from r1jax.losses.policy import GrpoLossConfig, grpo_loss
+from r1jax.losses.supervised import nll_loss
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.logprobs import token_logprobs
+from r1jax.losses.logprobs import token_logprobs
 from r1jax.models.caches import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes

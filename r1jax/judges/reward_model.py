@@ -15,8 +15,8 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render, render_prompt
 from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.logprobs import token_scalars
-from r1jax.losses import sequence_scalars
+from r1jax.losses.logprobs import token_scalars
+from r1jax.losses.scalar import sequence_scalars
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import make_mesh, to_global
 from r1jax.tasks.answers import summary

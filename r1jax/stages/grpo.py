@@ -38,8 +38,9 @@ from r1jax.config import ConfigError, section
 from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.files import EVALUATIONS, absolute
 from r1jax.judges.reward_model import LearnedRewards
-from r1jax.logprobs import token_logprobs, token_loss
-from r1jax.losses import Metrics, grpo_loss
+from r1jax.losses.aggregation import Metrics
+from r1jax.losses.logprobs import token_logprobs, token_loss
+from r1jax.losses.policy import grpo_loss
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words

@@ -10,7 +10,8 @@ from r1jax.benchmarks.protocol import BenchmarkConfig
 from r1jax.config import ConfigError, check_choice
 from r1jax.data.datasets import DataConfig
 from r1jax.judges.reward_model import LearnedReward
-from r1jax.losses import AGGREGATIONS, RATIOS, SURROGATES, GrpoLossConfig
+from r1jax.losses.aggregation import AGGREGATIONS
+from r1jax.losses.policy import RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.models.packed_attention import Span
 from r1jax.rewards import load_rewards
 from r1jax.rollout.engine import EngineConfig

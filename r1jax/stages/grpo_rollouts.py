@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from r1jax.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.data.datasets import examples_of, stream
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedRewards
+from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine

@@ -29,15 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, UserError, check_choice, section
-from r1jax.files import (
-    DELETED,
-    LOG,
-    PIPELINE,
-    STAGE_COMPLETE,
-    STAGE_INPUTS,
-    absolute,
-    write_json,
-)
+from r1jax.files import DELETED, LOG, PIPELINE, STAGE_COMPLETE, STAGE_INPUTS, absolute, write_json
 from r1jax.processes import Processes, lock_workdir
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.table import print_rich

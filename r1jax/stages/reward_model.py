@@ -24,8 +24,9 @@ from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
 from r1jax.data.packing import padding_share
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.judges.reward_model import Labelled, Scorer, packed, size_of, to_group
-from r1jax.logprobs import token_scalars
-from r1jax.losses import Metrics, pairwise_loss, pointwise_loss
+from r1jax.losses.aggregation import Metrics
+from r1jax.losses.logprobs import token_scalars
+from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global
 from r1jax.training.metrics import ProfileConfig

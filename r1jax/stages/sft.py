@@ -23,8 +23,9 @@ from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
 from r1jax.data.packing import Group, pack, padding_share, sequence_group
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.logprobs import teacher_kl, token_loss
-from r1jax.losses import Metrics, nll_loss, token_mean
+from r1jax.losses.aggregation import Metrics, token_mean
+from r1jax.losses.logprobs import teacher_kl, token_loss
+from r1jax.losses.supervised import nll_loss
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.sharding import check_divisible, to_global

@@ -19,8 +19,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from r1jax.files import CRITIC
-from r1jax.logprobs import token_values
-from r1jax.losses import Metrics, value_loss
+from r1jax.losses.advantages import token_advantages, whitened
+from r1jax.losses.aggregation import Metrics
+from r1jax.losses.logprobs import token_values
+from r1jax.losses.scalar import value_loss
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.training.train_state import (
@@ -131,41 +133,3 @@ class Critic:
 
 def _tree(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
-
-
-def token_advantages(
-    values: jax.Array,
-    batch: Batch,
-    rewards_C: jax.Array,
-    penalties: jax.Array,
-    discount: float,
-    gae_lambda: float,
-) -> jax.Array:
-    """Generalised advantage estimation over packed rows -> float32 like `values` [..., L].
-
-    A completion earns its reward (rewards_C [C + 1]) with its last token, and every token loses its
-    penalty. `values` are those of the states before the tokens; 0 outside of completions.
-    """
-    mask, ids = batch.loss_mask > 0, batch.completion_ids
-    same = (ids[..., 1:] == ids[..., :-1]) & mask[..., 1:] & mask[..., :-1]
-    no_more = jnp.zeros_like(mask[..., :1])
-    follows = jnp.concatenate([same, no_more], axis=-1)  # the next token is of this completion too
-    rewards = jnp.where(follows, 0.0, rewards_C[ids]) - penalties
-    next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), 0.0)
-    deltas = jnp.where(mask, rewards + discount * next_values - values, 0.0)
-
-    def back(later: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        delta, goes_on = x
-        now = delta + discount * gae_lambda * jnp.where(goes_on, later, 0.0)
-        return now, now
-
-    by_place = (jnp.moveaxis(deltas, -1, 0), jnp.moveaxis(follows, -1, 0))
-    _, advantages = jax.lax.scan(back, jnp.zeros(values.shape[:-1]), by_place, reverse=True)
-    return jnp.moveaxis(advantages, 0, -1)
-
-
-def whitened(x: jax.Array, mask: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """To mean 0 and standard deviation 1 over what the mask counts."""
-    count = jnp.maximum(mask.sum(), 1.0)
-    centred = x - jnp.sum(x * mask) / count
-    return centred / jnp.sqrt(jnp.sum(mask * centred**2) / count + eps)

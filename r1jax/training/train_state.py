@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import check_choice
-from r1jax.losses import Metrics, add_partial
+from r1jax.losses.aggregation import Metrics, add_partial
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import abstract_params, param_shardings
 from r1jax.sharding import replicated, spec_of

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from r1jax.losses import Metrics, add_partial
+from r1jax.losses.aggregation import Metrics, add_partial
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.sharding import constrain
 from r1jax.types import Batch

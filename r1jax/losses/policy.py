@@ -1,77 +1,18 @@
-"""Every loss of the pipeline, one formula each, on what logprobs.py gives.
-
-Shape legend: B rows, L tokens, C completions of the update (entry 0 of a per-completion array
-stands for "none"). Losses return a *partial sum*: weights divide by counts of the whole update, so
-the losses (and gradients) of its microbatches add up to one big batch's.
-"""
+"""The objective of GRPO and PPO and its variants: ratios, surrogates, the KL to the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from r1jax.losses.aggregation import AGGREGATIONS, Metrics
 from r1jax.types import Batch
-
-Metrics = dict[str, jax.Array]
 
 # exp(20) is 5e8: no clipped objective cares beyond it, and float32 sums stay finite.
 MAX_LOG_RATIO = 20.0
-
-
-def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
-    """(losses or gradients, metrics) of two parts of an update as one.
-
-    Everything is a partial sum, but metrics whose name ends in `_max` are maxima.
-    """
-    merged = {
-        name: jnp.maximum(one[1][name], value) if name.endswith("_max") else one[1][name] + value
-        for name, value in two[1].items()
-    }
-    return jax.tree.map(jnp.add, one[0], two[0]), merged
-
-
-# ---------------------------------------------------------------------------------------------
-# Aggregation: weights per token, so that a loss is sum(weights * per-token loss) over the update
-
-
-def sequence_mean(batch: Batch, max_tokens: int) -> jax.Array:
-    """1/C sum_i 1/|o_i| sum_t (DeepSeekMath eq 3; the GRPO of the paper) -> [B, L]."""
-    return batch.loss_mask / (batch.lengths[batch.completion_ids] * _count(batch))
-
-
-def token_mean(batch: Batch, max_tokens: int) -> jax.Array:
-    """1 / sum_i |o_i| (DAPO eq 8) -> [B, L]."""
-    return batch.loss_mask / jnp.sum(batch.lengths[1:])
-
-
-def constant(batch: Batch, max_tokens: int) -> jax.Array:
-    """1 / (C max_tokens): no length in the denominator (Dr. GRPO) -> [B, L]."""
-    return batch.loss_mask / (_count(batch) * max_tokens)
-
-
-def _count(batch: Batch) -> int:
-    return batch.lengths.shape[0] - 1
-
-
-AGGREGATIONS: dict[str, Callable[[Batch, int], jax.Array]] = {
-    "sequence_mean": sequence_mean,
-    "token_mean": token_mean,
-    "constant": constant,
-}
-
-
-# ---------------------------------------------------------------------------------------------
-# Losses
-
-
-def nll_loss(logprobs_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """Mean negative log-likelihood per target token of the update, in nats."""
-    loss = -jnp.sum(token_mean(batch, 0) * logprobs_BL)
-    return loss, {"loss": loss}
 
 
 def clipped_surrogate(
@@ -125,56 +66,6 @@ def kl_k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """pi_ref / pi - log(pi_ref / pi) - 1 >= 0, an unbiased estimate of the KL (R1 eq 2)."""
     log_ratio = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jnp.expm1(log_ratio) - log_ratio
-
-
-def value_loss(values_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """Half the squared error of the values, mean over the update's tokens."""
-    weights_BL = batch.loss_mask / batch.num_targets
-    error_BL = jnp.where(weights_BL > 0, values_BL - batch.returns, 0.0)
-    loss = 0.5 * jnp.sum(weights_BL * error_BL**2)
-    metrics = {"loss": loss, "value_mean": jnp.sum(weights_BL * values_BL)}
-    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
-
-
-def sequence_scalars(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(the scalar at each sequence's target, whether the sequence is here), both [C + 1].
-
-    A sequence has one target, its last token (where it is in another microbatch: 0 and 0).
-    """
-
-    def sums(x_BL: jax.Array) -> jax.Array:
-        zeros = jnp.zeros(batch.lengths.shape, jnp.float32)
-        return zeros.at[batch.completion_ids].add(x_BL * batch.loss_mask)
-
-    return sums(scalars_BL), sums(jnp.ones_like(scalars_BL))
-
-
-def pairwise_loss(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """Bradley-Terry: the mean over pairs of -log sigmoid(chosen - rejected).
-
-    Sequences 2k + 1 and 2k + 2 are pair k, the chosen one first, both in the same microbatch.
-    """
-    values_C, here_C = sequence_scalars(scalars_BL, batch)
-    margins, weights = values_C[1::2] - values_C[2::2], here_C[1::2] / (batch.num_targets / 2)
-    loss = -jnp.sum(weights * jax.nn.log_sigmoid(margins))
-    metrics = {
-        "loss": loss,
-        "accuracy": jnp.sum(weights * ((margins > 0) + 0.5 * (margins == 0))),
-        "margin": jnp.sum(weights * margins),
-    }
-    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
-
-
-def pointwise_loss(scalars_BL: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-    """Binary cross-entropy of sigmoid(scalar) with the sequences' labels, mean over sequences."""
-    values_C, here_C = sequence_scalars(scalars_BL, batch)
-    weights = here_C / batch.num_targets
-    loss = jnp.sum(weights * (jax.nn.softplus(values_C) - batch.labels * values_C))
-    metrics = {
-        "loss": loss,
-        "accuracy": jnp.sum(weights * ((values_C > 0) == (batch.labels > 0.5))),
-    }
-    return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def truncated_importance(old_BL: jax.Array, batch: Batch, cap: float) -> jax.Array:

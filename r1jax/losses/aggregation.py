@@ -1,0 +1,53 @@
+"""How the values of tokens become one number: by weights, so that a loss is sum(weights * values)
+over the update; and how the parts of its microbatches add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.types import Batch
+
+Metrics = dict[str, jax.Array]
+
+
+def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+    """(losses or gradients, metrics) of two parts of an update as one.
+
+    Everything is a partial sum, but metrics whose name ends in `_max` are maxima.
+    """
+    merged = {
+        name: jnp.maximum(one[1][name], value) if name.endswith("_max") else one[1][name] + value
+        for name, value in two[1].items()
+    }
+    return jax.tree.map(jnp.add, one[0], two[0]), merged
+
+
+def sequence_mean(batch: Batch, max_tokens: int) -> jax.Array:
+    """1/C sum_i 1/|o_i| sum_t (DeepSeekMath eq 3; the GRPO of the paper) -> [B, L]."""
+    return batch.loss_mask / (batch.lengths[batch.completion_ids] * _count(batch))
+
+
+def token_mean(batch: Batch, max_tokens: int) -> jax.Array:
+    """1 / sum_i |o_i| (DAPO eq 8) -> [B, L]."""
+    return batch.loss_mask / jnp.sum(batch.lengths[1:])
+
+
+def constant(batch: Batch, max_tokens: int) -> jax.Array:
+    """1 / (C max_tokens): no length in the denominator (Dr. GRPO) -> [B, L]."""
+    return batch.loss_mask / (_count(batch) * max_tokens)
+
+
+def _count(batch: Batch) -> int:
+    return batch.lengths.shape[0] - 1
+
+
+AGGREGATIONS: dict[str, Callable[[Batch, int], jax.Array]] = {
+    "sequence_mean": sequence_mean,
+    "token_mean": token_mean,
+    "constant": constant,
+}
