@@ -37,9 +37,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.cli import define_config, run_command, set_up_jax
+from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.files import METRICS, ROLLOUTS, TIMINGS, absolute, read_jsonl, write_atomic
+from r1jax.machines.hosts import set_up_jax
 from r1jax.reports.costs import params_of
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10

@@ -22,10 +22,11 @@ import dataclasses
 from absl import flags
 from ml_collections import ConfigDict
 
-from r1jax.cli import define_config, run_command, set_up_jax
+from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.files import absolute
-from r1jax.processes import lock_workdir
+from r1jax.machines.hosts import set_up_jax
+from r1jax.machines.processes import lock_workdir
 from r1jax.reports.write import print_evaluation
 from r1jax.stages.evaluate import EvaluateConfig, evaluate
 

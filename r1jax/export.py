@@ -9,11 +9,12 @@ exist or be empty; it gets config.json, model.safetensors and the tokenizer's fi
 from absl import flags
 from etils import epath
 
-from r1jax.cli import run_command, set_up_jax
+from r1jax.cli import run_command
 from r1jax.config import ConfigError
 from r1jax.files import absolute
+from r1jax.machines.hosts import set_up_jax
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.layouts import stack_layers
-from r1jax.sharding import make_mesh
 from r1jax.weights.hf import EXPORT_DTYPES, save_hf
 from r1jax.weights.load import open_model
 

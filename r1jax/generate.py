@@ -24,16 +24,17 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from r1jax.cli import run_command, set_up_jax
+from r1jax.cli import run_command
 from r1jax.config import DataError
 from r1jax.data.chat import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
+from r1jax.machines.hosts import set_up_jax
+from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
-from r1jax.sharding import make_mesh
 from r1jax.types import Completion, Message
 from r1jax.weights.load import open_model
 

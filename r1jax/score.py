@@ -18,15 +18,16 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from r1jax.cli import run_command, set_up_jax
+from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.data.packing import pack, sequence_group
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.losses.logprobs import token_logprobs
+from r1jax.machines.hosts import set_up_jax
+from r1jax.machines.mesh import check_divisible, make_mesh, replicated, to_global
 from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
-from r1jax.sharding import check_divisible, make_mesh, replicated, to_global
 from r1jax.training.train_state import batch_shardings, microbatch
 from r1jax.types import Batch
 from r1jax.weights.load import OpenModel, open_model

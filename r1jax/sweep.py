@@ -24,7 +24,7 @@ from absl import flags
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
 from r1jax.files import LOG, SWEEP_COMPLETE, write_atomic
-from r1jax.processes import Processes
+from r1jax.machines.processes import Processes
 
 CONFIG = flags.DEFINE_string(
     "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True

@@ -14,9 +14,9 @@ import contextlib
 
 from absl import flags
 
-from r1jax.cli import define_config, run_command, set_up_jax
+from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError
-from r1jax.processes import lock_workdir
+from r1jax.machines.processes import lock_workdir
 from r1jax.stages import checked, stage_of
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
@@ -49,9 +49,11 @@ def main() -> None:
         raise ConfigError(f"--{name} is for pipelines; this is the stage {config.stage!r}")
     if only and (restart_from or parallel > 1):
         raise ConfigError("--only runs one stage, without --restart_from and --parallel")
-    set_up_jax()
+    import jax  # late: what is wrong until here is said at once
 
-    import jax
+    from r1jax.machines.hosts import set_up_jax
+
+    set_up_jax()
 
     first = jax.process_index() == 0
     if only:

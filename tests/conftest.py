@@ -82,7 +82,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages take one of the eight devices, which is faster where sharding is not the point."""
     import jax
 
-    from r1jax.sharding import make_mesh
+    from r1jax.machines.mesh import make_mesh
 
     one = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr("r1jax.training.run.make_mesh", one)

@@ -18,7 +18,7 @@ PACKAGE = Path(r1jax.__file__).parent
 # above everything.
 ROOMS = [
     ["types", "config", "files", "progress"],
-    ["processes", "sharding"],
+    ["machines"],
     ["tasks"],
     ["data", "models", "rewards"],
     ["losses", "rollout", "weights"],

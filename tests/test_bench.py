@@ -12,9 +12,9 @@ from helpers import MODEL, grpo_config
 from experiments.smollm2.noise import noise
 from r1jax.bench import bench, iteration_figures, matmul_peak
 from r1jax.config import ConfigError
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params, random_params
-from r1jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

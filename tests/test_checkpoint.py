@@ -104,7 +104,7 @@ def test_torn_save_is_no_checkpoint(
 
         return call
 
-    monkeypatch.setattr(checkpoint, "write_atomic", dying(checkpoint.write_atomic))
+    monkeypatch.setattr(checkpoint, "write_json", dying(checkpoint.write_json))
     monkeypatch.setattr(Checkpoints, "_delete_old", dying(Checkpoints._delete_old))
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, make_state(2))

@@ -15,10 +15,10 @@ from r1jax.losses.advantages import token_advantages, whitened
 from r1jax.losses.logprobs import token_values
 from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.losses.scalar import value_loss
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import make_mesh
 from r1jax.stages import grpo
 from r1jax.types import Batch
 

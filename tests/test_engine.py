@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses.logprobs import token_logprobs
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import unrolled
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig, kept, row_keys, sample, uniforms
-from r1jax.sharding import make_mesh
 from r1jax.training.metrics import process_use
 from r1jax.training.train_state import microbatch
 from r1jax.types import Completion

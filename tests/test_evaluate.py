@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from r1jax.config import ConfigError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import read_config
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
-from r1jax.sharding import make_mesh
 from r1jax.stages import evaluate
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]

@@ -18,12 +18,12 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.export import export
 from r1jax.generate import generate, read_prompts
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.score import read_sequences, score
-from r1jax.sharding import make_mesh
 from r1jax.weights.load import OpenModel, load_tokenizer, open_model
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ from helpers import save_model
 from safetensors.numpy import load_file, save_file
 
 from r1jax.config import ConfigError, DataError
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer, head_weights
-from r1jax.sharding import make_mesh
 from r1jax.weights.hf import (
     config_from_hf,
     open_checkpoint,

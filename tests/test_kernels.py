@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
+from r1jax.machines.mesh import make_mesh, replicated
 from r1jax.models.config import ModelConfig
 from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
 from r1jax.models.packed_attention import Span, attend_causally, packed_mask, see
@@ -19,7 +20,6 @@ from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.sharding import make_mesh, replicated
 from r1jax.stages import sft
 from r1jax.training.train_state import abstract_state, batch_shardings, make_step, state_shardings
 from r1jax.types import Batch

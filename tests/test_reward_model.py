@@ -26,8 +26,8 @@ from r1jax.judges.reward_model import (
     to_group,
 )
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import make_mesh
 from r1jax.stages import grpo, reward_model, sft
 from r1jax.stages.reward_model import with_scalar_head
 from r1jax.training import run

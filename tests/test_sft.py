@@ -11,7 +11,7 @@ import pytest
 from helpers import MODEL, metrics_by_step, sft_config
 
 from r1jax.config import ConfigError, DataError
-from r1jax.sharding import make_mesh
+from r1jax.machines.mesh import make_mesh
 from r1jax.stages import sft
 from r1jax.weights.load import load_tokenizer
 

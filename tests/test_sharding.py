@@ -17,18 +17,17 @@ from r1jax.data.packing import completion_group, pack, sequence_group
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_loss
 from r1jax.losses.policy import GrpoLossConfig, grpo_loss
-from r1jax.models.config import ModelConfig
-from r1jax.models.params import param_axes, param_shardings, random_params
-from r1jax.models.transformer import Transformer
-from r1jax.sharding import (
+from r1jax.machines.mesh import (
     check_divisible,
     constrain,
     make_mesh,
     replicated,
     spec_of,
     to_global,
-    to_host,
 )
+from r1jax.models.config import ModelConfig
+from r1jax.models.params import param_axes, param_shardings, random_params
+from r1jax.models.transformer import Transformer
 from r1jax.stages import sft
 from r1jax.training.train_state import (
     OptimizerConfig,
@@ -118,7 +117,7 @@ def test_to_global_and_back() -> None:
     arrays = to_global(host, {"rows": spec, "all": replicated(mesh)})
     assert arrays["rows"].addressable_shards[0].data.shape == (1, 2, 3)
     assert arrays["all"].is_fully_replicated
-    jax.tree.map(np.testing.assert_array_equal, to_host(arrays), host)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(arrays), host)
 
 
 # -- eight devices == one --------------------------------------------------------------------------
@@ -208,8 +207,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[OneStep, OneStep]:
 def assert_close(first: Any, second: Any) -> None:
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5),
-        to_host(first),
-        to_host(second),
+        jax.device_get(first),
+        jax.device_get(second),
     )
 
 
@@ -217,7 +216,9 @@ def test_eight_devices_are_one(pair: tuple[OneStep, OneStep]) -> None:
     eight, one = pair
     assert_close(eight.metrics, one.metrics)
     assert_close(eight.state, one.state)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), to_host(eight.state.params), one.params)
+    moved = jax.tree.map(
+        lambda x, y: np.abs(x - y).max(), jax.device_get(eight.state.params), one.params
+    )
     assert min(jax.tree.leaves(moved)) > 1e-3  # every parameter took part
     assert int(eight.state.step) == 1
 
@@ -271,7 +272,7 @@ def test_fresh_parameters_do_not_depend_on_the_mesh() -> None:
     one = random_params(TINY, 0, make_mesh(None, jax.devices()[:1]))
     eight = random_params(TINY, 0, make_mesh(EIGHT))
     assert eight["embedding"].addressable_shards[0].data.shape == (32, 8)
-    jax.tree.map(np.testing.assert_array_equal, to_host(eight), to_host(one))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(eight), jax.device_get(one))
 
 
 # -- what does not divide ------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from helpers import RUN_FAKE
 
-from r1jax.cli import _keep_memory, set_up_jax
 from r1jax.config import ConfigError
+from r1jax.machines.cpu import keep_memory
+from r1jax.machines.hosts import set_up_jax
 from r1jax.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +138,7 @@ def test_stage_errors(directory: Path, seed: int, code: int, said: str) -> None:
 
 def test_one_process_per_workdir(tmp_path: Path) -> None:
     hold = (
-        "from r1jax.processes import lock_workdir\n"
+        "from r1jax.machines.processes import lock_workdir\n"
         "with lock_workdir('w'):\n    print('held', flush=True)\n    input()\n"
     )
     holder = subprocess.Popen(
@@ -196,11 +197,11 @@ def test_keep_memory(
     monkeypatch.delenv("GLIBC_TUNABLES")
     if tunables is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    _keep_memory()
+    keep_memory()
     arguments = ["-X", "dev", "-m", module, "--config=x"]
     assert started == ([[sys.executable, sys.executable, *arguments]] if restarts else [])
     if restarts:
-        _keep_memory()
+        keep_memory()
         assert len(started) == 1
     if restarts and Path("/proc/self/statm").exists():
         assert _kept_by_malloc(os.environ["GLIBC_TUNABLES"])

@@ -17,10 +17,10 @@ from r1jax.losses.aggregation import AGGREGATIONS, Metrics
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.losses.supervised import nll_loss
+from r1jax.machines.mesh import make_mesh, replicated
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import make_mesh, replicated, to_host
 from r1jax.training.train_state import OptimizerConfig, make_optimizer, make_schedule, make_step
 from r1jax.types import Batch, TrainState
 
@@ -129,7 +129,7 @@ def update(
     """One step on a copy of the state, which the step eats."""
     batch = jax.tree.map(jnp.asarray, batch)
     new, metrics = step(jax.tree.map(jnp.copy, state), batch, np.int32(used))
-    return to_host(new), jax.device_get(metrics)
+    return jax.device_get(new), jax.device_get(metrics)
 
 
 def assert_close(first: Any, second: Any) -> None:
@@ -181,7 +181,9 @@ def test_accumulated_is_one_big_batch() -> None:
     found, found_metrics = update(step, state, sft_batch(rows=1), used=4)
     assert_close(found, expected)
     assert_close(found_metrics, metrics)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), found.params, to_host(state.params))
+    moved = jax.tree.map(
+        lambda x, y: np.abs(x - y).max(), found.params, jax.device_get(state.params)
+    )
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -193,7 +195,7 @@ def test_accumulated_grpo_is_one_big_batch(aggregation: str) -> None:
     assert_close(found, expected)
     assert_close(found_metrics, metrics)  # sums of shares, and a maximum for drift's
     assert found_metrics["drift/logprob_abs_max"] > found_metrics["drift/logprob_mean_abs"] > 0.01
-    assert np.abs(found.params["table"] - to_host(state.params)["table"]).max() > 1e-3
+    assert np.abs(found.params["table"] - jax.device_get(state.params)["table"]).max() > 1e-3
 
 
 @pytest.fixture(scope="module")

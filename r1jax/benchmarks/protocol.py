@@ -18,6 +18,7 @@ from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedReward, LearnedRewards
+from r1jax.machines.mesh import make_mesh
 from r1jax.rewards.format import reflective_words
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import (
@@ -29,7 +30,6 @@ from r1jax.rollout.sampler import (
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.sharding import make_mesh
 from r1jax.tasks import check_example, final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout
 

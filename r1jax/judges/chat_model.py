@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
 from r1jax.data.chat import render_prompt
+from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
-from r1jax.sharding import make_mesh
 from r1jax.types import Message
 from r1jax.weights.load import open_model
 

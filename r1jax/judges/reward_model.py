@@ -17,8 +17,8 @@ from r1jax.data.packing import Group, Piece, pack
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import sequence_scalars
+from r1jax.machines.mesh import make_mesh, to_global
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import make_mesh, to_global
 from r1jax.tasks.answers import summary
 from r1jax.training.train_state import batch_shardings
 from r1jax.types import Batch, Example, Message, Rollout

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.losses.aggregation import Metrics, add_partial
+from r1jax.machines.mesh import constrain
 from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.sharding import constrain
 from r1jax.types import Batch
 
 

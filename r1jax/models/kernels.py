@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
+from r1jax.machines.mesh import spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import ATTENTION, Span
-from r1jax.sharding import spec_of
 
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
+from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import check_divisible, spec_of
 
 
 def init_params(model: Transformer, key: jax.Array) -> Any:

@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
+from r1jax.machines.mesh import constrain
 from r1jax.models.caches import (
     Cache,
     LayerCache,
@@ -32,7 +33,6 @@ from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, update
 from r1jax.models.layouts import project, project_left
 from r1jax.models.packed_attention import ATTENTION, Span, attend_causally, packed_mask, see
 from r1jax.models.rope import rope, rotary
-from r1jax.sharding import constrain
 
 INIT_STD = 0.02
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")

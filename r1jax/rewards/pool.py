@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from r1jax.processes import end_with_parent
+from r1jax.machines.processes import end_with_parent
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
 from r1jax.tasks.sandbox import Mode, choose_sandbox
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config import ConfigError
+from r1jax.machines.hosts import least_of_all
 from r1jax.models.config import ModelConfig
-from r1jax.sharding import least_of_all
 
 MIB = 1 << 20
 FREE_SHARE = 0.8  # of the memory that is free, where the config names no budget

@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
+from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
 from r1jax.models.caches import Cache, LayerCache, SharedPrefix
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache, RowCache, from_lanes, to_lanes
@@ -25,7 +26,6 @@ from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
-from r1jax.sharding import RULES, constrain, replicated, spec_of
 
 
 @struct.dataclass

@@ -13,12 +13,12 @@ import numpy as np
 from r1jax.config import DataError
 from r1jax.data.chat import render_prompt
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.machines.hosts import of_first_process
 from r1jax.rewards import Grade
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
-from r1jax.sharding import of_first_process
 from r1jax.types import Completion, Example, Rollout
 
 

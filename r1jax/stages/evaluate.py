@@ -27,12 +27,13 @@ from r1jax.benchmarks.protocol import (
 from r1jax.config import ConfigError, section
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
+from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import GraderConfig, from_row, make_prompt, to_row
-from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Example, Rollout
 from r1jax.weights.checkpoint import MANIFEST, Checkpoints

@@ -41,12 +41,12 @@ from r1jax.judges.reward_model import LearnedRewards
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss
 from r1jax.losses.policy import grpo_loss
+from r1jax.machines.mesh import check_divisible, replicated, spec_of, to_global
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import open_pool
-from r1jax.sharding import check_divisible, replicated, spec_of, to_global
 from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
 from r1jax.stages.grpo_rollouts import (
     Rollouts,

@@ -18,11 +18,11 @@ from r1jax.data.datasets import examples_of, stream
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedRewards
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
+from r1jax.machines.hosts import wait_for_all
 from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Prompt, Ungraded, from_row, make_prompt, sample_rollouts, to_row
-from r1jax.sharding import wait_for_all
 from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of, sampling_of
 from r1jax.tasks import check_example
 from r1jax.training.run import Run

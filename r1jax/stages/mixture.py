@@ -20,7 +20,7 @@ from r1jax.data.datasets import DataConfig, finite_examples, rows_of
 from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import DATA, STATISTICS, absolute, write_data
-from r1jax.sharding import wait_for_all
+from r1jax.machines.hosts import wait_for_all
 from r1jax.training.run_config import check_config
 from r1jax.weights.load import load_tokenizer
 

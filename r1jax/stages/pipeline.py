@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,14 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, UserError, check_choice, section
 from r1jax.files import DELETED, LOG, PIPELINE, STAGE_COMPLETE, STAGE_INPUTS, absolute, write_json
-from r1jax.processes import Processes, lock_workdir
+from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
+from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.processes import Processes, lock_workdir
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.table import print_rich
 from r1jax.reports.write import write_pipeline_report
-from r1jax.sharding import wait_for_all
 from r1jax.stages import checked, stage_of
 from r1jax.training.run_config import changes, jsonable
-
-MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a stage
 
 
 @dataclass(frozen=True)
@@ -213,29 +212,6 @@ def _failure(step: Step, code: int) -> str:
     last = log.read_text().rstrip().rpartition("\n")[2]
     said = last.removeprefix("error: ") if code == 2 else f"stage {step.name}: exit code {code}"
     return f"{said} (see {log})"
-
-
-@contextmanager
-def quick_compile(wanted: bool) -> Iterator[None]:
-    """Within it XLA optimizes little, where that is wanted."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", wanted or before)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-def mapped_share() -> float:
-    """Mappings of this process over the most that Linux allows (0 where it is not Linux).
-
-    A program compiled for a CPU needs hundreds of them, JAX keeps the programs of all stages, and
-    XLA ends in a segmentation fault where it gets no more.
-    """
-    limit, mapped = epath.Path("/proc/sys/vm/max_map_count"), epath.Path("/proc/self/maps")
-    if not limit.exists() or not mapped.exists():
-        return 0.0
-    return mapped.read_text().count("\n") / int(limit.read_text())
 
 
 def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:

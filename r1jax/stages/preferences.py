@@ -27,7 +27,8 @@ from r1jax.files import (
 )
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import QUERIES, judge_pairs
-from r1jax.sharding import make_mesh, wait_for_all
+from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.mesh import make_mesh
 from r1jax.training.run_config import check_config
 
 

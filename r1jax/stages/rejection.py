@@ -36,6 +36,8 @@ from r1jax.files import (
 )
 from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
+from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -48,7 +50,6 @@ from r1jax.rollout.sampler import (
     to_row,
 )
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.sharding import make_mesh, wait_for_all
 from r1jax.tasks import check_example
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.run_config import check_config

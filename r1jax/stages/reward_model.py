@@ -27,8 +27,8 @@ from r1jax.judges.reward_model import Labelled, Scorer, packed, size_of, to_grou
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
+from r1jax.machines.mesh import check_divisible, to_global
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import check_divisible, to_global
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import Run, open_run
 from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step

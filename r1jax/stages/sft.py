@@ -26,9 +26,9 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.aggregation import Metrics, token_mean
 from r1jax.losses.logprobs import teacher_kl, token_loss
 from r1jax.losses.supervised import nll_loss
+from r1jax.machines.mesh import check_divisible, to_global
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
-from r1jax.sharding import check_divisible, to_global
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import Run, open_run
 from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step

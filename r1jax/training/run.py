@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import TOKENIZER, absolute
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
-from r1jax.sharding import make_mesh
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.run_config import check_config
 from r1jax.training.train_state import (

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
+from r1jax.machines.mesh import replicated, spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import abstract_params, param_shardings
-from r1jax.sharding import replicated, spec_of
 from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")

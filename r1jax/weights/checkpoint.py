@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from r1jax.config import ConfigError, UserError
 from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, write_json
-from r1jax.sharding import wait_for_all
+from r1jax.machines.hosts import wait_for_all
 
 STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
 

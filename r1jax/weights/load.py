@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.tokenizer import FILES, Tokenizer
 from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
+from r1jax.machines.hosts import wait_for_all
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import stack_layers
 from r1jax.models.params import param_axes, param_shardings, random_params
 from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS
-from r1jax.sharding import wait_for_all
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint

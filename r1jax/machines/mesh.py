@@ -5,14 +5,12 @@ Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `tensor` (h
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import ConfigError
@@ -118,34 +116,4 @@ def to_global(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def to_host(tree: Any) -> Any:
-    """Global arrays -> numpy arrays, the same on every process."""
-    if jax.process_count() > 1:
-        tree = multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
 # -- several processes -----------------------------------------------------------------------------
-
-
-def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def least_of_all(value: int) -> int:
-    """The smallest of the processes' values (int32)."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.process_allgather(np.int32(value)).min())
-
-
-def of_first_process(value: Any) -> Any:
-    """The first process's value, made of what JSON can hold, on every process."""
-    if jax.process_count() == 1:
-        return value
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    padded = np.resize(data, size)  # the others' bytes are not looked at
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
