@@ -181,21 +181,6 @@ def _type_error(path: str, value: Any, expected: str) -> ConfigError:
 # ---- checks that stages make at start-up ----
 
 
-def check_divisible(name: str, value: int, divisor: int, divisor_name: str) -> None:
-    """For instance `batch_size 30 is not divisible by 8 devices`."""
-    if divisor < 1 or value % divisor:
-        raise ConfigError(f"{name} {value} is not divisible by {divisor} {divisor_name}")
-
-
-def check_range(
-    name: str, value: float, low: float | None = None, high: float | None = None
-) -> None:
-    """Both ends belong to the range; None leaves one open."""
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-        raise ConfigError(f"{name} {value} must be {' and '.join(bounds)}")
-
-
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """For instance `loss_agg 'mean' is not one of ...; did you mean 'token_mean'?`."""
     choices = list(choices)

@@ -36,7 +36,7 @@ WHERE = flags.DEFINE_enum("where", "local", ["local"], "Where the runs are start
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     name: str
     workdir: Path
     command: list[str]
@@ -48,7 +48,7 @@ class Run:
         return path.exists() and json.loads(path.read_text()) == self.config
 
 
-def make_runs(spec: str, workdir: Path) -> list[Run]:
+def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
     """The runs of FILE.py[:arg]; ConfigError, before any is started, for a key that isn't there."""
     module, _ = load_module(spec)
     if not hasattr(module, "sweep"):
@@ -61,7 +61,7 @@ def make_runs(spec: str, workdir: Path) -> list[Run]:
         override(config, keys)
         values = json.loads(json.dumps(config.to_dict()))
         command = _command(run_spec, workdir / name, keys)
-        runs.append(Run(name, workdir / name, command, values))
+        runs.append(SweepRun(name, workdir / name, command, values))
     return runs
 
 
@@ -107,7 +107,7 @@ def _name(overrides: Overrides, labels: dict[str, str]) -> str:
     return f"{name[:110]}-{zlib.crc32(plain.encode()):08x}"  # may be cut or ambiguous without it
 
 
-def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
+def run_all(runs: Sequence[SweepRun], parallel: int) -> dict[str, int]:
     """{name: exit code}, at most `parallel` at a time; one that fails doesn't stop the others."""
     waiting = list(reversed(runs))
     by_name = {run.name: run for run in runs}
@@ -123,7 +123,7 @@ def run_all(runs: Sequence[Run], parallel: int) -> dict[str, int]:
     return codes
 
 
-def _finish(run: Run, code: int) -> int:
+def _finish(run: SweepRun, code: int) -> int:
     if code == 0:
         write_atomic(run.workdir / SWEEP_COMPLETE, json.dumps(run.config).encode())
     print(f"{_outcome(code):8} {run.name}", flush=True)

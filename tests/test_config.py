@@ -13,8 +13,6 @@ from r1jax.config import (
     ConfigError,
     chain,
     check_choice,
-    check_divisible,
-    check_range,
     import_function,
     load_config,
     override,
@@ -130,14 +128,6 @@ def test_placeholders() -> None:
 
 
 def test_checks() -> None:
-    check_divisible("batch_size", 32, 8, "devices")
-    with pytest.raises(ConfigError, match="^batch_size 30 is not divisible by 8 devices$"):
-        check_divisible("batch_size", 30, 8, "devices")
-    check_range("top_p", 1.0, 0, 1)
-    with pytest.raises(ConfigError, match="^top_p 1.5 must be at least 0 and at most 1$"):
-        check_range("top_p", 1.5, 0, 1)
-    with pytest.raises(ConfigError, match="must be at least 0$"):
-        check_range("kl", float("nan"), 0)
     with pytest.raises(ConfigError, match="did you mean 'grpo'"):
         check_choice("stage", "gpro", ["sft", "grpo"])
 

@@ -14,7 +14,7 @@ from r1jax.config import ConfigError
 from r1jax.files import write_jsonl_atomic
 from r1jax.rollout.sampler import from_row, to_row
 from r1jax.stages import grpo, grpo_rollouts
-from r1jax.training.run import Run
+from r1jax.training.run import TrainingRun
 from r1jax.weights.checkpoint import load_params
 from r1jax.weights.load import load_tokenizer
 
@@ -141,15 +141,15 @@ def test_written_rollouts_are_reused(
 ) -> None:
     """They lie there before the first update on them; a resumed run trains on the file."""
     config = grpo_config(tokenizer_dir)
-    log = Run.log
+    log = TrainingRun.log
 
-    def die_at_3(run: Run, step: int, *args: Any) -> None:
+    def die_at_3(run: TrainingRun, step: int, *args: Any) -> None:
         if step == 3:
             raise KeyboardInterrupt
         log(run, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", die_at_3)
+        patch.setattr(TrainingRun, "log", die_at_3)
         with pytest.raises(KeyboardInterrupt):
             grpo.run(config, str(tmp_path))
     path = tmp_path / "rollouts" / "000001.jsonl"

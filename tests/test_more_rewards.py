@@ -1,4 +1,4 @@
-"""Penalties, sums, rewards with arguments, knights and knaves, reasoning-gym."""
+"""Penalties, rewards with arguments, knights and knaves, reasoning-gym."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from r1jax.benchmarks.logic import gym, knights
 from r1jax.benchmarks.math import gsm8k_solutions
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import to_example
-from r1jax.rewards import load_rewards, score, sums
+from r1jax.rewards import load_rewards, score
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.penalties import overlong, repetition
 from r1jax.tasks import TASKS, check_example
@@ -69,13 +69,6 @@ def test_arguments_and_weights() -> None:
     grade = score(rewards, EXAMPLE, "5 5 is \\boxed{5}", 10, "stop")
     assert grade.breakdown == {"accuracy": 1.0, "repetition": pytest.approx(-2 / 5)}
     assert grade.reward == pytest.approx(1 - 0.5 * 2 / 5)
-
-
-def test_sums_of_the_paper() -> None:
-    assert sums.rule_reward(accuracy=1.0, format=1.0) == 2.0  # eq 4
-    assert sums.reasoning_reward(rule=2.0) == 2.0  # eq 9
-    assert sums.general_reward(reward_model=-0.5, format=1.0) == 0.5  # eq 10
-    assert sums.total_reward(reasoning=2.0, general=0.0, language=0.75) == 2.75  # eq 8
 
 
 # -- knights and knaves ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.config import ConfigError
-from r1jax.sweep import Run, make_runs, run_all, run_names
+from r1jax.sweep import SweepRun, make_runs, run_all, run_names
 
 CONFIG = """
 from ml_collections import config_dict
@@ -67,8 +67,8 @@ def test_make_runs(tmp_path: Path) -> None:
         make_runs(str(file), tmp_path / "out")
 
 
-def make_run(directory: Path, name: str, code: str) -> Run:
-    return Run(name, directory / name, [sys.executable, "-S", "-c", code], {"name": name})
+def make_run(directory: Path, name: str, code: str) -> SweepRun:
+    return SweepRun(name, directory / name, [sys.executable, "-S", "-c", code], {"name": name})
 
 
 def test_failed_run_stops_nobody(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_failed_run_stops_nobody(tmp_path: Path) -> None:
     assert run_all(runs, parallel=2) == {"a": 0, "b": 3, "c": 0}
     assert (tmp_path / "a/log.txt").read_text() == "hello\n"
     assert [run.is_complete for run in runs] == [True, False, True]
-    changed = Run("a", tmp_path / "a", [], {"name": "another config"})
+    changed = SweepRun("a", tmp_path / "a", [], {"name": "another config"})
     assert not changed.is_complete
 
 
@@ -112,7 +112,7 @@ def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("r1jax.processes.time.sleep", interrupt)
+    monkeypatch.setattr("r1jax.machines.processes.time.sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_all([make_run(tmp_path, "a", code)], 1)
     monkeypatch.undo()

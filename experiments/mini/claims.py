@@ -29,7 +29,7 @@ from etils import epath
 from r1jax.reports.claims import Claim, Comparison, Measured, curve, final, minus, runs
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ROWS, groups_table
-from r1jax.reports.runs import Run
+from r1jax.reports.runs import RunRecord
 from r1jax.reports.table import Table
 
 PAPER = read_paper()
@@ -292,7 +292,7 @@ def claims() -> list[Claim]:
 
 def tables(root: epath.Path) -> Sequence[Table]:
     """The arms side by side: variants of the objective, PPO, off-policy rollouts."""
-    arms: dict[str, list[Run]] = {}
+    arms: dict[str, list[RunRecord]] = {}
     for name, run in runs(root, "arms/arm=*").items():
         arms.setdefault(name.partition(",")[0], []).append(run)
     shown = ("pass@1", "lenient_pass@1", "format", "length")

@@ -21,7 +21,7 @@ from etils import epath
 
 from r1jax.config import DataError, load_module
 from r1jax.files import METRICS, RESULTS, absolute, write_atomic
-from r1jax.reports.runs import Run, end_mean, read_run
+from r1jax.reports.runs import RunRecord, end_mean, read_run
 from r1jax.reports.table import MISSING, Cell, Table, to_markdown
 
 REPRODUCED, CONTRARY = "reproduced", "contrary"
@@ -57,7 +57,7 @@ class Claim:
 # -- numbers out of runs ---------------------------------------------------------------------------
 
 
-def runs(root: epath.Path, pattern: str) -> dict[str, Run]:
+def runs(root: epath.Path, pattern: str) -> dict[str, RunRecord]:
     """Runs by seed; `pattern` is a path below the root in which * stands for the seed."""
     before, _, after = pattern.partition("*")
     found = {}

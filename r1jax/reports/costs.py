@@ -15,7 +15,7 @@ from r1jax.files import CONFIG, MODEL_JSON, STATISTICS, absolute
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
-from r1jax.reports.runs import Run, metric_names, read_run
+from r1jax.reports.runs import RunRecord, metric_names, read_run
 from r1jax.reports.table import Cell, Table
 from r1jax.weights.load import open_model
 
@@ -50,7 +50,7 @@ class Spent:
 COST_HEADER = ("M parameters", "Updates", "k tokens trained", "k tokens generated", "TFLOP")
 
 
-def spent(run: Run, step: int | None = None) -> Spent:
+def spent(run: RunRecord, step: int | None = None) -> Spent:
     """Until update `step`, or in all; updates that were not logged count as the others' mean."""
     params = params_of(run.workdir)
     seen = [line for line in run.metrics if step is None or line["step"] <= step]
@@ -69,7 +69,7 @@ def params_of(workdir: epath.PathLike) -> int:
     return count_params(ModelConfig(**json.loads(path.read_text()))) if path.exists() else 0
 
 
-def cost_table(runs: Sequence[Run]) -> Table:
+def cost_table(runs: Sequence[RunRecord]) -> Table:
     """What each trained model cost."""
     rows: list[Sequence[str | Cell]] = [[run.name, *spent(run).cells] for run in runs]
     return Table("cost", "What the models cost", ["Stage", *COST_HEADER], rows, FLOP_NOTE)
@@ -153,7 +153,7 @@ def teacher_flop(root: epath.Path, stages: Stages, match: Match, cost: Spent) ->
     return 2.0 * count_params(open_model(path).config) * tokens
 
 
-def _curve_name(run: Run) -> str | None:
+def _curve_name(run: RunRecord) -> str | None:
     return next(iter(metric_names([run], r"eval/[^/]+/pass@1")), None)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from r1jax.reports.runs import Run, end_mean, metric_names
+from r1jax.reports.runs import RunRecord, end_mean, metric_names
 from r1jax.reports.table import Cell, Table
 
 PAPER = Path(__file__).parent / "paper.json"
@@ -43,7 +43,7 @@ def read_paper() -> dict[str, Any]:
     return json.loads(PAPER.read_text())
 
 
-def paper_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+def paper_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     """First and last point of the paper's curves and of ours."""
     paper = read_paper()
     rows: list[Sequence[str | Cell]] = []
@@ -68,7 +68,7 @@ def paper_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     return Table("paper", "The paper's curves and ours", header, rows, note)
 
 
-def _curve_end(runs: Sequence[Run], name: str, end: int, measure: Measure) -> Cell:
+def _curve_end(runs: Sequence[RunRecord], name: str, end: int, measure: Measure) -> Cell:
     curves = [[line[name] for line in run.metrics if name in line] for run in runs]
     values = [end_mean(curve, end, name) * measure.scale for curve in curves if curve]
     if not values:

@@ -19,7 +19,7 @@ from r1jax.files import PIPELINE, STATISTICS, absolute
 from r1jax.reports.costs import Stages, cost_table, distillation_table
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k
-from r1jax.reports.runs import Run, read_run
+from r1jax.reports.runs import RunRecord, read_run
 from r1jax.reports.table import Cell, Table
 
 # Means of rewards that a benchmark may have beside its accuracies.
@@ -42,7 +42,7 @@ def read_stages(workdir: epath.PathLike) -> Stages:
     return stages
 
 
-def runs_of(workdir: epath.PathLike, kind: str) -> list[Run]:
+def runs_of(workdir: epath.PathLike, kind: str) -> list[RunRecord]:
     """The complete stages of one kind that have measurements, in the pipeline's order."""
     root = absolute(workdir)
     names = [n for n, s in read_stages(root).items() if s["stage"] == kind and s["complete"]]
@@ -52,7 +52,7 @@ def runs_of(workdir: epath.PathLike, kind: str) -> list[Run]:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def models_by_stage(pipelines: Sequence[Sequence[Run]]) -> Table:
+def models_by_stage(pipelines: Sequence[Sequence[RunRecord]]) -> Table:
     """Every benchmark's metrics, a column per model (the paper's Table 3).
 
     Several pipelines, seeds of one config, give mean and standard deviation.
@@ -76,7 +76,7 @@ def models_by_stage(pipelines: Sequence[Sequence[Run]]) -> Table:
     return Table("stages", "Models by stage", header, rows, note)
 
 
-def _mean(runs: Sequence[Run], label: str, benchmark: str, row: Row) -> Cell:
+def _mean(runs: Sequence[RunRecord], label: str, benchmark: str, row: Row) -> Cell:
     """Of the runs of that label; a single one has its standard error over problems."""
     cells = [last_cell(run, benchmark, row) for run in runs if run.label == label]
     values = [cell.value for cell in cells if cell.value is not None]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from r1jax.reports.runs import FORCED, Run, benchmark_names
+from r1jax.reports.runs import FORCED, RunRecord, benchmark_names
 from r1jax.reports.table import MISSING, Cell, Table, text_of
 
 # ---- base against what came of it ----
@@ -46,7 +46,7 @@ EXPLAINED = (
 FORCED_NOTE = "Forced: the base made to begin with step-by-step work."
 
 
-def results_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+def results_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Per benchmark and metric: base, the base forced into step-by-step work, after, change."""
     rows: list[Sequence[str | Cell]] = []
     for label, runs in groups.items():
@@ -60,7 +60,7 @@ def results_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     return _without_empty(Table("results", title, header, rows, _note(groups)))
 
 
-def _result_header(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+def _result_header(groups: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     configs = [run.config for runs in groups.values() for run in runs]
     zero = all(str(config.get("template", "")).startswith("r1_zero") for config in configs)
     return ["Base", "Forced", "R1-Zero" if zero else "After RL", "Change"]
@@ -77,21 +77,21 @@ def _without_empty(table: Table) -> Table:
     return replace(table, header=[table.header[i] for i in keep], rows=rows)
 
 
-def _note(groups: Mapping[str, Sequence[Run]]) -> str:
+def _note(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     if any(len(runs) > 1 for runs in groups.values()):
         counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
         return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED} {FORCED_NOTE}"
     return f"{ERROR} {EXPLAINED} {FORCED_NOTE}"
 
 
-def _rows_for(runs: Sequence[Run], benchmark: str) -> list[Row]:
+def _rows_for(runs: Sequence[RunRecord], benchmark: str) -> list[Row]:
     """ROWS with k in its place; without the rows of k where k is 1."""
     found = [e.benchmarks.get(benchmark, {}) for run in runs for e in run.evaluations]
     k = int(max((values.get("samples", 1) for values in found), default=1))
     return [with_k(row, k) for row in ROWS if k > 1 or "{k}" not in row.metric]
 
 
-def _result_cells(runs: Sequence[Run], benchmark: str, row: Row) -> list[Cell]:
+def _result_cells(runs: Sequence[RunRecord], benchmark: str, row: Row) -> list[Cell]:
     before = [_value(run, 0, benchmark, row.metric) for run in runs]
     after = [_value(run, -1, benchmark, row.metric) for run in runs]
     pairs = zip(before, after, strict=True)
@@ -104,7 +104,7 @@ def _result_cells(runs: Sequence[Run], benchmark: str, row: Row) -> list[Cell]:
     ]
 
 
-def _aggregate(runs: Sequence[Run], which: int, benchmark: str, row: Row) -> Cell:
+def _aggregate(runs: Sequence[RunRecord], which: int, benchmark: str, row: Row) -> Cell:
     """One run: its value and standard error; several: mean and standard deviation over them."""
     values = [_value(run, which, benchmark, row.metric) for run in runs]
     cell = _mean_cell([value for value in values if value is not None], row)
@@ -120,14 +120,14 @@ def _mean_cell(values: Sequence[float], row: Row) -> Cell:
     return Cell(fmean(scaled) if scaled else None, spread, row.digits)
 
 
-def _value(run: Run, which: int, benchmark: str, metric: str) -> float | None:
+def _value(run: RunRecord, which: int, benchmark: str, metric: str) -> float | None:
     """Of the evaluation at step 0 (which = 0), or of the last one after it (which = -1)."""
     chosen = [e for e in run.evaluations if (e.step == 0) == (which == 0)]
     return chosen[which].benchmarks.get(benchmark, {}).get(metric) if chosen else None
 
 
 def groups_table(
-    title: str, groups: Mapping[str, Sequence[Run]], benchmark: str, shown: Sequence[Row]
+    title: str, groups: Mapping[str, Sequence[RunRecord]], benchmark: str, shown: Sequence[Row]
 ) -> Table:
     """A line a group: its last results on one benchmark, mean and standard deviation over runs."""
     rows: list[Sequence[str | Cell]] = [
@@ -138,7 +138,7 @@ def groups_table(
     return Table("groups", title, header, rows)
 
 
-def seeds_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+def seeds_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     """One line a run: what the means of results_table are made of."""
     chosen = [row for row in ROWS if row.metric in ("pass@1", "lenient_pass@1", "length", "format")]
     header = [
@@ -156,7 +156,7 @@ def seeds_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     return Table("seeds", "Each run", header, rows, ERROR)
 
 
-def breakdown_table(groups: Mapping[str, Sequence[Run]]) -> Table:
+def breakdown_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     """pass@1 by level, language, family: whatever the problems' metadata has."""
     rows: list[Sequence[str | Cell]] = []
     for label, runs in groups.items():
@@ -171,12 +171,12 @@ def breakdown_table(groups: Mapping[str, Sequence[Run]]) -> Table:
     return _without_empty(Table("breakdown", "pass@1 by kind of problem", header, rows))
 
 
-def _breakdown_metrics(runs: Sequence[Run], benchmark: str) -> list[str]:
+def _breakdown_metrics(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
     found = [e.benchmarks.get(benchmark, {}) for run in runs for e in run.evaluations]
     return list(dict.fromkeys(m for values in found for m in values if "pass@1/" in m))
 
 
-def models_table(runs: Sequence[Run]) -> Table:
+def models_table(runs: Sequence[RunRecord]) -> Table:
     """pass@1 of every workdir of `evaluate`, a column each."""
     row = ROWS[0]
     names = list(dict.fromkeys(name for run in runs for name in run.evaluations[-1].benchmarks))
@@ -187,7 +187,7 @@ def models_table(runs: Sequence[Run]) -> Table:
     return Table("models", "Models", header, rows, ERROR)
 
 
-def evaluation_table(run: Run) -> Table:
+def evaluation_table(run: RunRecord) -> Table:
     """The benchmarks of the newest evaluation, a line each."""
     shown = ("pass@1", "lenient_pass@1", "pass@{k}", "cons@{k}", "format", "length")
     chosen = [row for row in ROWS if row.metric in shown]
@@ -205,7 +205,7 @@ def with_k(row: Row, k: int) -> Row:
     return replace(row, label=row.label.format(k=k), metric=row.metric.format(k=k))
 
 
-def last_cell(run: Run, benchmark: str, row: Row) -> Cell:
+def last_cell(run: RunRecord, benchmark: str, row: Row) -> Cell:
     values = run.evaluations[-1].benchmarks.get(benchmark, {})
     numbers = [values.get(name) for name in (row.metric, f"{row.metric}_se")]
     value, error = (None if x is None else x * row.scale for x in numbers)

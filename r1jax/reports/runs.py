@@ -30,7 +30,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What one workdir says of itself."""
 
     name: str
@@ -45,7 +45,7 @@ class Run:
         return next((e.label for e in self.evaluations[::-1] if e.label), self.name)
 
 
-def read_run(workdir: epath.PathLike) -> Run:
+def read_run(workdir: epath.PathLike) -> RunRecord:
     """Raises DataError where the workdir doesn't exist or holds no measurements."""
     path = absolute(workdir)
     if not path.is_dir():
@@ -57,7 +57,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     if not metrics and not found:
         raise DataError(f"workdir {workdir} has neither {METRICS} nor {RESULTS}")
     config = json.loads((path / CONFIG).read_text()) if _has_config(path) else {}
-    return Run(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
+    return RunRecord(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
 
 
 def _has_config(path: epath.Path) -> bool:
@@ -73,9 +73,9 @@ def _read_evaluation(directory: epath.Path) -> Evaluation:
         raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
 
 
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Runs of one config, whatever their seeds, under a common name."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_without_seeds(run.config), sort_keys=True), []).append(run)
     names = [_common_name(members) for members in groups.values()]
@@ -89,7 +89,7 @@ def _without_seeds(config: Any) -> Any:
     return config
 
 
-def _common_name(runs: Sequence[Run]) -> str:
+def _common_name(runs: Sequence[RunRecord]) -> str:
     """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; runs named by their seed keep all names."""
     names = [run.name for run in runs]
     stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
@@ -97,14 +97,14 @@ def _common_name(runs: Sequence[Run]) -> str:
     return stems.pop() if has_stem else ", ".join(names)
 
 
-def benchmark_names(runs: Sequence[Run]) -> list[str]:
+def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
     """Benchmarks of the runs; X_forced belongs to X where there is an X."""
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
     names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
     return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
 
 
-def metric_names(runs: Sequence[Run], pattern: str) -> list[str]:
+def metric_names(runs: Sequence[RunRecord], pattern: str) -> list[str]:
     """Names in the runs' metrics that match the whole pattern."""
     names = dict.fromkeys(name for run in runs for line in run.metrics for name in line)
     return [name for name in names if re.fullmatch(pattern, name)]

@@ -10,13 +10,13 @@ from typing import Any
 
 from r1jax.files import SAMPLES, TOKENIZER, absolute, read_jsonl
 from r1jax.reports.page import Question, Sample
-from r1jax.reports.runs import Evaluation, Run, benchmark_names
+from r1jax.reports.runs import Evaluation, RunRecord, benchmark_names
 from r1jax.weights.load import load_tokenizer
 
 NUM_SAMPLES = 6  # completions shown in samples.md
 
 
-def samples_page(run: Run) -> str:
+def samples_page(run: RunRecord) -> str:
     """What base and trained model wrote for the same problems, as Markdown; "" without both."""
     evaluations = [e for e in run.evaluations if e.directory != run.workdir]
     if len(evaluations) < 2:
@@ -47,7 +47,7 @@ def sample_rows(evaluation: Evaluation, name: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def questions_of_models(runs: Sequence[Run]) -> list[Question]:
+def questions_of_models(runs: Sequence[RunRecord]) -> list[Question]:
     """The first sample of a few problems of every benchmark, by each model that was evaluated."""
     evaluations = [(run.label, run.evaluations[-1]) for run in runs]
     found = []
@@ -64,7 +64,7 @@ def questions_of_models(runs: Sequence[Run]) -> list[Question]:
     return found
 
 
-def questions_of_training(run: Run) -> list[Question]:
+def questions_of_training(run: RunRecord) -> list[Question]:
     """Completions out of samples.jsonl, from early to late."""
     path = run.workdir / SAMPLES
     rows = list(read_jsonl(path)) if path.exists() else []
@@ -85,7 +85,7 @@ def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
     return f"({len(row['prompt_tokens'])} prompt tokens; the model is not there any more)"
 
 
-def _decoder(run: Run) -> Callable[[Sequence[int]], str]:
+def _decoder(run: RunRecord) -> Callable[[Sequence[int]], str]:
     path = run.workdir / TOKENIZER
     if path.is_dir():
         return load_tokenizer(path).decode

@@ -20,12 +20,12 @@ from r1jax.reports.results import (
     results_table,
     seeds_table,
 )
-from r1jax.reports.runs import Run, group_runs, metric_names, read_run
+from r1jax.reports.runs import RunRecord, group_runs, metric_names, read_run
 from r1jax.reports.samples import questions_of_models, questions_of_training, samples_page
 from r1jax.reports.table import Table, print_rich, to_csv, to_latex, to_markdown
 
 
-def make_tables(runs: Sequence[Run]) -> list[Table]:
+def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
     """The tables that these runs have something to say in."""
     training = [run for run in runs if run.metrics]
     evaluated = [run for run in runs if not run.metrics]

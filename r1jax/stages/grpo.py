@@ -58,7 +58,7 @@ from r1jax.stages.grpo_rollouts import (
 )
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.critic import Critic
-from r1jax.training.run import Run, open_run
+from r1jax.training.run import TrainingRun, open_run
 from r1jax.training.train_state import batch_shardings, make_step, microbatch
 from r1jax.types import Batch, Rollout
 
@@ -145,7 +145,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         benchmarks(config, stage, engine, config.total_steps)
 
 
-def check_shapes(config: GrpoConfig, stage: Run) -> None:
+def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
     """What the mesh and the model's length allow."""
     check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
     limit = stage.model.config.max_length
@@ -164,7 +164,7 @@ def check_shapes(config: GrpoConfig, stage: Run) -> None:
         check_benchmark(benchmark, limit, f"config.evaluation {name}")
 
 
-def replace_reference(config: GrpoConfig, stage: Run, step: int) -> None:
+def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None:
     """The reference policy becomes the current one every `ref_every` updates (R1 section 2.1)."""
     updates = min(config.updates_per_rollout, step)
     if stage.ref_params is not None and is_due(config.ref_every, step, updates):
@@ -263,7 +263,7 @@ def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
 # -- the jitted programs ----------------------------------------------------------------------
 
 
-def open_critic(config: GrpoConfig, stage: Run) -> Critic | None:
+def open_critic(config: GrpoConfig, stage: TrainingRun) -> Critic | None:
     if config.critic is None:
         return None
     return Critic(
@@ -281,7 +281,9 @@ def open_critic(config: GrpoConfig, stage: Run) -> Critic | None:
 class Programs:
     """The update step and the pass that computes log-probabilities of packed completions."""
 
-    def __init__(self, config: GrpoConfig, stage: Run, critic: Critic | None = None) -> None:
+    def __init__(
+        self, config: GrpoConfig, stage: TrainingRun, critic: Critic | None = None
+    ) -> None:
         self.config, self.critic = config, critic
         self.packing = packing_of(config)
         self._model = stage.model.clone(span=self.packing.span)
@@ -292,7 +294,9 @@ class Programs:
         self._logprobs = jax.jit(self._all_logprobs, out_shardings=tokens)
         self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1
 
-    def prepare(self, stage: Run, minibatch: Minibatch) -> tuple[Batch, Any, dict[str, float]]:
+    def prepare(
+        self, stage: TrainingRun, minibatch: Minibatch
+    ) -> tuple[Batch, Any, dict[str, float]]:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
         config = self.config
         with stage.timer("pack"):
@@ -337,7 +341,9 @@ class Programs:
                 batch = self.critic.judge(batch, count, minibatch.rewards)
         return batch, count, packed
 
-    def _compile_ahead(self, stage: Run, batch: Batch, count: Any, policies: Sequence[str]) -> None:
+    def _compile_ahead(
+        self, stage: TrainingRun, batch: Batch, count: Any, policies: Sequence[str]
+    ) -> None:
         """Compiles the programs for rows of every length, side by side.
 
         Else the first batch of each length stops for them.
@@ -405,7 +411,7 @@ def mask_truncated(batch: Batch, rollouts: Sequence[Rollout]) -> Batch:
 # -- evaluation beside training ---------------------------------------------------------------
 
 
-def curves(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
+def curves(config: GrpoConfig, stage: TrainingRun, engine: Engine, step: int) -> None:
     """A point of the held-out curves, as metrics of that step."""
     every = config.evaluation.every
     if not every or step % every or (step == 0 and stage.start > 0):
@@ -427,7 +433,7 @@ def curves(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
     stage.log(step, "eval", values)
 
 
-def benchmarks(config: GrpoConfig, stage: Run, engine: Engine, step: int) -> None:
+def benchmarks(config: GrpoConfig, stage: TrainingRun, engine: Engine, step: int) -> None:
     """The full benchmarks, before the first update and after the last; done once."""
     directory = stage.workdir / EVALUATIONS / f"{step:06d}"
     done = read_results(directory) is not None or (step == 0 and stage.start > 0)

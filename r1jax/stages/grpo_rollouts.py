@@ -25,7 +25,7 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Prompt, Ungraded, from_row, make_prompt, sample_rollouts, to_row
 from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of, sampling_of
 from r1jax.tasks import check_example
-from r1jax.training.run import Run
+from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
 
 
@@ -62,7 +62,7 @@ class Rollouts:
     def __init__(
         self,
         config: GrpoConfig,
-        stage: Run,
+        stage: TrainingRun,
         engine: Engine,
         pool: GraderPool,
         learned: LearnedRewards,

@@ -30,7 +30,7 @@ from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.machines.mesh import check_divisible, to_global
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import Run, open_run
+from r1jax.training.run import TrainingRun, open_run
 from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource
@@ -219,7 +219,11 @@ def _accuracy(name: str, right: np.ndarray) -> dict[str, float]:
 
 
 def _measure(
-    config: RewardModelConfig, stage: Run, scorer: Scorer, rows: Sequence[Labelled], step: int
+    config: RewardModelConfig,
+    stage: TrainingRun,
+    scorer: Scorer,
+    rows: Sequence[Labelled],
+    step: int,
 ) -> None:
     """Held-out accuracy, as metrics of that step."""
     if not rows:

@@ -30,7 +30,7 @@ from r1jax.machines.mesh import check_divisible, to_global
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import Run, open_run
+from r1jax.training.run import TrainingRun, open_run
 from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource, open_source
@@ -137,7 +137,9 @@ def make_loss(
     return loss_fn
 
 
-def open_teacher(config: SftConfig, stage: Run) -> tuple[Transformer | None, tuple[Any, ...]]:
+def open_teacher(
+    config: SftConfig, stage: TrainingRun
+) -> tuple[Transformer | None, tuple[Any, ...]]:
     """(the teacher, its parameters as step_fn takes them); (None, ()) without one."""
     if config.teacher is None:
         return None, ()
@@ -166,7 +168,9 @@ def tokenize(
     raise DataError(_needs(row))
 
 
-def _batches(config: SftConfig, stage: Run, rows: Rows, start: int) -> Iterator[tuple[Batch, int]]:
+def _batches(
+    config: SftConfig, stage: TrainingRun, rows: Rows, start: int
+) -> Iterator[tuple[Batch, int]]:
     """The packed batch of step start + 1, start + 2, ...
 
     The number of microbatches is rounded up to a power of two (the rest stays unused), so few

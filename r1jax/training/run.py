@@ -56,7 +56,7 @@ class StageConfig(Protocol):
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """An open run; each step replaces `state`."""
 
     workdir: Any
@@ -105,7 +105,7 @@ def open_run(
     shown: Mapping[str, str],
     reference: bool = False,
     shared_prompts: bool = False,
-) -> Iterator[Run]:
+) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
 
     With `reference`, a copy of the initial parameters is kept as `ref_params`. `shared_prompts`:
@@ -147,7 +147,7 @@ def open_run(
         ) as writer,
         Progress(path.name, config.total_steps, latest or 0, shown) as progress,
     ):
-        run = Run(
+        run = TrainingRun(
             workdir=path,
             mesh=mesh,
             model=Transformer(dataclasses.replace(source.config, attention=kernel), mesh),

@@ -57,11 +57,6 @@ def rotate_half_rows(rows: np.ndarray, head_dim: int) -> np.ndarray:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def config_from_gguf(path: str | Path) -> ModelConfig:
-    """The model's config from the file's metadata; errors as GGUFFile."""
-    return GGUFFile(path).config
-
-
 def open_reader(path: str | Path) -> gguf.GGUFReader:
     """The gguf package's reader; raises DataError if `path` is missing or no whole GGUF file."""
     if not Path(path).is_file():
