@@ -33,8 +33,8 @@ from r1jax.machines.hosts import set_up_jax
 from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Message
 from r1jax.weights.load import open_model
 
@@ -71,12 +71,12 @@ def _messages(row: Mapping[str, Any]) -> Sequence[Message]:
     return messages
 
 
-def to_row(completion: Completion, row: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def to_row(completion: Completion, text: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "prompt_index": completion.prompt_index,
         "sample_index": completion.sample_index,
-        "text": tokenizer.decode(completion.tokens.tolist()),
+        "text": text,
         "tokens": completion.tokens.tolist(),
         "logprobs": [float(str(x)) for x in completion.logprobs],  # shortest text of a float32
         "finish_reason": completion.finish_reason,
@@ -100,13 +100,11 @@ def generate(
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
     mesh = make_mesh()
     engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=slots), mesh)
-    params = opened.load(mesh, seed)
+    sampler, params, key = Sampler(engine, tokenizer), opened.load(mesh, seed), jax.random.key(seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}
     with Progress("generating", len(prompts) * num_samples, 0, {}) as progress:
-        check = stop_check(tokenizer, sampling.stop)
-        key = jax.random.key(seed)
-        for c in engine.generate(params, prompts, sampling, key, num_samples, stop_check=check):
-            finished[c.prompt_index, c.sample_index] = to_row(c, rows[c.prompt_index], tokenizer)
+        for c, text in sampler.completions(params, prompts, sampling, key, num_samples):
+            finished[c.prompt_index, c.sample_index] = to_row(c, text, rows[c.prompt_index])
             progress.update(len(finished), {})
     if jax.process_index() == 0:
         write_jsonl_atomic(output, [finished[place] for place in sorted(finished)])

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from r1jax.benchmarks.code import leetcode, mbpp
 from r1jax.config import DataError
 from r1jax.data.datasets import to_example
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
-from r1jax.rewards.pool import GraderPool
+from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.tasks import TASKS, check_example, final_answer, same_answer
 from r1jax.tasks.code_task import final_programs, last_program, run_tests, same_output
 from r1jax.tasks.sandbox import FIRST_UID, UIDS, Limits
@@ -357,10 +356,11 @@ def test_in_graders_processes() -> None:
     """A worker that is killed for being late takes the program under test with it."""
     slow = "```python\nimport time\ndef f(x):\n    time.sleep(97)\n```"
     example = code_example("assert f(1) == 2", time_limit_s=90)
-    with closing(GraderPool({"accuracy": 1.0}, workers=2, timeout_s=6.0)) as pool:
+    with GraderPool({"": {"accuracy": 1.0}}, GraderConfig(2, timeout_s=6.0)) as pool:
+        batch = pool.begin("")
         for key, text in (("right", RIGHT), ("wrong", WRONG), ("slow", slow)):
-            pool.submit(key, example, text, 1, "stop")
-        grades = dict(pool.results())
+            batch.submit(key, example, text, 1, "stop")
+        grades = dict(batch.results())
     assert (grades["right"].reward, grades["wrong"].reward) == (1, 0)
     assert grades["slow"].failure is not None and grades["slow"].failure.kind == "timeout"
     left = [

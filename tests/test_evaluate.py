@@ -13,6 +13,7 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks.protocol import Benchmark
 from r1jax.config import ConfigError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import read_config
@@ -76,9 +77,9 @@ def test_only_what_is_missing_is_run_again(
     (tmp_path / "two.jsonl").unlink()
     (tmp_path / "results.json").unlink()
     sizes = []
-    original = evaluate.run_benchmark
+    run = Benchmark.run
     monkeypatch.setattr(
-        evaluate, "run_benchmark", lambda *args: (sizes.append(args[0].prefix), original(*args))[1]
+        Benchmark, "run", lambda b, *args: (sizes.append(b.config.prefix), run(b, *args))[1]
     )
     assert evaluate.evaluate(asked, tmp_path) == whole
     assert sizes == ["2 \n"]
@@ -93,7 +94,7 @@ def test_only_what_is_missing_is_run_again(
 def test_a_benchmark_that_does_not_fit(model: str, tmp_path: Path) -> None:
     long = benchmark(model, sampling={"max_tokens": 33})
     asked = asked_of(model, benchmarks={"long": long})
-    with pytest.raises(ConfigError, match=r"benchmark long: .* max_length 64"):
+    with pytest.raises(ConfigError, match=r"config.benchmarks.long: .* max_length 64"):
         evaluate.evaluate(asked, tmp_path / "w")
     assert not (tmp_path / "w").exists()
 

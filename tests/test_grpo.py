@@ -12,8 +12,8 @@ from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import ConfigError
 from r1jax.files import write_jsonl_atomic
-from r1jax.rollout.sampler import from_row, to_row
-from r1jax.stages import grpo, grpo_rollouts
+from r1jax.rollout.sampler import Sampler, from_row, to_row
+from r1jax.stages import grpo
 from r1jax.training.run import TrainingRun
 from r1jax.weights.checkpoint import load_params
 from r1jax.weights.load import load_tokenizer
@@ -157,7 +157,7 @@ def test_written_rollouts_are_reused(
     tampered = [replace(from_row(row), reward=float(i % 2)) for i, row in enumerate(rows)]
     write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
 
-    monkeypatch.setattr(grpo_rollouts, "sample_rollouts", never)
+    monkeypatch.setattr(Sampler, "sample", never)
     grpo.run(config, str(tmp_path))
     steps = metrics_by_step(tmp_path)
     assert sorted(steps) == [1, 2, 3, 4]
@@ -257,13 +257,13 @@ def test_rollouts_of_the_policy_before(
 ) -> None:
     """Iteration k + 1 is sampled with the parameters that iteration k began with, then resumed."""
     seen: list[Any] = []
-    original = grpo_rollouts.sample_rollouts
+    original = Sampler.sample
     monkeypatch.setattr(
-        grpo_rollouts,
-        "sample_rollouts",
-        lambda engine, params, *rest: (
+        Sampler,
+        "sample",
+        lambda sampler, params, *rest: (
             seen.append(np.asarray(params["embedding"]).copy()),
-            original(engine, params, *rest),
+            original(sampler, params, *rest),
         )[1],
     )
     config = grpo_config(

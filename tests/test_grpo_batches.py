@@ -20,7 +20,7 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
-from r1jax.rollout.sampler import open_pool
+from r1jax.rewards.pool import GraderPool
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.stages.grpo import Minibatch
 from r1jax.stages.grpo_config import (
@@ -31,6 +31,7 @@ from r1jax.stages.grpo_config import (
     max_tokens_of,
     packing_of,
 )
+from r1jax.stages.grpo_rollouts import rewarded
 from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout
 
@@ -58,9 +59,10 @@ def test_rewards_as_pairs() -> None:
     mapping = config_of(rewards={"helpers:ascii_share": 0.5, "format": 1.0})
     pairs = config_of(rewards=[("helpers:ascii_share", 0.5), ("format", 1.0)])
     for config in (mapping, pairs):
-        with open_pool(config.rewards, config.graders) as pool:
-            pool.submit(0, example("integer", "1"), "ab是是", 2, "stop")
-            (_, grade), *_ = pool.results()
+        with GraderPool({"": config.rewards}, config.graders) as pool:
+            batch = pool.begin("")
+            batch.submit(0, example("integer", "1"), "ab是是", 2, "stop")
+            (_, grade), *_ = batch.results()
         assert grade.breakdown == {"helpers:ascii_share": 0.5, "format": 0.0}
         assert grade.reward == 0.25
 
@@ -205,7 +207,7 @@ def test_reference_is_a_copy() -> None:
     ("truncated", "expected"), [("grade", [0, 1, 2, 3]), ("zero", [0, 0, 2, 0])]
 )
 def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
-    rewards_BG = grpo.rewards_of(config_of(truncated=truncated), four_by_four())
+    rewards_BG = rewarded(config_of(truncated=truncated), four_by_four()).rewards
     np.testing.assert_array_equal(rewards_BG, [expected] * 4)
 
 
@@ -225,7 +227,7 @@ def test_minibatches(split_by: str) -> None:
     """Each rollout is in one update, with its own advantage; only "output" mixes questions."""
     config = config_of(split_by=split_by)
     rollouts = four_by_four()
-    first, second = minibatches = list(grpo.make_minibatches(config, rollouts, 7))
+    first, second = minibatches = list(grpo.make_minibatches(config, rewarded(config, rollouts), 7))
     assert len(first.rollouts) == len(second.rollouts) == 8
     places = [place_of(r) for m in minibatches for r in m.rollouts]
     assert sorted(places) == [place_of(r) for r in rollouts]
@@ -237,10 +239,10 @@ def test_minibatches(split_by: str) -> None:
         np.testing.assert_allclose(minibatch.advantages, expected, rtol=1e-5)
     whole = [p for p, _ in map(place_of, first.rollouts)] == [0] * 4 + [1] * 4
     assert whole == (split_by == "question")
-    again, _ = grpo.make_minibatches(config, rollouts, 7)
+    again, _ = grpo.make_minibatches(config, rewarded(config, rollouts), 7)
     assert [*map(place_of, again.rollouts)] == [*map(place_of, first.rollouts)]
     if split_by == "output":
-        other, _ = grpo.make_minibatches(config, rollouts, 8)
+        other, _ = grpo.make_minibatches(config, rewarded(config, rollouts), 8)
         assert [*map(place_of, other.rollouts)] != [*map(place_of, first.rollouts)]
 
 
@@ -267,8 +269,10 @@ def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: 
         return loss(params, microbatch(jax.tree.map(jnp.asarray, batch), 0)), batch
 
     with_gradient = 0
-    for minibatch in grpo.make_minibatches(config, rollouts, 3):
-        (whole, all_batch), (fewer, batch) = map(measured, (minibatch, grpo.moving(minibatch)))
+    for minibatch in grpo.make_minibatches(config, rewarded(config, rollouts), 3):
+        (whole, all_batch), (fewer, batch) = map(
+            measured, (minibatch, grpo.with_gradient(minibatch))
+        )
         assert batch.num_targets < all_batch.num_targets
         assert batch.lengths.shape == all_batch.lengths.shape == (9,)
         assert sorted(batch.lengths) == sorted(all_batch.lengths)
@@ -293,14 +297,14 @@ def test_each_reward_normalised() -> None:
     ]
     # accuracy: +1 -1, +1 -1; format: -1 +1, 0 0 -> 0.5 -0.5, 1 -1; their std is sqrt(0.625)
     expected = np.array([[0.5, -0.5], [1, -1]]) / 0.625**0.5
-    np.testing.assert_allclose(grpo.advantages_of(config, rollouts), expected, rtol=1e-5)
+    np.testing.assert_allclose(rewarded(config, rollouts).advantages, expected, rtol=1e-5)
 
 
 def test_a_failed_grade_earns_nothing_of_each_reward() -> None:
     config = config_of(normalise="each", rewards={"format": 1.0}, group_size=2)
     failed = replace(rollout(0, 0), reward=0.0, reward_breakdown={"format": 1.0}, failure="timeout")
     honest = replace(rollout(0, 1), reward=0.0, reward_breakdown={"format": 0.0})
-    assert not grpo.advantages_of(config, [failed, honest]).any()
+    assert not rewarded(config, [failed, honest]).advantages.any()
 
 
 def test_groups_of_one_reward_have_no_variance() -> None:
@@ -309,12 +313,14 @@ def test_groups_of_one_reward_have_no_variance() -> None:
         replace(rollout(i // 6, i % 6), reward=reward, reward_breakdown={"accuracy": reward})
         for i, reward in enumerate(rewards)
     ]
-    summary = grpo.summarise(config_of(group_size=6), rollouts)
+    summary = grpo.summarise(rewarded(config_of(group_size=6), rollouts))
     assert summary["group/zero_variance"] == 0.5
 
 
 def test_one_completion_stays_where_none_has_an_advantage() -> None:
-    minibatch = grpo.moving(Minibatch(four_by_four(), np.zeros(16, np.float32), np.zeros(16)))
+    minibatch = grpo.with_gradient(
+        Minibatch(four_by_four(), np.zeros(16, np.float32), np.zeros(16))
+    )
     assert [place_of(r) for r in minibatch.rollouts] == [(0, 0)]
     assert len(minibatch.left_out) == 15
 
@@ -323,7 +329,7 @@ def test_one_completion_stays_where_none_has_an_advantage() -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) -> None:
     config = config_of(split_by=split_by)
-    for minibatch in grpo.make_minibatches(config, four_by_four(), 3):
+    for minibatch in grpo.make_minibatches(config, rewarded(config, four_by_four()), 3):
         groups = grpo.to_groups(config, minibatch.rollouts)
         batch, used = pack(groups, 24, 2, 8, share, minibatch.advantages)
         counted = batch.loss_mask == 1

@@ -7,14 +7,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from r1jax.config import ConfigError
 from r1jax.rewards import Grade
-from r1jax.rewards.pool import GraderPool, _Worker
+from r1jax.rewards.pool import GraderConfig, GraderPool, _Worker
 from r1jax.types import Example
 
 EXAMPLE = Example("e", ({"role": "user", "content": "What is 2+3?"},), "5", "integer")
@@ -68,10 +68,15 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     sys.modules.pop("pool_user", None)
 
 
+def pool_of(rewards: dict[str, Any], **config: Any) -> GraderPool:
+    return GraderPool({"": rewards}, GraderConfig(**config))
+
+
 def grade_all(pool: GraderPool, texts: list[str]) -> dict[str, Grade]:
+    batch = pool.begin("")
     for text in texts:
-        pool.submit(text, EXAMPLE, text, 7, "stop")
-    return dict(pool.results())  # type: ignore[arg-type]
+        batch.submit(text, EXAMPLE, text, 7, "stop")
+    return dict(batch.results())  # type: ignore[arg-type]
 
 
 def is_alive(pid: int) -> bool:
@@ -90,29 +95,31 @@ def wait_until_dead(pid: int, seconds: float = 10.0) -> bool:
 
 
 def test_memory_is_limited() -> None:
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1, memory_mb=1000)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=1, memory_mb=1000) as pool:
         grades = grade_all(pool, ["hungry", "a"])
     assert grades["hungry"].failure is not None and grades["hungry"].failure.kind == "memory"
     assert grades["hungry"].reward == 0 and grades["a"].reward == 1
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=1) as pool:
         assert grade_all(pool, ["hungry"])["hungry"].reward == 20
 
 
 def test_rewards_with_arguments() -> None:
     rewards = {"overlong": {"weight": 2.0, "max_tokens": 10, "buffer": 6}}
-    with closing(GraderPool(rewards, workers=1)) as pool:
+    with pool_of(rewards, workers=1) as pool:
         assert grade_all(pool, ["a"])["a"].reward == -1.0  # 7 tokens: half of the buffer
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_grades(workers: int) -> None:
     rewards = {"accuracy": 1.0, "format": 0.5, "pool_user:parts": 0.25}
-    with closing(GraderPool(rewards, workers=workers)) as pool:
+    with pool_of(rewards, workers=workers) as pool:
         texts = {("a", 0): RIGHT, ("a", 1): r"so \boxed{5}", ("b", 0): "none"}
+        batch, other = pool.begin(""), pool.begin("")
         for key, text in texts.items():
-            pool.submit(key, EXAMPLE, text, 8, "stop")
-        grades = dict(pool.results())
-        assert list(pool.results()) == []
+            batch.submit(key, EXAMPLE, text, 8, "stop")
+        assert list(other.results()) == []  # a batch has its own items
+        grades = dict(batch.results())
+        assert list(batch.results()) == []
     assert {key: grade.reward for key, grade in grades.items()} == {
         ("a", 0): 1 + 0.5 + 2,
         ("a", 1): 1 + 0 + 2,
@@ -126,7 +133,7 @@ def test_late_and_dead_workers_become_failures_and_are_replaced() -> None:
     rewards = {"pool_user:moody": 1.0, "accuracy": 1.0}
     texts = ["a", "hang", "stubborn", "die", "exit", "sys.exit", "raise", "nan", RIGHT, "b"]
     start = time.monotonic()
-    with closing(GraderPool(rewards, workers=1, timeout_s=1.0)) as pool:
+    with pool_of(rewards, workers=1, timeout_s=1.0) as pool:
         grades = grade_all(pool, texts)
         again = grade_all(pool, ["c"])
     assert time.monotonic() - start < 30
@@ -152,7 +159,7 @@ def test_late_and_dead_workers_become_failures_and_are_replaced() -> None:
 
 
 def test_a_late_item_does_not_hold_up_the_others() -> None:
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=2, timeout_s=4.0)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=2, timeout_s=4.0) as pool:
         assert list(grade_all(pool, ["hang", "a", "b", "c"]))[-1] == "hang"
 
 
@@ -160,7 +167,7 @@ def test_what_a_late_grader_started_dies_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PID_FILE", str(tmp_path / "pid"))
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1, timeout_s=1.5)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=1, timeout_s=1.5) as pool:
         assert grade_all(pool, ["child"])["child"].failure.kind == "timeout"  # type: ignore[union-attr]
     assert wait_until_dead(int((tmp_path / "pid").read_text()))
 
@@ -170,11 +177,12 @@ def test_workers_import_no_jax_even_under_a_main_module_that_does(tmp_path: Path
     main.write_text(
         textwrap.dedent("""
         import jax
-        from r1jax.rewards.pool import GraderPool
+        from r1jax.rewards.pool import GraderConfig, GraderPool
         from r1jax.types import Example
-        pool = GraderPool({"pool_user:moody": 1.0}, workers=1)  # and no __main__ guard
-        pool.submit(0, Example("e", ({"content": "q"},), "5", "integer"), "modules", 1, "stop")
-        print(list(pool.results())[0][1].reward)
+        pool = GraderPool({"": {"pool_user:moody": 1.0}}, GraderConfig(1))  # no __main__ guard
+        batch = pool.begin("")
+        batch.submit(0, Example("e", ({"content": "q"},), "5", "integer"), "modules", 1, "stop")
+        print(list(batch.results())[0][1].reward)
         pool.close()
         """)
     )
@@ -186,10 +194,10 @@ def test_workers_import_no_jax_even_under_a_main_module_that_does(tmp_path: Path
 
 
 def test_close_leaves_no_process() -> None:
-    pool = GraderPool({"pool_user:moody": 1.0}, workers=2)
+    pool = pool_of({"pool_user:moody": 1.0}, workers=2)
     pids = {int(grade.reward) for grade in grade_all(pool, ["pid"]).values()}
     assert all(map(is_alive, pids))
-    pool.submit("hang", EXAMPLE, "hang", 1, "stop")
+    pool.begin("").submit("hang", EXAMPLE, "hang", 1, "stop")
     start = time.monotonic()
     pool.close()
     assert time.monotonic() - start < 10
@@ -197,25 +205,26 @@ def test_close_leaves_no_process() -> None:
 
 
 def test_an_item_taken_while_the_pool_closes_starts_no_process() -> None:
-    worker = _Worker(({"accuracy": 1.0}, "bwrap", 0), timeout_s=30.0)
+    worker = _Worker(({"": {"accuracy": 1.0}}, "bwrap", 0), timeout_s=30.0)
     worker.start()
     worker.close()
     with pytest.raises(RuntimeError, match="the pool is closed"):
-        worker.grade(({}, "hang", 1, "stop"))
+        worker.grade(("", {}, "hang", 1, "stop"))
 
 
 @pytest.mark.parametrize("last_text", ["idle", "stubborn"])
 def test_workers_die_with_a_killed_parent(tmp_path: Path, last_text: str) -> None:
     parent_code = textwrap.dedent(f"""
         import sys, time
-        from r1jax.rewards.pool import GraderPool
+        from r1jax.rewards.pool import GraderConfig, GraderPool
         from r1jax.types import Example
         example = Example("e", ({{"content": "q"}},), "5", "integer")
-        pool = GraderPool({{"pool_user:moody": 1.0}}, workers=1, timeout_s=1000)
-        pool.submit(0, example, "pid", 1, "stop")
-        print(int(list(pool.results())[0][1].reward), flush=True)
+        pool = GraderPool({{"": {{"pool_user:moody": 1.0}}}}, GraderConfig(1, timeout_s=1000))
+        batch = pool.begin("")
+        batch.submit(0, example, "pid", 1, "stop")
+        print(int(list(batch.results())[0][1].reward), flush=True)
         if {last_text!r} != "idle":
-            pool.submit(1, example, {last_text!r}, 1, "stop")
+            batch.submit(1, example, {last_text!r}, 1, "stop")
         time.sleep(1000)
         """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
@@ -234,23 +243,23 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path, last_text: str) -> Non
 def test_a_function_that_always_raises_stops_the_first_batch(workers: int) -> None:
     rewards = {"accuracy": 1.0, "pool_user:raises": 1.0}
     with (
-        closing(GraderPool(rewards, workers=workers)) as pool,
+        pool_of(rewards, workers=workers) as pool,
         pytest.raises(ConfigError, match="pool_user:raises' raised ValueError: too bad"),
     ):
-        assert list(pool.results()) == []  # nothing submitted yet: not the first batch
+        assert grade_all(pool, []) == {}  # nothing submitted: not the first batch
         grade_all(pool, ["a", "b"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_function_that_raises_later_does_not_stop_the_run(workers: int) -> None:
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=workers)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=workers) as pool:
         assert len(grade_all(pool, ["raise", "a"])) == 2
         grades = grade_all(pool, ["raise"])
     assert grades["raise"].reward == 0
 
 
 def test_a_first_batch_of_timeouts_does_not_stop_the_run() -> None:
-    with closing(GraderPool({"pool_user:moody": 1.0}, workers=1, timeout_s=0.5)) as pool:
+    with pool_of({"pool_user:moody": 1.0}, workers=1, timeout_s=0.5) as pool:
         assert grade_all(pool, ["hang"])["hang"].failure.kind == "timeout"  # type: ignore[union-attr]
 
 
@@ -269,13 +278,13 @@ def test_a_first_batch_of_timeouts_does_not_stop_the_run() -> None:
 )
 def test_wrong_configs_fail_at_once(rewards: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        GraderPool(rewards, workers=2)
+        pool_of(rewards, workers=2)
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1jax.rewards.pool._CODE", "raise SystemExit(1)")
     with (
-        closing(GraderPool({"accuracy": 1.0}, workers=1)) as pool,
+        pool_of({"accuracy": 1.0}, workers=1) as pool,
         pytest.raises(RuntimeError, match="no grader process starts"),
     ):
         grade_all(pool, ["a"])

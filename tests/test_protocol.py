@@ -10,16 +10,16 @@ import pytest
 from etils import epath
 
 from r1jax.benchmarks.protocol import (
+    Benchmark,
     BenchmarkConfig,
-    check_benchmark,
-    load_examples,
+    open_sampler,
     read_results,
-    run_benchmark,
     write_results,
 )
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.sampler import from_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Example
@@ -33,6 +33,8 @@ FORMAT = " <think> so </think> <answer> 7 </answer>"
 
 class FakeEngine:
     """Says what it is told, last one first; the limit cuts completions that do not end."""
+
+    mesh = None
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> None:
         self.tokenizer, self.texts = tokenizer, texts
@@ -71,11 +73,18 @@ def examples(count: int) -> list[Example]:
     ]
 
 
-def config(k: int, **changes: Any) -> BenchmarkConfig:
+def config(k: int, count: int = 1, **changes: Any) -> BenchmarkConfig:
+    data = DataConfig(function="test_protocol:examples", args={"count": count})
     sampling = SamplingConfig(max_tokens=64)
-    return BenchmarkConfig(
-        DataConfig(path="unread"), num_samples=k, template="plain", sampling=sampling, **changes
-    )
+    return BenchmarkConfig(data, num_samples=k, template="plain", sampling=sampling, **changes)
+
+
+def ran(config: BenchmarkConfig, texts: Any, tokenizer: Tokenizer) -> Any:
+    """(scores, rollouts, the engine's prompts) of a benchmark whose completions are these texts."""
+    engine: Any = FakeEngine(tokenizer, texts)
+    benchmark = Benchmark(config, "b", tokenizer, 2048)
+    with open_sampler(engine, tokenizer, GraderConfig(), [benchmark]) as sampler:
+        return *benchmark.run(sampler, None, seed=0), engine.prompts
 
 
 def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
@@ -85,8 +94,7 @@ def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
         [WRONG, WRONG, LENIENT, "..."],
         [RIGHT, WRONG, "...", FORMAT.replace("7", "9") + "..."],
     ]
-    engine: Any = FakeEngine(tokenizer, texts)
-    metrics, rollouts = run_benchmark(config(4), examples(3), engine, None, tokenizer, seed=0)
+    metrics, rollouts, _ = ran(config(4, 3), texts, tokenizer)
     assert metrics["problems"], metrics["samples"] == (3, 4)
     assert metrics["pass@1"] == pytest.approx(1 / 3)
     # values 3/4, 0, 1/4: variance (5/12)^2 + (1/3)^2 + (1/12)^2 = 42/144, over 2, over 3
@@ -107,8 +115,7 @@ def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
 
 
 def test_one_sample_has_no_vote(tokenizer: Tokenizer) -> None:
-    engine: Any = FakeEngine(tokenizer, [[RIGHT], [FORMAT]])
-    metrics, _ = run_benchmark(config(1), examples(2), engine, None, tokenizer, seed=0)
+    metrics, *_ = ran(config(1, 2), [[RIGHT], [FORMAT]], tokenizer)
     assert metrics["pass@1"] == 1
     assert metrics["format"] == 0.5
     assert not [name for name in metrics if "cons@" in name or "pass@2" in name]
@@ -117,21 +124,18 @@ def test_one_sample_has_no_vote(tokenizer: Tokenizer) -> None:
 def test_prefix_belongs_to_the_completion(tokenizer: Tokenizer) -> None:
     """The model continues it, the grader reads it; it may differ by language."""
     prefix = {"en": " <think> Step", "zh": " <think> 一步"}
-    engine: Any = FakeEngine(tokenizer, [[" </think> <answer> 7 </answer>"]] * 2)
-    metrics, rollouts = run_benchmark(
-        config(1, prefix=prefix), examples(2), engine, None, tokenizer, seed=0
-    )
+    texts = [[" </think> <answer> 7 </answer>"]] * 2
+    metrics, rollouts, prompts = ran(config(1, 2, prefix=prefix), texts, tokenizer)
     for i, language in enumerate(LANGUAGES):
         question = tokenizer.encode(examples(2)[i].question)
         start = tokenizer.encode(prefix[language])
-        assert engine.prompts[i] == [*tokenizer.prefix, *question, *start]
+        assert prompts[i] == [*tokenizer.prefix, *question, *start]
         assert rollouts[i].text == prefix[language] + " </think> <answer> 7 </answer>"
     assert metrics["format"] == metrics["pass@1"] == 1
 
 
 def test_results_survive_their_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    engine: Any = FakeEngine(tokenizer, [[RIGHT, "…\n\u2028..."]])
-    metrics, rollouts = run_benchmark(config(2), examples(1), engine, None, tokenizer, seed=0)
+    metrics, rollouts, _ = ran(config(2), [[RIGHT, "…\n\u2028..."]], tokenizer)
     assert np.isnan(metrics["pass@1_se"])  # of one problem
     directory = epath.Path(tmp_path / "000003")
     assert read_results(directory) is None
@@ -162,8 +166,7 @@ def test_results_are_written_last(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    engine: Any = FakeEngine(tokenizer, [[RIGHT]])
-    metrics, rollouts = run_benchmark(config(1), examples(1), engine, None, tokenizer, seed=0)
+    metrics, rollouts, _ = ran(config(1), [[RIGHT]], tokenizer)
     directory = epath.Path(tmp_path)
     monkeypatch.setattr("r1jax.benchmarks.protocol.write_jsonl_atomic", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -172,21 +175,20 @@ def test_results_are_written_last(
 
 
 def test_prompt_too_long(tokenizer: Tokenizer) -> None:
-    engine: Any = FakeEngine(tokenizer, [[RIGHT]])
     with pytest.raises(DataError, match=r"example e0: its prompt has \d+ tokens, more than"):
-        run_benchmark(config(1, max_prompt_tokens=2), examples(1), engine, None, tokenizer, seed=0)
+        Benchmark(config(1, max_prompt_tokens=2), "k", tokenizer, 2048)
 
 
-def test_wrong_benchmarks(tmp_path: Path) -> None:
+def test_wrong_benchmarks(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"k: max_prompt_tokens 1024 \+ .* max_length 64"):
-        check_benchmark(config(1), 64, "k")
+        Benchmark(config(1), "k", tokenizer, 64)
     endless = DataConfig(
         function="experiments.mini.world.problems:problems",
         args={"seed": 0, "split": "test", "levels": [1]},
     )
     with pytest.raises(ConfigError, match=r"k.data.limit must be set"):
-        load_examples(BenchmarkConfig(endless), "k")
+        Benchmark(BenchmarkConfig(endless), "k", tokenizer, 65_536)
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "1+1", "answer": "two", "task": "integer"}\n')
     with pytest.raises(DataError, match="example 0: 'two' is no integer answer"):
-        load_examples(BenchmarkConfig(DataConfig(path=str(path))), "k")
+        Benchmark(BenchmarkConfig(DataConfig(path=str(path))), "k", tokenizer, 65_536)

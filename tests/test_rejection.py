@@ -14,6 +14,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.decontaminate import Benchmarks
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.rewards import load_rewards, score
+from r1jax.rollout.sampler import Sampler
 from r1jax.stages import mixture, rejection
 from r1jax.types import Example
 
@@ -94,11 +95,9 @@ def test_a_killed_run_goes_on_where_it_was(
         (tmp_path / "cut" / name).unlink()
     (tmp_path / "cut/rollouts/000001.jsonl").unlink()  # killed while the second was sampled
     sampled = []
-    original = rejection.sample_rollouts
+    original = Sampler.sample
     monkeypatch.setattr(
-        rejection,
-        "sample_rollouts",
-        lambda *args: (sampled.append(len(args[2])), original(*args))[1],
+        Sampler, "sample", lambda *args: (sampled.append(len(args[2].prompts)), original(*args))[1]
     )
     rejection.run(config(tokenizer_dir), str(tmp_path / "cut"))
     assert sampled == [2]

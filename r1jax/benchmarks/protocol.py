@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,24 +17,27 @@ from r1jax.config import ConfigError
 from r1jax.data.datasets import DataConfig, finite_examples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
-from r1jax.judges.reward_model import LearnedReward, LearnedRewards
+from r1jax.judges.reward_model import LearnedReward, open_judges
 from r1jax.machines.mesh import make_mesh
 from r1jax.rewards.format import reflective_words
+from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampler import (
-    GraderConfig,
-    Prompt,
-    make_prompt,
-    open_pool,
-    sample_rollouts,
-    to_row,
-)
+from r1jax.rollout.sampler import Questions, Sampler, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks import check_example, final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout
 
 STRICT, LENIENT = "accuracy", "lenient_accuracy"
-Metrics = dict[str, float]
+Scores = dict[str, float]  # of one benchmark
+
+
+class RewardsConfig(Protocol):
+    """What has rewards: a benchmark's config, or GRPO's."""
+
+    @property
+    def rewards(self) -> Any: ...
+    @property
+    def reward_models(self) -> dict[str, LearnedReward]: ...
 
 
 @dataclass(frozen=True)
@@ -55,53 +58,83 @@ class BenchmarkConfig:
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores
 
 
-def load_examples(config: BenchmarkConfig, key: str) -> list[Example]:
-    """The benchmark's problems, each checked to be gradable."""
-    examples = finite_examples(config.data, f"{key}.data")
-    for example in examples:
-        check_example(example)
-    return examples
+class Benchmark:
+    """Problems, read, checked and rendered once, to be asked as often as one likes."""
+
+    def __init__(
+        self, config: BenchmarkConfig, key: str, tokenizer: Tokenizer, max_length: int
+    ) -> None:
+        """`key` is the config's name in messages, and the name of its rewards in a sampler.
+
+        Raises ConfigError for what cannot fit into the model, DataError for a wrong problem.
+        """
+        needed = config.max_prompt_tokens + config.sampling.max_tokens
+        if needed > max_length:
+            raise ConfigError(
+                f"{key}: max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
+                f" {config.sampling.max_tokens} is more than the model's max_length {max_length}"
+            )
+        self.config, self.key = config, key
+        self.examples = finite_examples(config.data, f"{key}.data")
+        for example in self.examples:
+            check_example(example)
+        prompts = [
+            make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
+            for e in self.examples
+        ]
+        self._questions = Questions(prompts, config.sampling, config.num_samples, key)
+
+    @property
+    def completions(self) -> int:
+        """How many are sampled."""
+        return len(self.examples) * self.config.num_samples
+
+    def run(
+        self,
+        sampler: Sampler,
+        params: Any,
+        seed: int,
+        on_completion: Callable[[int], None] | None = None,
+    ) -> tuple[Scores, list[Rollout]]:
+        """Samples, grades and summarises."""
+        key = jax.random.key(seed)
+        rollouts = sampler.sample(params, self._questions, key, on_completion).graded()
+        return self.scores(rollouts), rollouts
+
+    def scores(self, rollouts: Sequence[Rollout]) -> Scores:
+        """What these rollouts are worth."""
+        return summarise(self.examples, rollouts, self.config.num_samples)
 
 
-def run_benchmark(
-    config: BenchmarkConfig,
-    examples: Sequence[Example],
+def open_benchmarks(
+    configs: Mapping[str, BenchmarkConfig], key: str, tokenizer: Tokenizer, max_length: int
+) -> dict[str, Benchmark]:
+    """Those of a section of a config; `key` is the section's name."""
+    return {
+        name: Benchmark(config, f"{key}.{name}", tokenizer, max_length)
+        for name, config in configs.items()
+    }
+
+
+def open_sampler(
     engine: Engine,
-    params: Any,
     tokenizer: Tokenizer,
-    seed: int,
-    graders: GraderConfig | None = None,
-    on_completion: Callable[[int], None] | None = None,
-) -> tuple[Metrics, list[Rollout]]:
-    """Samples, grades and summarises one benchmark."""
-    prompts = [
-        make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
-        for e in examples
-    ]
-    with open_pool(config.rewards, graders or GraderConfig()) as pool:
-        rollouts = sample_rollouts(
-            engine,
-            params,
-            prompts,
-            pool,
-            tokenizer,
-            config.sampling,
-            jax.random.key(seed),
-            config.num_samples,
-            on_completion,
-        ).graded()
-    if config.reward_models:
-        learned = LearnedRewards(config.reward_models, engine.mesh or make_mesh())
-        rollouts = learned.added(rollouts, examples)
-    return summarise(prompts, rollouts, config.num_samples), rollouts
+    graders: GraderConfig,
+    benchmarks: Iterable[Benchmark],
+    more: Mapping[str, RewardsConfig] | None = None,
+) -> Sampler:
+    """For benchmarks, and for `more` that have rewards, by name."""
+    asking = {benchmark.key: benchmark.config for benchmark in benchmarks} | dict(more or {})
+    pool = GraderPool({name: config.rewards for name, config in asking.items()}, graders)
+    models = {name: config.reward_models for name, config in asking.items()}
+    return Sampler(engine, tokenizer, pool, open_judges(models, engine.mesh or make_mesh()))
 
 
-def summarise(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], k: int) -> Metrics:
+def summarise(examples: Sequence[Example], rollouts: Sequence[Rollout], k: int) -> Scores:
     """pass@1 with its standard error over problems, pass@k, cons@k, by level; length; the means of
     the other rewards (format, language, reward models) under their names."""
-    groups = [rollouts[i * k : (i + 1) * k] for i in range(len(prompts))]
-    examples = [prompt.example for prompt in prompts]
-    metrics: Metrics = {"problems": len(examples), "samples": k}
+    groups = [rollouts[i * k : (i + 1) * k] for i in range(len(examples))]
+    metrics: Scores = {"problems": len(examples), "samples": k}
     for name, prefix in ((STRICT, ""), (LENIENT, "lenient_")):
         if name in rollouts[0].reward_breakdown:
             metrics |= _accuracies(examples, groups, name, prefix, k)
@@ -118,7 +151,7 @@ def summarise(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], k: int) ->
 
 def _accuracies(
     examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], name: str, prefix: str, k: int
-) -> Metrics:
+) -> Scores:
     right = [[r.reward_breakdown[name] for r in group] for group in groups]
     means = [float(np.mean(values)) for values in right]
     mean, error = mean_and_standard_error(means)
@@ -161,7 +194,7 @@ def _mean(values: Any) -> float:
 
 def write_results(
     directory: epath.Path,
-    results: Mapping[str, Metrics],
+    results: Mapping[str, Scores],
     rollouts: Mapping[str, Sequence[Rollout]],
     about: Mapping[str, Any],
 ) -> None:
@@ -179,13 +212,3 @@ def read_results(directory: epath.Path) -> dict[str, Any] | None:
     """What write_results wrote, or None where an evaluation is not complete."""
     path = directory / RESULTS
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def check_benchmark(config: BenchmarkConfig, max_length: int, key: str) -> None:
-    """A benchmark that cannot fit in the model is an error before the run starts."""
-    needed = config.max_prompt_tokens + config.sampling.max_tokens
-    if needed > max_length:
-        raise ConfigError(
-            f"{key}: max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
-            f" {config.sampling.max_tokens} is more than the model's max_length {max_length}"
-        )

@@ -22,8 +22,8 @@ from r1jax.config import ConfigError
 from r1jax.data.chat import render_prompt
 from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Message
 from r1jax.weights.load import open_model
 
@@ -60,7 +60,7 @@ def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
     mesh = mesh or make_mesh()
     opened = open_model(str(config.path))
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
-    engine = Engine(opened.config, tokenizer.stop_ids, config.engine, mesh)
+    sampler = Sampler(Engine(opened.config, tokenizer.stop_ids, config.engine, mesh), tokenizer)
 
     def answer(conversations: Sequence[list[Message]]) -> list[str]:
         prompts = [
@@ -69,9 +69,8 @@ def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
         ]
         texts = [""] * len(prompts)
         key = jax.random.key(config.seed)
-        check = stop_check(tokenizer, config.sampling.stop)
-        for completion in engine.generate(params, prompts, config.sampling, key, stop_check=check):
-            texts[completion.prompt_index] = tokenizer.decode(completion.tokens.tolist())
+        for completion, text in sampler.completions(params, prompts, config.sampling, key):
+            texts[completion.prompt_index] = text
         return texts
 
     return answer

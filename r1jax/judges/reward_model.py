@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,8 +122,13 @@ class RewardModel:
             )
         mesh = mesh or make_mesh()
         self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
-        self._params = opened.load(mesh, 0)
+        self._load = functools.partial(opened.load, mesh, 0)
         self._scorer = Scorer(Transformer(opened.config, mesh), mesh, microbatch_rows)
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        """Read when it is first asked."""
+        return self._load()
 
     def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """float32 [N], of (messages, response); logits for a pointwise model."""
@@ -149,14 +155,30 @@ class LearnedReward:
 
 
 class LearnedRewards:
-    """The reward models of a run, opened once; their scores are added to graded rollouts."""
+    """The reward models of a set of rewards; their scores are added to graded rollouts."""
 
-    def __init__(self, terms: Mapping[str, LearnedReward], mesh: Mesh) -> None:
-        self._terms = terms
-        self._models = {
-            name: RewardModel(term.path, term.reads, term.template, mesh, term.microbatch_rows)
-            for name, term in terms.items()
-        }
+    def __init__(
+        self,
+        terms: Mapping[str, LearnedReward],
+        mesh: Mesh,
+        opened: dict[LearnedReward, RewardModel] | None = None,
+    ) -> None:
+        """What is in `opened` already is not opened anew; what is new is added there."""
+        opened = {} if opened is None else opened
+        self._terms, self._models = terms, {}
+        for name, term in terms.items():
+            # Another weight or kind of prompt makes no other model.
+            same = LearnedReward(
+                term.path,
+                reads=term.reads,
+                template=term.template,
+                microbatch_rows=term.microbatch_rows,
+            )
+            if same not in opened:
+                opened[same] = RewardModel(
+                    term.path, term.reads, term.template, mesh, term.microbatch_rows
+                )
+            self._models[name] = opened[same]
 
     def added(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> list[Rollout]:
         """The rollouts with each model's score in the breakdown and weighted in the reward.
@@ -200,3 +222,11 @@ def _reference(example: Example, key: str, name: str) -> str:
             f"example {example.id} has no {key!r}, which reward model {name!r} compares with"
         )
     return str(example.metadata[key])
+
+
+def open_judges(
+    sets: Mapping[str, Mapping[str, LearnedReward]], mesh: Mesh
+) -> dict[str, LearnedRewards]:
+    """The sets that have reward models, by name; a model that several ask is opened once."""
+    opened: dict[LearnedReward, RewardModel] = {}
+    return {name: LearnedRewards(terms, mesh, opened) for name, terms in sets.items() if terms}

@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pickle import UnpicklingError
 from queue import SimpleQueue
 from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from r1jax.machines.processes import end_with_parent
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
@@ -36,65 +37,58 @@ _CODE = "import sys; from r1jax.rewards.pool import work; work(int(sys.argv[1]))
 _FIELDS = ("id", "messages", "answer", "task", "metadata", "question")
 
 
-class GraderPool:
-    """`submit` items, iterate over `results`, `close` (contextlib.closing) to end the workers.
+@dataclass(frozen=True)
+class GraderConfig:
+    """Where rewards are computed."""
 
-    With workers=0 `submit` grades in the caller's process: for cheap rules, as nothing there
-    limits the time of a user's function.
+    workers: int = 0  # processes; 0 = in this one, without a time limit
+    timeout_s: float = 30.0  # wall clock per completion
+    memory_mb: int = 4096  # of a worker's data; 0 = no limit
+    sandbox: Mode = "bwrap"  # what programs under test run in
+
+
+class GraderPool:
+    """Workers for several sets of rewards, each under a name; opened once a run.
+
+    `begin` a batch, `submit` items to it, iterate over its `results`; `close` (or leave the `with`
+    block) to end the workers. With workers=0 `submit` grades in the caller's process: for cheap
+    rules, as nothing there limits the time of a user's function.
     """
 
-    def __init__(
-        self,
-        rewards: Weights,
-        *,
-        workers: int,
-        timeout_s: float = 30.0,
-        memory_mb: int = 4096,
-        sandbox: Mode = "bwrap",
-    ) -> None:
-        choose_sandbox(sandbox)
-        self._weights = dict(rewards)
-        self._rewards = load_rewards(self._weights)  # a wrong config fails here, not in a worker
-        self._items: SimpleQueue[Any] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Hashable, Grade | Exception]] = SimpleQueue()
-        self._pending = 0
-        self._first_batch: list[Grade] | None = []
+    def __init__(self, rewards: Mapping[str, Weights], config: GraderConfig | None = None) -> None:
+        config = config or GraderConfig()
+        choose_sandbox(config.sandbox)
+        self._weights = {name: dict(weights) for name, weights in rewards.items()}
+        # A wrong config fails here, not in a worker.
+        self._rewards = {name: load_rewards(w) for name, w in self._weights.items()}
+        self._items: SimpleQueue[tuple[Grading, Hashable, Any] | None] = SimpleQueue()
+        self._proved: set[str] = set()  # sets of rewards that graded a batch
         self._closed = False
-        start = (self._weights, sandbox, memory_mb)
-        self._workers = [_Worker(start, timeout_s) for _ in range(workers)]
+        start = (self._weights, config.sandbox, config.memory_mb)
+        self._workers = [_Worker(start, config.timeout_s) for _ in range(config.workers)]
         self._threads = [threading.Thread(target=self._serve, args=(w,)) for w in self._workers]
         for thread in self._threads:
             thread.daemon = True
             thread.start()
 
-    def submit(
-        self, key: Hashable, example: Example, text: str, length: int, finish_reason: str
-    ) -> None:
-        """Queues one completion; `key` comes back with its grade."""
-        self._pending += 1
+    def begin(self, rewards: str) -> Grading:
+        """A batch to be graded by this set of rewards."""
+        return Grading(self, rewards)
+
+    def put(self, batch: Grading, key: Hashable, item: tuple[Example, str, int, str]) -> None:
+        """Queues an item; its grade goes to the batch."""
         if self._workers:
             # Not the Example itself: to unpickle it a worker would import flax and jax.
-            fields = {name: getattr(example, name) for name in _FIELDS}
-            self._items.put((key, (fields, text, length, finish_reason)))
+            fields = {name: getattr(item[0], name) for name in _FIELDS}
+            self._items.put((batch, key, (batch.rewards, fields, *item[1:])))
         else:
-            self._done.put((key, score(self._rewards, example, text, length, finish_reason)))
+            batch.done.put((key, score(self._rewards[batch.rewards], *item)))
 
-    def results(self) -> Iterator[tuple[Hashable, Grade]]:
-        """(key, grade) of everything submitted so far, in the order of finishing.
-
-        Once a batch, please: after the first, ConfigError if every grade in it failed.
-        """
-        while self._pending:
-            key, grade = self._done.get()
-            if isinstance(grade, Exception):
-                raise grade
-            self._pending -= 1
-            if self._first_batch is not None:
-                self._first_batch.append(grade)
-            yield key, grade
-        if self._first_batch:
-            first_batch, self._first_batch = self._first_batch, None
-            stop_if_all_failed(first_batch)
+    def prove(self, batch: Grading, grades: Sequence[Grade]) -> None:
+        """ConfigError if these rewards failed on every item of their first batch."""
+        if grades and batch.rewards not in self._proved:
+            self._proved.add(batch.rewards)
+            stop_if_all_failed(grades)
 
     def close(self) -> None:
         self._closed = True
@@ -104,23 +98,66 @@ class GraderPool:
         for thread in self._threads:
             thread.join()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _serve(self, worker: _Worker) -> None:
         """A thread's life: item after item through its worker, until the pool is closed."""
+        broken: Exception | None = None
         try:
             worker.start()  # it imports while the first rollouts are decoded
-            while not self._closed and (item := self._items.get()) is not None:
-                key, fields = item
-                self._done.put((key, worker.grade(fields)))
-        except Exception as error:  # goes to the main thread, which would wait for ever
-            self._done.put((None, error))
-        finally:
-            worker.kill()
+        except Exception as error:
+            broken = error
+        while not self._closed and (item := self._items.get()) is not None:
+            batch, key, fields = item
+            try:
+                batch.done.put((key, broken or worker.grade(fields)))
+            except Exception as error:  # goes to the main thread, which would wait for ever
+                broken = error
+                batch.done.put((key, broken))
+        worker.kill()
+
+
+class Grading:
+    """A batch of items, graded while more of them come."""
+
+    def __init__(self, pool: GraderPool, rewards: str) -> None:
+        self._pool, self._pending = pool, 0
+        self.rewards = rewards
+        self.done: SimpleQueue[tuple[Hashable, Grade | Exception]] = SimpleQueue()
+
+    def submit(
+        self, key: Hashable, example: Example, text: str, length: int, finish_reason: str
+    ) -> None:
+        """Queues one completion; `key` comes back with its grade."""
+        self._pending += 1
+        self._pool.put(self, key, (example, text, length, finish_reason))
+
+    def results(self) -> Iterator[tuple[Hashable, Grade]]:
+        """(key, grade) of everything submitted so far, in the order of finishing.
+
+        ConfigError at the end of the first batch of these rewards if every grade in it failed.
+        """
+        grades = []
+        while self._pending:
+            key, grade = self.done.get()
+            if isinstance(grade, Exception):
+                raise grade
+            self._pending -= 1
+            grades.append(grade)
+            yield key, grade
+        self._pool.prove(self, grades)
 
 
 class _Worker:
     """The parent's end of a worker process, which starts anew after each failure."""
 
-    def __init__(self, start: tuple[Mapping[str, Any], Mode, int], timeout_s: float) -> None:
+    def __init__(
+        self, start: tuple[Mapping[str, Mapping[str, Any]], Mode, int], timeout_s: float
+    ) -> None:
         self._start, self._timeout_s = start, timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
@@ -163,7 +200,7 @@ class _Worker:
         grade = self._ask(item, self._timeout_s)
         if isinstance(grade, Failure):
             self.kill()
-            return Grade(0.0, dict.fromkeys(self._start[0], 0.0), grade)
+            return Grade(0.0, dict.fromkeys(self._start[0][item[0]], 0.0), grade)
         return grade
 
     def _ask(self, message: Any, timeout_s: float) -> Any:
@@ -206,9 +243,9 @@ def work(descriptor: int) -> None:
         weights, sandbox, memory_mb = pipe.recv()
         if memory_mb:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
-        rewards = load_rewards(weights)
+        rewards = {name: load_rewards(of_set) for name, of_set in weights.items()}
         choose_sandbox(sandbox)
         pipe.send("ready")
         while True:
-            fields, *rest = pipe.recv()
-            pipe.send(score(rewards, SimpleNamespace(**fields), *rest))  # type: ignore[arg-type]
+            name, fields, *rest = pipe.recv()
+            pipe.send(score(rewards[name], SimpleNamespace(**fields), *rest))  # type: ignore[arg-type]

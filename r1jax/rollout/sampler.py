@@ -1,11 +1,10 @@
-"""Completions with their rewards: the first half of GRPO, rejection sampling and evaluation."""
+"""Questions in, graded rollouts out: the first half of GRPO, rejection sampling and evaluation."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -15,34 +14,11 @@ from r1jax.data.chat import render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.machines.hosts import of_first_process
 from r1jax.rewards import Grade
-from r1jax.rewards.pool import GraderPool
+from r1jax.rewards.pool import GraderPool, Grading
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Example, Rollout
-
-
-@dataclass(frozen=True)
-class GraderConfig:
-    """Where rewards are computed."""
-
-    workers: int = 0  # processes; 0 = in this one, without a time limit
-    timeout_s: float = 30.0  # wall clock per completion
-    memory_mb: int = 4096  # of a worker's data; 0 = no limit
-    sandbox: Literal["bwrap", "rlimits"] = "bwrap"  # what programs under test run in
-
-
-@contextlib.contextmanager
-def open_pool(rewards: Mapping[str, Any], config: GraderConfig) -> Iterator[GraderPool]:
-    pool = GraderPool(
-        rewards,
-        workers=config.workers,
-        timeout_s=config.timeout_s,
-        memory_mb=config.memory_mb,
-        sandbox=config.sandbox,
-    )
-    with contextlib.closing(pool):
-        yield pool
 
 
 @dataclass(frozen=True)
@@ -82,64 +58,127 @@ def make_prompt(
 
 
 @dataclass(frozen=True)
+class Questions:
+    """What is asked, how, how often, and which rewards grade the answers."""
+
+    prompts: Sequence[Prompt]
+    sampling: SamplingConfig
+    group_size: int = 1
+    rewards: str = ""  # the name of one of the sets of the sampler's pool and judges
+
+
+class Judge(Protocol):
+    """Models that judge, behind the rules (judges/reward_model.py)."""
+
+    def added(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> list[Rollout]:
+        """The rollouts with the judges' scores; `examples` are the prompts'."""
+
+
+class Sampler:
+    """A model that is asked, and what grades its answers: opened once a run, closed by `with`.
+
+    The parameters come with every call, since training changes them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        pool: GraderPool | None = None,
+        judges: Mapping[str, Judge] | None = None,
+    ) -> None:
+        """`pool` and `judges` have the same names for their sets of rewards; a set may do without
+        judges. Who only reads texts needs neither.
+        """
+        self.engine, self.tokenizer, self.pool = engine, tokenizer, pool
+        self._judges = dict(judges or {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.close()
+
+    def completions(
+        self,
+        params: Any,
+        prompts: Sequence[np.ndarray],
+        sampling: SamplingConfig,
+        key: jax.Array,
+        group_size: int = 1,
+    ) -> Iterator[tuple[Completion, str]]:
+        """`group_size` completions of each prompt with their texts, in the order of finishing."""
+        check = stop_check(self.tokenizer, sampling.stop)
+        for completion in self.engine.generate(
+            params, prompts, sampling, key, group_size, stop_check=check
+        ):
+            yield completion, self.tokenizer.decode(completion.tokens.tolist())
+
+    def sample(
+        self,
+        params: Any,
+        questions: Questions,
+        key: jax.Array,
+        on_completion: Callable[[int], None] | None = None,
+    ) -> Ungraded:
+        """The answers to these questions; each goes to the graders while others decode.
+
+        Returns when all are sampled, `graded()` of that when all are graded. `on_completion` is
+        told how many completions are finished.
+        """
+        assert self.pool is not None, "a sampler without graders reads texts only"
+        prompts = questions.prompts
+        finished: dict[tuple[int, int], tuple[Completion, str]] = {}
+        grading = self.pool.begin(questions.rewards)
+        tokens = [prompt.tokens for prompt in prompts]
+        for completion, decoded in self.completions(
+            params, tokens, questions.sampling, key, questions.group_size
+        ):
+            place = (completion.prompt_index, completion.sample_index)
+            prompt = prompts[completion.prompt_index]
+            text = prompt.prefix + decoded
+            finished[place] = completion, text
+            if jax.process_index() == 0:
+                length = len(completion.tokens)
+                grading.submit(place, prompt.example, text, length, completion.finish_reason)
+            if on_completion is not None:
+                on_completion(len(finished))
+        return Ungraded(prompts, finished, grading, self._judges.get(questions.rewards))
+
+
+@dataclass(frozen=True)
 class Ungraded:
     """Sampled completions whose rewards are being computed."""
 
     prompts: Sequence[Prompt]
     finished: Mapping[tuple[int, int], tuple[Completion, str]]  # (prompt, sample) -> with its text
-    pool: GraderPool
+    grading: Grading
+    judge: Judge | None
 
     def graded(self) -> list[Rollout]:
-        """Waits for the graders -> rollouts sorted by (prompt, sample).
+        """Waits for the graders, asks the judges -> rollouts sorted by (prompt, sample)."""
+        return self.judged(self.by_rules())
+
+    def by_rules(self) -> list[Rollout]:
+        """The rules' part alone.
 
         Of several processes the first one grades for all: graders have time limits, and a grade
         that differed between two would let them train on different things.
         """
         places = sorted(self.finished)
-        found: dict[Any, Grade] = dict(self.pool.results())
+        found: dict[Any, Grade] = dict(self.grading.results())
         grades = of_first_process([_grade_row(found[place]) for place in places if place in found])
         return [
             _rollout(self.prompts[place[0]], *self.finished[place], grade)
             for place, grade in zip(places, grades, strict=True)
         ]
 
-
-def sample_rollouts(
-    engine: Engine,
-    params: Any,
-    prompts: Sequence[Prompt],
-    pool: GraderPool,
-    tokenizer: Tokenizer,
-    sampling: SamplingConfig,
-    key: jax.Array,
-    group_size: int,
-    on_completion: Callable[[int], None] | None = None,
-) -> Ungraded:
-    """`group_size` completions per prompt; each goes to the graders while others decode.
-
-    Returns when all are sampled, `graded()` of that when all are graded. `on_completion` is told
-    how many completions are finished.
-    """
-    finished: dict[tuple[int, int], tuple[Completion, str]] = {}
-    stream = engine.generate(
-        params,
-        [prompt.tokens for prompt in prompts],
-        sampling,
-        key,
-        group_size,
-        stop_check=stop_check(tokenizer, sampling.stop),
-    )
-    for completion in stream:
-        place = (completion.prompt_index, completion.sample_index)
-        prompt = prompts[completion.prompt_index]
-        text = prompt.prefix + tokenizer.decode(completion.tokens.tolist())
-        finished[place] = completion, text
-        if jax.process_index() == 0:
-            length = len(completion.tokens)
-            pool.submit(place, prompt.example, text, length, completion.finish_reason)
-        if on_completion is not None:
-            on_completion(len(finished))
-    return Ungraded(prompts, finished, pool)
+    def judged(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """With what the judges say beside."""
+        if self.judge is None:
+            return rollouts
+        return self.judge.added(rollouts, [prompt.example for prompt in self.prompts])
 
 
 def _grade_row(grade: Grade) -> dict[str, Any]:

@@ -16,26 +16,25 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.protocol import (
+    Benchmark,
     BenchmarkConfig,
-    Metrics,
-    check_benchmark,
-    load_examples,
-    run_benchmark,
-    summarise,
+    Scores,
+    open_benchmarks,
+    open_sampler,
     write_results,
 )
 from r1jax.config import ConfigError, section
-from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
+from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampler import GraderConfig, from_row, make_prompt, to_row
+from r1jax.rollout.sampler import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
-from r1jax.types import Example, Rollout
+from r1jax.types import Rollout
 from r1jax.weights.checkpoint import MANIFEST, Checkpoints
 from r1jax.weights.load import OpenModel, open_model
 
@@ -76,33 +75,29 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     print_evaluation(workdir)
 
 
-def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Metrics]:
+def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores]:
     """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
     check(config)
     choose_sandbox(config.graders.sandbox)
     opened, directory = open_model(config.model), absolute(workdir)
-    examples = {}
-    for name, benchmark in config.benchmarks.items():
-        check_benchmark(benchmark, opened.config.max_length, f"benchmark {name}")
-        examples[name] = load_examples(benchmark, f"config.benchmarks.{name}")
+    benchmarks = open_benchmarks(
+        config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
+    )
     asked = {
         "model": str(absolute(config.model)),
         "step": model_step(config.model),
         "seed": config.seed,
     }
     _check_asked(directory, config, asked)
+    todo = {name: b for name, b in benchmarks.items() if not _file(directory, name).exists()}
     rollouts = {
         name: [from_row(row) for row in read_jsonl(_file(directory, name))]
-        for name in config.benchmarks
-        if _file(directory, name).exists()
+        for name in benchmarks
+        if name not in todo
     }
-    todo = [name for name in config.benchmarks if name not in rollouts]
     if todo:
-        _run(opened, config, {name: examples[name] for name in todo}, directory, rollouts)
-    results = {
-        name: _summary(benchmark, examples[name], opened.tokenizer, rollouts[name])
-        for name, benchmark in config.benchmarks.items()
-    }
+        rollouts |= _run(opened, config, todo, directory)
+    results = {name: benchmark.scores(rollouts[name]) for name, benchmark in benchmarks.items()}
     label = {"label": config.label} if config.label else {}
     if jax.process_index() == 0:
         write_results(directory, results, {}, asked | label)
@@ -143,39 +138,19 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
 def _run(
     opened: OpenModel,
     config: EvaluateConfig,
-    examples: dict[str, list[Example]],
+    benchmarks: dict[str, Benchmark],
     directory: epath.Path,
-    rollouts: dict[str, list[Rollout]],
-) -> None:
+) -> dict[str, list[Rollout]]:
     """Samples and grades these benchmarks; each is written down as it ends."""
     mesh = make_mesh(config.mesh)
     params = opened.load(mesh, config.seed)
     engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, mesh)
-    for name, items in examples.items():
-        benchmark = config.benchmarks[name]
-        with Progress(name, len(items) * benchmark.num_samples, 0, {}) as progress:
-            _, rollouts[name] = run_benchmark(
-                benchmark,
-                items,
-                engine,
-                params,
-                opened.tokenizer,
-                config.seed,
-                config.graders,
-                functools.partial(progress.update, values={}),
-            )
-        if jax.process_index() == 0:
-            write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
-
-
-def _summary(
-    benchmark: BenchmarkConfig,
-    examples: list[Example],
-    tokenizer: Tokenizer,
-    rollouts: list[Rollout],
-) -> Metrics:
-    prompts = [
-        make_prompt(e, tokenizer, benchmark.template, benchmark.max_prompt_tokens, benchmark.prefix)
-        for e in examples
-    ]
-    return summarise(prompts, rollouts, benchmark.num_samples)
+    rollouts = {}
+    with open_sampler(engine, opened.tokenizer, config.graders, benchmarks.values()) as sampler:
+        for name, benchmark in benchmarks.items():
+            with Progress(name, benchmark.completions, 0, {}) as progress:
+                advance = functools.partial(progress.update, values={})
+                _, rollouts[name] = benchmark.run(sampler, params, config.seed, advance)
+            if jax.process_index() == 0:
+                write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
+    return rollouts

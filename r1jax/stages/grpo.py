@@ -27,17 +27,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from r1jax.benchmarks.protocol import (
-    check_benchmark,
-    load_examples,
-    read_results,
-    run_benchmark,
-    write_results,
-)
 from r1jax.config import ConfigError, section
 from r1jax.data.packing import Group, completion_group, pack, padding_share
-from r1jax.files import EVALUATIONS, absolute
-from r1jax.judges.reward_model import LearnedRewards
+from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss
 from r1jax.losses.policy import grpo_loss
@@ -45,15 +37,14 @@ from r1jax.machines.mesh import check_divisible, replicated, spec_of, to_global
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampler import open_pool
 from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
+from r1jax.stages.grpo_evaluation import open_evaluation
 from r1jax.stages.grpo_rollouts import (
+    Rewarded,
     Rollouts,
-    advantages_of,
     checked_stream,
     forget_rollouts,
-    rewards_of,
+    rewarded,
     truncated,
 )
 from r1jax.tasks.sandbox import choose_sandbox
@@ -102,23 +93,21 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
     use_ref = config.loss.kl_coef > 0 or (config.critic is not None and config.critic.kl_coef > 0)
     with (
         open_run(config, config_dict, workdir, SHOWN, use_ref, config.share_prompts) as stage,
-        open_pool(config.rewards, config.graders) as pool,
+        open_evaluation(config, stage) as (sampler, held_out),
     ):
         check_shapes(config, stage)
-        engine = Engine(stage.model.config, stage.tokenizer.stop_ids, config.engine, stage.mesh)
         critic = open_critic(config, stage)
         programs = Programs(config, stage, critic)
-        learned = LearnedRewards(config.reward_models, stage.mesh)
-        source = Rollouts(config, stage, engine, pool, learned, examples)
-        benchmarks(config, stage, engine, 0)
-        curves(config, stage, engine, 0)
+        source = Rollouts(config, stage, sampler, examples)
+        held_out.benchmarks(0)
+        held_out.curves(0)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
-            rollouts = source.of(iteration, step)
-            minibatches = make_minibatches(config, rollouts, iteration)
+            found = rewarded(config, source.of(iteration, step))
+            minibatches = make_minibatches(config, found, iteration)
             batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
-            summary = summarise(config, rollouts)
+            summary = summarise(found)
             ahead = source.begin_ahead(iteration + 1, step + len(batches))
             for batch, used, packed in batches:
                 step += 1
@@ -133,7 +122,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                 stage.clocks["update/tokens_per_s"] = tokens_per_s
                 stage.log(step, "grpo", summary | metrics | packed)
                 summary = {}  # on the iteration's first line only
-                curves(config, stage, engine, step)
+                held_out.curves(step)
             if ahead is not None:  # before the checkpoint, which cannot sample it any more
                 source.finish_ahead(iteration + 1, ahead)
             replace_reference(config, stage, step)
@@ -142,7 +131,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                     critic.save(step)
                 stage.save(step)
                 forget_rollouts(stage.workdir, config.keep_rollouts, iteration)
-        benchmarks(config, stage, engine, config.total_steps)
+        held_out.benchmarks(config.total_steps)
 
 
 def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
@@ -160,8 +149,6 @@ def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
             f"config.pack_length {config.pack_length} is less than {longest}, the longest prompt"
             " and completion"
         )
-    for name, benchmark in (config.evaluation.curve | config.evaluation.benchmarks).items():
-        check_benchmark(benchmark, limit, f"config.evaluation {name}")
 
 
 def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None:
@@ -171,10 +158,10 @@ def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None
         stage.ref_params = jax.tree.map(jnp.copy, stage.state.params)
 
 
-def summarise(config: GrpoConfig, rollouts: Sequence[Rollout]) -> dict[str, float]:
+def summarise(found: Rewarded) -> dict[str, float]:
     """What the rollouts were worth and what they look like."""
+    rollouts, rewards_BG = found.rollouts, found.rewards
     lengths = [len(rollout.completion.tokens) for rollout in rollouts]
-    rewards_BG = rewards_of(config, rollouts)
     parts = {
         f"reward/{name}": float(np.mean([r.reward_breakdown[name] for r in rollouts]))
         for name in rollouts[0].reward_breakdown
@@ -205,12 +192,10 @@ class Minibatch:
     left_out: Sequence[Rollout] = ()  # counted in the denominators, not computed
 
 
-def make_minibatches(
-    config: GrpoConfig, rollouts: Sequence[Rollout], iteration: int
-) -> Iterator[Minibatch]:
+def make_minibatches(config: GrpoConfig, found: Rewarded, iteration: int) -> Iterator[Minibatch]:
     """The iteration's updates: whole questions each, or a random split of all outputs."""
-    advantages = advantages_of(config, rollouts).reshape(-1)
-    rewards = rewards_of(config, rollouts).reshape(-1)
+    rollouts = found.rollouts
+    advantages, rewards = found.advantages.reshape(-1), found.rewards.reshape(-1)
     size = config.prompts_per_update * config.group_size
     order = np.arange(len(rollouts))
     if config.split_by == "output":
@@ -220,7 +205,7 @@ def make_minibatches(
         yield Minibatch([rollouts[i] for i in chosen], advantages[chosen], rewards[chosen])
 
 
-def moving(minibatch: Minibatch) -> Minibatch:
+def with_gradient(minibatch: Minibatch) -> Minibatch:
     """The completions that have a gradient: without a KL, those with an advantage.
 
     The rest adds exact zeros to the update. One completion stays where none has an advantage.
@@ -302,7 +287,7 @@ class Programs:
         with stage.timer("pack"):
             # A KL pulls at every completion, and a critic has an advantage for each of its tokens.
             if stage.ref_params is None and self.critic is None:
-                minibatch = moving(minibatch)
+                minibatch = with_gradient(minibatch)
             batch, used = pack(
                 to_groups(config, minibatch.rollouts),
                 self.packing.lengths,
@@ -406,54 +391,3 @@ def mask_truncated(batch: Batch, rollouts: Sequence[Rollout]) -> Batch:
     """Takes the tokens of completions cut by length out of the loss (they stay counted)."""
     keep = np.array([1.0, *(float(not truncated(r)) for r in rollouts)], np.float32)
     return replace(batch, loss_mask=batch.loss_mask * keep[batch.completion_ids])
-
-
-# -- evaluation beside training ---------------------------------------------------------------
-
-
-def curves(config: GrpoConfig, stage: TrainingRun, engine: Engine, step: int) -> None:
-    """A point of the held-out curves, as metrics of that step."""
-    every = config.evaluation.every
-    if not every or step % every or (step == 0 and stage.start > 0):
-        return
-    values: dict[str, float] = {}
-    with stage.timer("evaluation"):
-        for name, benchmark in config.evaluation.curve.items():
-            examples = load_examples(benchmark, f"config.evaluation.curve.{name}")
-            metrics, _ = run_benchmark(
-                benchmark,
-                examples,
-                engine,
-                stage.state.params,
-                stage.tokenizer,
-                config.evaluation.seed,
-                config.graders,
-            )
-            values |= {f"{name}/{key}": value for key, value in metrics.items()}
-    stage.log(step, "eval", values)
-
-
-def benchmarks(config: GrpoConfig, stage: TrainingRun, engine: Engine, step: int) -> None:
-    """The full benchmarks, before the first update and after the last; done once."""
-    directory = stage.workdir / EVALUATIONS / f"{step:06d}"
-    done = read_results(directory) is not None or (step == 0 and stage.start > 0)
-    if done or not config.evaluation.benchmarks:
-        return
-    results, rollouts = {}, {}
-    for name, benchmark in config.evaluation.benchmarks.items():
-        examples = load_examples(benchmark, f"config.evaluation.benchmarks.{name}")
-        total = len(examples) * benchmark.num_samples
-        with stage.progress.task(f"evaluating {name} at step {step}", total) as advance:
-            results[name], rollouts[name] = run_benchmark(
-                benchmark,
-                examples,
-                engine,
-                stage.state.params,
-                stage.tokenizer,
-                config.evaluation.seed,
-                config.graders,
-                advance,
-            )
-    about = {"step": step, "model": str(stage.workdir), "seed": config.evaluation.seed}
-    if jax.process_index() == 0:
-        write_results(directory, results, rollouts, about)

@@ -7,7 +7,7 @@ samples nor grades them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,17 +16,24 @@ from etils import epath
 
 from r1jax.data.datasets import examples_of, stream
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
-from r1jax.judges.reward_model import LearnedRewards
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.machines.hosts import wait_for_all
 from r1jax.rewards import load_rewards
-from r1jax.rewards.pool import GraderPool
-from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampler import Prompt, Ungraded, from_row, make_prompt, sample_rollouts, to_row
+from r1jax.rollout.sampler import (
+    Prompt,
+    Questions,
+    Sampler,
+    Ungraded,
+    from_row,
+    make_prompt,
+    to_row,
+)
 from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of, sampling_of
 from r1jax.tasks import check_example
 from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
+
+REWARDS = "config.rewards"  # the name of the training's rewards in the run's sampler
 
 
 def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
@@ -63,13 +70,11 @@ class Rollouts:
         self,
         config: GrpoConfig,
         stage: TrainingRun,
-        engine: Engine,
-        pool: GraderPool,
-        learned: LearnedRewards,
+        sampler: Sampler,
         examples: Callable[[int], Example],
     ) -> None:
-        self._config, self._stage, self._engine, self._pool = config, stage, engine, pool
-        self._learned, self._examples = learned, examples
+        self._config, self._stage = config, stage
+        self._sampler, self._examples = sampler, examples
 
     def of(self, iteration: int, step: int) -> list[Rollout]:
         """Those of an iteration that starts after `step` updates, sorted by (prompt, sample).
@@ -104,14 +109,14 @@ class Rollouts:
         with stage.timer("rollout"):
             ahead = self._sample(self._prompts(iteration, step), iteration, step)
         seconds = stage.timer.read("rollout") - before  # not those of the rollout in hand
-        self._note_statistics(self._engine.statistics.tokens, seconds)
+        self._note_statistics(self._sampler.engine.statistics.tokens, seconds)
         return ahead
 
     def finish_ahead(self, iteration: int, ahead: Ungraded) -> None:
         """Waits for the graders and writes the rollouts down."""
         with self._stage.timer("graders"):  # what they still need after the updates
-            rollouts = ahead.graded()
-        self._write(iteration, self._with_learned_rewards(rollouts, ahead.prompts))
+            rollouts = ahead.by_rules()
+        self._write(iteration, self._judged(ahead, rollouts))
 
     def _prompts(self, iteration: int, step: int, attempt: int = 0) -> list[Prompt]:
         """The questions of an iteration's rollout; those of further attempts are others."""
@@ -135,16 +140,10 @@ class Rollouts:
         """Completions of these questions, to be trained on from update `step` on."""
         config, stage = self._config, self._stage
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
-        return sample_rollouts(
-            self._engine,
-            stage.state.params,
-            prompts,
-            self._pool,
-            stage.tokenizer,
-            sampling_of(config, max_tokens_of(config, step)),
-            jax.random.fold_in(key, attempt) if attempt else key,
-            config.group_size,
-        )
+        key = jax.random.fold_in(key, attempt) if attempt else key
+        sampling = sampling_of(config, max_tokens_of(config, step))
+        questions = Questions(prompts, sampling, config.group_size, REWARDS)
+        return self._sampler.sample(stage.state.params, questions, key)
 
     def _sampled_until_varied(
         self, attempts: Sequence[Sequence[Prompt]], iteration: int, step: int
@@ -160,21 +159,20 @@ class Rollouts:
         tokens = 0
         for attempt, prompts in enumerate(attempts):
             with stage.timer("rollout"):
-                rollouts = self._sample(prompts, iteration, step, attempt).graded()
-            rollouts = self._with_learned_rewards(rollouts, prompts)
+                sampled = self._sample(prompts, iteration, step, attempt)
+                rollouts = sampled.by_rules()
+            rollouts = self._judged(sampled, rollouts)
             groups += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
-            tokens += self._engine.statistics.tokens
+            tokens += self._sampler.engine.statistics.tokens
             if sum(varied(config, group) for group in groups) >= len(prompts):
                 break
         stage.clocks["rollout/attempts"] = attempt + 1
         self._note_statistics(tokens, stage.timer.read("rollout"))
         return most_varied(config, groups, len(attempts[0]))
 
-    def _with_learned_rewards(
-        self, rollouts: list[Rollout], prompts: Sequence[Prompt]
-    ) -> list[Rollout]:
+    def _judged(self, sampled: Ungraded, rollouts: list[Rollout]) -> list[Rollout]:
         with self._stage.timer("reward_models"):
-            return self._learned.added(rollouts, [prompt.example for prompt in prompts])
+            return sampled.judged(rollouts)
 
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         if jax.process_index() == 0:
@@ -184,7 +182,7 @@ class Rollouts:
 
     def _note_statistics(self, tokens: int, seconds: float) -> None:
         """The engine's numbers of the last rollout, for the next line of timings."""
-        clocks, statistics = self._stage.clocks, self._engine.statistics
+        clocks, statistics = self._stage.clocks, self._sampler.engine.statistics
         clocks["rollout/tokens_per_s"] = tokens / seconds
         clocks["rollout/wasted_slot_share"] = statistics.wasted_share
         clocks["rollout/slots"] = statistics.slots
@@ -212,31 +210,41 @@ def truncated(rollout: Rollout) -> bool:
     return rollout.completion.finish_reason == "length"
 
 
-def rewards_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """float64 [B, G]; with truncated="zero" a completion cut by length earns nothing."""
-    rewards = [0.0 if config.truncated == "zero" and truncated(r) else r.reward for r in rollouts]
-    return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
+@dataclass(frozen=True)
+class Rewarded:
+    """Rollouts, and what they are worth."""
+
+    rollouts: Sequence[Rollout]  # sorted by (prompt, sample)
+    rewards: np.ndarray  # float64 [B, G]
+    advantages: np.ndarray  # float32 [B, G]
 
 
-def advantages_of(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """float32 [B, G], of the weighted sum of the rewards or of each of them."""
+def rewarded(config: GrpoConfig, rollouts: Sequence[Rollout]) -> Rewarded:
+    """With the advantages of the weighted sum of the rewards, or of each of them."""
     eps, scale = config.advantage_std_eps, config.advantage_scale
+    rewards_BG = _rewards(config, rollouts)
     if config.normalise == "sum":
-        return group_advantages(rewards_of(config, rollouts), eps, scale)
+        return Rewarded(rollouts, rewards_BG, group_advantages(rewards_BG, eps, scale))
     weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
     weights |= {name: term.weight for name, term in config.reward_models.items()}
 
     def part(rollout: Rollout, name: str) -> Rollout:
         return replace(rollout, reward=0.0 if rollout.failure else rollout.reward_breakdown[name])
 
-    parts_PBG = [rewards_of(config, [part(r, name) for r in rollouts]) for name in weights]
+    parts_PBG = [_rewards(config, [part(r, name) for r in rollouts]) for name in weights]
     each_BG = decoupled_advantages(np.asarray(parts_PBG), list(weights.values()), eps, scale)
-    return batch_normalised(each_BG, eps)
+    return Rewarded(rollouts, rewards_BG, batch_normalised(each_BG, eps))
+
+
+def _rewards(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """float64 [B, G]; with truncated="zero" a completion cut by length earns nothing."""
+    rewards = [0.0 if config.truncated == "zero" and truncated(r) else r.reward for r in rollouts]
+    return np.asarray(rewards, np.float64).reshape(-1, config.group_size)
 
 
 def varied(config: GrpoConfig, group: Sequence[Rollout]) -> bool:
     """Whether a group has an advantage to learn from."""
-    return bool(advantages_of(config, group).any())
+    return bool(rewarded(config, group).advantages.any())
 
 
 def most_varied(config: GrpoConfig, groups: Sequence[list[Rollout]], count: int) -> list[Rollout]:

@@ -13,13 +13,16 @@ where it was. Writes `data.jsonl` and `statistics.json`.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, import_function, section
@@ -40,15 +43,9 @@ from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
+from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampler import (
-    GraderConfig,
-    from_row,
-    make_prompt,
-    open_pool,
-    sample_rollouts,
-    to_row,
-)
+from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks import check_example
 from r1jax.tasks.sandbox import choose_sandbox
@@ -57,6 +54,7 @@ from r1jax.types import Example, Rollout
 from r1jax.weights.load import ModelSource, open_source
 
 Row = dict[str, Any]
+Chosen = tuple[Example, Rollout, str]  # a question, its completion, and how that reads now
 Rewriter = Callable[[Example, str], str | None]  # (question, completion) -> a better one, or None
 STAYED, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed", "more than needed"
 
@@ -146,26 +144,28 @@ def split_minimum(minimum: Weights) -> tuple[dict[str, Any], dict[str, float]]:
 
 def _portions(
     config: RejectionConfig,
-    path: Any,
+    path: epath.Path,
     examples: Sequence[Example],
     weights: Mapping[str, Any],
     minima: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """{"rows", "fates", "tokens"} of a portion at a time; finished ones from their files."""
     mesh = make_mesh(config.mesh)
-    sampler = _Sampler(config, path, mesh, weights)
-    judge = open_chat_model(config.judge, mesh) if config.judge else None
-    rewrite = _rewriter(config, mesh)
     starts = range(0, len(examples), config.portion)
-    with Progress(path.name, len(examples), 0, {}) as progress:
+    with (
+        GraderPool({"": weights}, config.graders) as pool,
+        Progress(path.name, len(examples), 0, {}) as progress,
+    ):
+        source = _Source(config, path, mesh, pool)
+        selection = _Selection(config, minima, pool, mesh)
         for number, start in enumerate(starts):
             kept = path / KEPT / f"{number:06d}.jsonl"
             part = examples[start : start + config.portion]
             missing = not kept.exists()
             wait_for_all("looked")  # before one process writes it
             if missing:
-                rollouts = sampler(number, part)
-                rows, fates = _select(config, part, rollouts, weights, minima, judge, rewrite)
+                rollouts = source.of(number, part)
+                rows, fates = selection.of(part, rollouts)
                 if jax.process_index() == 0:
                     tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
                     write_jsonl_atomic(kept, [{"fates": fates, "tokens": tokens}, *rows])
@@ -175,46 +175,92 @@ def _portions(
             yield {**about, "rows": rows}
 
 
-class _Sampler:
-    """Samples a portion's rollouts, or reads them; the model is loaded when it is first needed."""
+class _Source:
+    """A portion's rollouts, from their file or sampled into it."""
 
     def __init__(
-        self, config: RejectionConfig, path: Any, mesh: Any, weights: Mapping[str, Any]
+        self, config: RejectionConfig, path: epath.Path, mesh: Mesh, pool: GraderPool
     ) -> None:
-        self._config, self._path, self._mesh, self._weights = config, path, mesh, weights
-        self._engine: Engine | None = None
+        self._config, self._path, self._mesh, self._pool = config, path, mesh, pool
 
-    def __call__(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
+    def of(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
         config = self._config
         file = self._path / ROLLOUTS / f"{number:06d}.jsonl"
         if file.exists():
             return [from_row(row) for row in read_jsonl(file)]
-        if self._engine is None:
-            opened = open_source(config.model, self._path)
-            self._tokenizer, self._params = opened.tokenizer, opened.load(self._mesh, config.seed)
-            stop_ids = opened.tokenizer.stop_ids
-            self._engine = Engine(opened.config, stop_ids, config.engine, self._mesh)
+        sampler, params = self._opened
         prompts = [
-            make_prompt(e, self._tokenizer, config.template, config.max_prompt_tokens)
+            make_prompt(e, sampler.tokenizer, config.template, config.max_prompt_tokens)
             for e in examples
         ]
-        with open_pool(self._weights, config.graders) as pool:
-            rollouts = sample_rollouts(
-                self._engine,
-                self._params,
-                prompts,
-                pool,
-                self._tokenizer,
-                config.sampling,
-                jax.random.fold_in(jax.random.key(config.seed), number),
-                config.num_samples,
-            ).graded()
+        questions = Questions(prompts, config.sampling, config.num_samples)
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        rollouts = sampler.sample(params, questions, key).graded()
         if jax.process_index() == 0:
             write_jsonl_atomic(file, map(to_row, rollouts))
         return rollouts
 
+    @functools.cached_property
+    def _opened(self) -> tuple[Sampler, Any]:
+        """The model, read when it is first needed."""
+        config = self._config
+        opened = open_source(config.model, self._path)
+        params = opened.load(self._mesh, config.seed)
+        engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, self._mesh)
+        return Sampler(engine, opened.tokenizer, self._pool), params
 
-def _rewriter(config: RejectionConfig, mesh: Any) -> Callable[..., list[str | None]] | None:
+
+class _Selection:
+    """What becomes of a portion's completions: the minima, the judge, the writer, the surplus."""
+
+    def __init__(
+        self,
+        config: RejectionConfig,
+        minima: Mapping[str, float],
+        pool: GraderPool,
+        mesh: Mesh,
+    ) -> None:
+        self._limit, self._minima, self._pool = config.per_prompt, minima, pool
+        self._judge = open_chat_model(config.judge, mesh) if config.judge else None
+        self._rewrite = _rewriter(config, mesh)
+
+    def of(
+        self, examples: Sequence[Example], rollouts: Sequence[Rollout]
+    ) -> tuple[list[Row], dict[str, int]]:
+        """The rows, and how many completions had which fate."""
+        fates: Counter[str] = Counter()
+        questions = [examples[rollout.completion.prompt_index] for rollout in rollouts]
+        chosen: list[Chosen] = []
+        for example, rollout in zip(questions, rollouts, strict=True):
+            reason = below(rollout.reward_breakdown, self._minima) or rollout.failure
+            fates[reason or STAYED] += 1
+            if not reason:
+                chosen.append((example, rollout, rollout.text))
+        if self._judge is not None:
+            asked = [ask(JUDGE_PROMPT, e.question, text, e.answer) for e, _, text in chosen]
+            chosen = _passing(chosen, map(is_correct, self._judge(asked)), fates, JUDGED)
+        chosen = _first(chosen, self._limit, fates)
+        if self._rewrite is not None and chosen:
+            texts = self._rewrite([e for e, _, _ in chosen], [text for _, _, text in chosen])
+            chosen = [(e, r, text or "") for (e, r, _), text in zip(chosen, texts, strict=True)]
+            good = [
+                bool(text) and not below(grade.breakdown, self._minima)
+                for (_, _, text), grade in zip(chosen, self._grades(chosen), strict=True)
+            ]
+            chosen = _passing(chosen, good, fates, REWRITTEN)
+        return [_row(example, rollout, text) for example, rollout, text in chosen], dict(fates)
+
+    def _grades(self, chosen: Sequence[Chosen]) -> list[Grade]:
+        """What the same graders say of the rewritten texts."""
+        batch = self._pool.begin("")
+        for place, (example, rollout, text) in enumerate(chosen):
+            completion = rollout.completion
+            batch.submit(place, example, text, len(completion.tokens), completion.finish_reason)
+        grades = dict(batch.results())
+        return [grades[place] for place in range(len(chosen))]
+
+
+def _rewriter(config: RejectionConfig, mesh: Mesh) -> Callable[..., list[str | None]] | None:
     """(examples, texts) -> better texts, None where there is none."""
     if config.writer is not None:
         return _written_by(open_chat_model(config.writer, mesh))
@@ -234,75 +280,23 @@ def _written_by(model: ChatModel) -> Callable[..., list[str | None]]:
     return write
 
 
-def _select(
-    config: RejectionConfig,
-    examples: Sequence[Example],
-    rollouts: Sequence[Rollout],
-    weights: Mapping[str, Any],
-    minima: Mapping[str, float],
-    judge: ChatModel | None,
-    rewrite: Callable[..., list[str | None]] | None,
-) -> tuple[list[Row], dict[str, int]]:
-    """The rows of a portion, and how many completions had which fate."""
-    fates: Counter[str] = Counter()
-    questions = [examples[rollout.completion.prompt_index] for rollout in rollouts]
-    chosen: list[tuple[Example, Rollout, str]] = []
-    for example, rollout in zip(questions, rollouts, strict=True):
-        reason = below(rollout.reward_breakdown, minima) or rollout.failure
-        fates[reason or STAYED] += 1
-        if not reason:
-            chosen.append((example, rollout, rollout.text))
-    if judge is not None:
-        said = judge([ask(JUDGE_PROMPT, e.question, text, e.answer) for e, _, text in chosen])
-        chosen = _passing(chosen, [is_correct(text) for text in said], fates, JUDGED)
-    chosen = _first(chosen, config.per_prompt, fates)
-    if rewrite is not None and chosen:
-        texts = rewrite([e for e, _, _ in chosen], [text for _, _, text in chosen])
-        chosen = [(e, r, text or "") for (e, r, _), text in zip(chosen, texts, strict=True)]
-        grades = _regraded(config, chosen, weights)
-        good = [
-            bool(c[2]) and not below(g.breakdown, minima)
-            for c, g in zip(chosen, grades, strict=True)
-        ]
-        chosen = _passing(chosen, good, fates, REWRITTEN)
-    return [_row(example, rollout, text) for example, rollout, text in chosen], dict(fates)
-
-
-def _regraded(
-    config: RejectionConfig,
-    chosen: Sequence[tuple[Example, Rollout, str]],
-    weights: Mapping[str, Any],
-) -> list[Grade]:
-    """What the same graders say of the rewritten texts."""
-    with open_pool(weights, config.graders) as pool:
-        for place, (example, rollout, text) in enumerate(chosen):
-            completion = rollout.completion
-            pool.submit(place, example, text, len(completion.tokens), completion.finish_reason)
-        grades = dict(pool.results())
-    return [grades[place] for place in range(len(chosen))]
-
-
 def below(breakdown: Mapping[str, float], minima: Mapping[str, float]) -> str | None:
     """The first reward that misses its minimum, None if all reach it."""
     return next((name for name, least in minima.items() if breakdown[name] < least), None)
 
 
 def _passing(
-    chosen: Sequence[tuple[Example, Rollout, str]],
-    good: Sequence[bool],
-    fates: Counter[str],
-    fate: str,
-) -> list[tuple[Example, Rollout, str]]:
+    chosen: Sequence[Chosen], good: Iterable[bool], fates: Counter[str], fate: str
+) -> list[Chosen]:
     """Those that are good; the others' fate is written down."""
-    lost = len(good) - sum(good)
+    passing = [item for item, is_good in zip(chosen, good, strict=True) if is_good]
+    lost = len(chosen) - len(passing)
     fates[STAYED] -= lost
     fates[fate] += lost
-    return [item for item, is_good in zip(chosen, good, strict=True) if is_good]
+    return passing
 
 
-def _first(
-    chosen: Sequence[tuple[Example, Rollout, str]], limit: int, fates: Counter[str]
-) -> list[tuple[Example, Rollout, str]]:
+def _first(chosen: Sequence[Chosen], limit: int, fates: Counter[str]) -> list[Chosen]:
     """At most `limit` a question, in the order of samples; equal texts count once."""
     seen: dict[int, set[str]] = {}
     good = []

@@ -1,0 +1,80 @@
+"""Evaluation beside GRPO: points of the held-out curves, and the benchmarks before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+
+from r1jax.benchmarks.protocol import (
+    Benchmark,
+    open_benchmarks,
+    open_sampler,
+    read_results,
+    write_results,
+)
+from r1jax.files import EVALUATIONS
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sampler import Sampler
+from r1jax.stages.grpo_config import GrpoConfig
+from r1jax.stages.grpo_rollouts import REWARDS
+from r1jax.training.run import TrainingRun
+
+
+@contextmanager
+def open_evaluation(config: GrpoConfig, stage: TrainingRun) -> Iterator[tuple[Sampler, HeldOut]]:
+    """The run's one sampler, for its own rollouts and for held-out problems, and those problems."""
+    key, tokenizer = "config.evaluation", stage.tokenizer
+    limit = stage.model.config.max_length
+    curve = open_benchmarks(config.evaluation.curve, f"{key}.curve", tokenizer, limit)
+    full = open_benchmarks(config.evaluation.benchmarks, f"{key}.benchmarks", tokenizer, limit)
+    engine = Engine(stage.model.config, tokenizer.stop_ids, config.engine, stage.mesh)
+    asking = [*curve.values(), *full.values()]
+    with open_sampler(engine, tokenizer, config.graders, asking, {REWARDS: config}) as sampler:
+        yield sampler, HeldOut(config, stage, sampler, curve, full)
+
+
+class HeldOut:
+    """What is measured on held-out problems while the stage trains."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        stage: TrainingRun,
+        sampler: Sampler,
+        curve: Mapping[str, Benchmark],
+        full: Mapping[str, Benchmark],
+    ) -> None:
+        self._config, self._stage, self._sampler = config.evaluation, stage, sampler
+        self._curve, self._full = curve, full
+
+    def curves(self, step: int) -> None:
+        """A point of the curves, where one is due, as metrics of that step."""
+        every, stage = self._config.every, self._stage
+        if not every or step % every or (step == 0 and stage.start > 0):
+            return
+        values: dict[str, float] = {}
+        with stage.timer("evaluation"):
+            for name, benchmark in self._curve.items():
+                scores, _ = benchmark.run(self._sampler, stage.state.params, self._config.seed)
+                values |= {f"{name}/{key}": value for key, value in scores.items()}
+        stage.log(step, "eval", values)
+
+    def benchmarks(self, step: int) -> None:
+        """The full benchmarks, before the first update and after the last; done once."""
+        stage, seed = self._stage, self._config.seed
+        directory = stage.workdir / EVALUATIONS / f"{step:06d}"
+        done = read_results(directory) is not None or (step == 0 and stage.start > 0)
+        if done or not self._full:
+            return
+        results, rollouts = {}, {}
+        for name, benchmark in self._full.items():
+            title = f"evaluating {name} at step {step}"
+            with stage.progress.task(title, benchmark.completions) as advance:
+                results[name], rollouts[name] = benchmark.run(
+                    self._sampler, stage.state.params, seed, advance
+                )
+        about = {"step": step, "model": str(stage.workdir), "seed": seed}
+        if jax.process_index() == 0:
+            write_results(directory, results, rollouts, about)
