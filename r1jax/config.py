@@ -57,7 +57,8 @@ def section(
     values = {}
     for key in config_section:
         if key not in fields:
-            raise ConfigError(_unknown_key(key, list(fields), path))
+            known = [*fields, *_inside(fields.values(), key)]
+            raise ConfigError(_unknown_key(key, known, path))
         value, preferred = _get(config_section, key, path), _preferred(fields[key])
         if dataclasses.is_dataclass(preferred) and isinstance(value, config_dict.ConfigDict | dict):
             values[key] = section(type(preferred), value, f"{path}.{key}", preferred)
@@ -95,8 +96,17 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
+def _inside(fields: Iterable[dataclasses.Field[Any]], key: str) -> list[str]:
+    """Where in the sections below a key stands: `sampling.max_tokens` for `max_tokens`."""
+    sections = {field.name: _preferred(field) for field in fields}
+    return [
+        f"{name}.{key}" for name, value in sections.items() if key in getattr(value, "__dict__", {})
+    ]
+
+
 def _unknown_key(key: str, known: Sequence[str], path: str) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    inside = [name for name in known if name.endswith(f".{key}")]
+    nearest = inside[:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if nearest:
         hint = f"did you mean {path}.{nearest[0]}?"
     else:

@@ -25,10 +25,10 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.machines.hosts import set_up_jax
-from r1jax.machines.mesh import check_divisible, make_mesh, replicated, to_global
+from r1jax.machines.mesh import check_divisible, make_mesh, replicated
 from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
-from r1jax.training.train_state import batch_shardings, microbatch
+from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import OpenModel, open_model
 
@@ -100,9 +100,9 @@ def score(
     with Progress("scoring", len(sequences), 0, {}) as progress:
         for start in range(0, len(sequences), PACKED_AT_ONCE):
             chosen = sequences[start : start + PACKED_AT_ONCE]
-            batch, used = pack([sequence_group(s, [1.0] * len(s)) for s in chosen], length, rows)
+            batch = pack([sequence_group(s, [1.0] * len(s)) for s in chosen], length, rows)
             logprobs_MBL = np.concatenate(
-                [logprobs_of(params, part) for part in _parts(batch, used, mesh)]
+                [logprobs_of(params, part) for part in _parts(batch, mesh)]
             )
             values = sequence_logprobs(logprobs_MBL, batch)
             results += [_row(*pair) for pair in zip(chosen, values, strict=True)]
@@ -111,13 +111,13 @@ def score(
         write_jsonl_atomic(output, results)
 
 
-def _parts(batch: Batch, used: int, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
+def _parts(batch: Batch, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     """The batch's microbatches, [1, B, L] each, on the devices: all of one shape."""
     # Without what depends on the number of sequences.
-    whole = dataclasses.replace(batch, lengths=None, num_targets=None)
-    for i in range(used):
+    whole = dataclasses.replace(batch, lengths=None, num_targets=None, microbatches=None)
+    for i in range(batch.microbatches):
         part = jax.tree.map(lambda x, i=i: x[i : i + 1], whole)
-        yield to_global(part, batch_shardings(part, mesh))
+        yield on_mesh(part, mesh)
 
 
 def _program(opened: OpenModel, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], np.ndarray]:

@@ -52,16 +52,17 @@ def main() -> None:
     import jax  # late: what is wrong until here is said at once
 
     from r1jax.machines.hosts import set_up_jax
+    from r1jax.stages import pipeline
 
     set_up_jax()
 
     first = jax.process_index() == 0
     if only:
-        stage.run_only(config, workdir, only)
+        pipeline.run_only(config, workdir, only)
         return
     with lock_workdir(workdir) if first else contextlib.nullcontext():
         if restart_from:
-            stage.restart(config, workdir, restart_from)
+            pipeline.restart(config, workdir, restart_from)
         stage.run(config, workdir, **({"parallel": parallel} if parallel > 1 else {}))
 
 

@@ -80,6 +80,7 @@ class Batch:
     labels: Any = None  # float32 [C + 1], what a pointwise reward model should say; entry 0 unused
     lengths: Any = None  # float32 [C + 1], completion lengths in tokens; entry 0 is 1
     num_targets: Any = None  # float32 scalar, tokens that count in all microbatches together
+    microbatches: Any = None  # int32 scalar, how many of the M hold anything; the rest is padding
 
 
 @struct.dataclass

@@ -108,7 +108,7 @@ def grpo_config(tokenizer: str, **changes: Any) -> ConfigDict:
         "rewards": {"helpers:ascii_share": 1.0},
         "total_steps": 4,
         "max_prompt_tokens": 48,
-        "max_tokens": 8,
+        "sampling": {"max_tokens": 8},
         "group_size": 4,
         "prompts_per_update": 2,
         "updates_per_rollout": 2,

@@ -118,7 +118,7 @@ def test_ppo_resumes_exactly(
     """Two minibatches a rollout, a KL in the reward; gone on from update 2 it ends the same."""
     shared: list[bool] = []
     monkeypatch.setattr(
-        "r1jax.training.critic.choose_kernel",
+        "r1jax.training.run.choose_kernel",
         lambda config, mesh, prompts: shared.append(prompts) or "xla",
     )
     critic = {"gae_lambda": 0.95, "kl_coef": 0.01, "optimizer": {"learning_rate": 1e-2}}

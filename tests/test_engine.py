@@ -451,7 +451,8 @@ def test_logprobs_are_those_of_training() -> None:
             )
             for p, prompt in enumerate(prompts)
         ]
-        batch, used = pack(groups, 64, 3)
+        batch = pack(groups, 64, 3)
+        used = int(batch.microbatches)
         for index in range(used):
             rows = microbatch(jax.tree.map(jnp.asarray, batch), index)
             logprobs, _ = trained(Transformer(CONFIG), params(), rows, sampling.temperature, 64)

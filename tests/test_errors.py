@@ -48,7 +48,16 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("stage", "changes", "expected"),
     [
-        ("grpo", {"max_tokns": 8}, "unknown key config.max_tokns; did you mean config.max_tokens?"),
+        (
+            "grpo",
+            {"max_tokens": 8},
+            "unknown key config.max_tokens; did you mean config.sampling.max",
+        ),
+        (
+            "grpo",
+            {"max_tokns_at": {}},
+            "unknown key config.max_tokns_at; did you mean config.max_to",
+        ),
         ("sft", {"loss": {}}, "unknown key config.loss"),
         ("grpo", {"total_steps": 1.5}, "config.total_steps = 1.5 is float, expected int"),
         ("grpo", {"model": {"path": "no/such"}}, "model no/such does not exist"),
@@ -58,7 +67,7 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         (
             "grpo",
             {"max_prompt_tokens": 60},
-            "config.max_prompt_tokens 60 + max_tokens 8 is more than the model's max_length 64",
+            "config.max_prompt_tokens 60 + sampling.max_tokens 8 is more than the model's",
         ),
         ("grpo", {"pack_length": 50}, "config.pack_length 50 is less than 56"),
         ("grpo", {"microbatch_rows": 6}, "microbatch_rows: batch 6 is not divisible by 8 devices"),
@@ -71,8 +80,12 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
             {"mesh": {"tensor": 8}},
             "kv_heads 2 is not divisible by 8 devices (mesh axes tensor)",
         ),
-        ("grpo", {"temperature": 0.0}, "config.temperature 0.0 must be above 0 in training"),
-        ("grpo", {"top_p": 0.9}, "config.top_p 0.9 draws from another distribution"),
+        (
+            "grpo",
+            {"sampling": {"temperature": 0.0}},
+            "config.sampling.temperature 0.0 must be above 0",
+        ),
+        ("grpo", {"sampling": {"top_p": 0.9}}, "config.sampling draws from another distribution"),
         ("grpo", {"split_by": "prompt"}, "config.split_by 'prompt' is not one of"),
         ("grpo", {"truncated": "drop"}, "config.truncated 'drop' is not one of"),
         ("grpo", {"loss": {"loss_agg": "mean"}}, "config.loss.loss_agg 'mean' is not one of"),
@@ -80,7 +93,7 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         ("grpo", {"group_size": 0}, "config.group_size 0 must be at least 1"),
         ("grpo", {"dynamic_sampling": -1}, "config.dynamic_sampling -1 must be at least 0"),
         ("grpo", {"max_tokens_at": {"8": 0}}, "max_tokens 0 must be at least 1"),
-        ("grpo", {"top_p": 2.0, "allow_filtered_rollouts": True}, "top_p 2.0 must be in"),
+        ("grpo", {"sampling": {"top_p": 2.0}}, "top_p 2.0 must be in"),
         ("grpo", {"stop": ("",)}, "must be made of texts that are not empty"),
         ("grpo", {"rewards": {"acuracy": 1.0}}, "reward 'acuracy' is neither module:function nor"),
         ("grpo", {"rewards": {"nowhere:f": 1.0}}, "reward 'nowhere:f' cannot be imported"),

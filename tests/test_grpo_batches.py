@@ -28,12 +28,13 @@ from r1jax.stages.grpo_config import (
     Packing,
     is_due,
     longest_completion,
-    max_tokens_of,
     packing_of,
+    sampling_at,
 )
 from r1jax.stages.grpo_rollouts import rewarded
+from r1jax.training.run import Trainable
 from r1jax.training.train_state import microbatch
-from r1jax.types import Batch, Completion, Rollout
+from r1jax.types import Batch, Completion, Rollout, TrainState
 
 
 def config_of(**changes: Any) -> GrpoConfig:
@@ -68,13 +69,18 @@ def test_rewards_as_pairs() -> None:
 
 
 def test_length_caps() -> None:
-    config = config_of(max_tokens=8, max_tokens_at={"10": 16, "9": 12})
-    assert [max_tokens_of(config, s) for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
+    config = config_of(sampling={"max_tokens": 8}, max_tokens_at={"10": 16, "9": 12})
+    assert [sampling_at(config, s).max_tokens for s in (0, 8, 9, 10, 99)] == [8, 8, 12, 16, 16]
     assert longest_completion(config) == 16
 
 
 def test_long_rows_have_a_span() -> None:
-    race = {"max_prompt_tokens": 64, "max_tokens": 128, "group_size": 8, "prompts_per_update": 8}
+    race = {
+        "max_prompt_tokens": 64,
+        "sampling": {"max_tokens": 128},
+        "group_size": 8,
+        "prompts_per_update": 8,
+    }
     assert packing_of(config_of(**race)) == Packing((192,), 64, None)
     assert packing_of(config_of(**race, pack_length=193)) == Packing((193,), 64, None)
     # room for five completions
@@ -87,7 +93,7 @@ def test_long_rows_have_a_span() -> None:
     assert choice == Packing((960, 912, 864, 816, 768), 16, Span(64, 129))
     few = packing_of(config_of(**race, pack_length=200, pack_choices=8))
     assert few.lengths == (200, 193)  # what is shorter has no room for a prompt and completion
-    tiny = config_of(max_prompt_tokens=2, max_tokens=2, pack_length=8, pack_choices=8)
+    tiny = config_of(max_prompt_tokens=2, sampling={"max_tokens": 2}, pack_length=8, pack_choices=8)
     assert packing_of(tiny).lengths == (8, 7, 6)  # each once
 
 
@@ -101,7 +107,7 @@ def test_any_completions_fit_into_the_rows(choices: int, group_size: int, kept: 
     """
     config = config_of(
         max_prompt_tokens=9,
-        max_tokens=20,
+        sampling={"max_tokens": 20},
         group_size=group_size,
         prompts_per_update=16,
         pack_length=150,
@@ -118,8 +124,8 @@ def test_any_completions_fit_into_the_rows(choices: int, group_size: int, kept: 
             completions = [np.zeros(length, np.int32) for length in lengths]
             logprobs = [np.zeros(length, np.float32) for length in lengths]
             groups.append(completion_group(np.zeros(9, np.int32), completions, logprobs))
-        _, used = pack(groups, found.lengths, 1, found.rows)
-        assert used <= found.rows
+        batch = pack(groups, found.lengths, 1, found.rows)
+        assert batch.microbatches <= found.rows
 
 
 def numbered(name: str) -> Any:
@@ -195,12 +201,14 @@ def test_reference_is_a_copy() -> None:
     """The next update donates the policy's buffers: the reference must not share them."""
     config = config_of(ref_every=4, updates_per_rollout=2)
     old, new = jnp.zeros(3), jnp.ones(3)
-    stage: Any = SimpleNamespace(ref_params={"a": old}, state=SimpleNamespace(params={"a": new}))
+    trained = Trainable.__new__(Trainable)
+    trained.ref_params, trained.state = {"a": old}, TrainState(0, {"a": new}, None)
+    stage: Any = SimpleNamespace(trained=trained)
     grpo.replace_reference(config, stage, 2)
-    assert stage.ref_params["a"] is old
+    assert trained.ref_params["a"] is old
     grpo.replace_reference(config, stage, 4)
     jax.jit(lambda x: x + 1, donate_argnums=0)(new)
-    np.testing.assert_array_equal(stage.ref_params["a"], np.ones(3))
+    np.testing.assert_array_equal(trained.ref_params["a"], np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +222,7 @@ def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
 def test_truncated_are_masked() -> None:
     """Their tokens leave the loss, but they stay in its denominator."""
     rollouts = four_by_four()
-    batch, _ = pack(grpo.to_groups(config_of(), rollouts), 16, 8)
+    batch = pack(grpo.to_groups(config_of(), rollouts), 16, 8)
     masked = grpo.mask_truncated(batch, rollouts)
     left = batch.tokens[masked.loss_mask == 1]
     assert sorted(set(left.tolist())) == [0, 2, 10, 12, 20, 22, 30, 32]
@@ -264,7 +272,7 @@ def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: 
 
     def measured(minibatch: Minibatch) -> tuple[Any, Batch]:
         groups = grpo.to_groups(config, minibatch.rollouts)
-        batch, _ = pack(groups, 24, 8, 1, advantages=minibatch.advantages)
+        batch = pack(groups, 24, 8, 1, advantages=minibatch.advantages)
         batch = grpo.count_left_out(batch, minibatch)
         return loss(params, microbatch(jax.tree.map(jnp.asarray, batch), 0)), batch
 
@@ -331,7 +339,8 @@ def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) ->
     config = config_of(split_by=split_by)
     for minibatch in grpo.make_minibatches(config, rewarded(config, four_by_four()), 3):
         groups = grpo.to_groups(config, minibatch.rollouts)
-        batch, used = pack(groups, 24, 2, 8, share, minibatch.advantages)
+        batch = pack(groups, 24, 2, 8, share, minibatch.advantages)
+        used = int(batch.microbatches)
         counted = batch.loss_mask == 1
         tokens = batch.tokens[counted]
         advantages = batch.advantages[batch.completion_ids][counted]

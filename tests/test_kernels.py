@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.machines.mesh import make_mesh, replicated
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
 from r1jax.models.packed_attention import Span, attend_causally, packed_mask, see
@@ -156,7 +156,9 @@ def tpu_mesh(topology: str, sizes: dict[str, int], monkeypatch: pytest.MonkeyPat
 def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
     whole = jax.ShapeDtypeStruct((1, rows, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, rows, length), jnp.float32)
-    batch = Batch(whole, whole, whole, whole, mask, lengths=jax.ShapeDtypeStruct((9,), jnp.float32))
+    lengths = jax.ShapeDtypeStruct((9,), jnp.float32)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    batch = Batch(whole, whole, whole, whole, mask, lengths=lengths, microbatches=count)
     return jax.tree.map(with_sharding, batch, batch_shardings(batch, mesh))
 
 
@@ -175,8 +177,7 @@ def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPa
     state = abstract_state(config, optimizer, shardings)
 
     step = make_step(sft.make_loss(model, 128), optimizer, optax.constant_schedule(1e-3), shardings)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    program = step.lower(state, abstract_batch(mesh, 4, 512), count).compile()  # type: ignore[attr-defined]
+    program = step.lower(state, abstract_batch(mesh, 4, 512)).compile()  # type: ignore[attr-defined]
     text = program.as_text()
     assert "tpu_custom_call" in text, "no Mosaic kernel"
     assert "splash" in text

@@ -303,7 +303,7 @@ def test_all_of_a_completion_with_its_eos_gets_gradient_and_nothing_else() -> No
     values = [np.zeros(3, np.float32), np.zeros(1, np.float32)]
     advantages = np.array([1.0, -1.0], np.float32)
     batch = rows_only(
-        pack([completion_group(prompt, completions, values)], 12, 1, advantages=advantages)[0]
+        pack([completion_group(prompt, completions, values)], 12, 1, advantages=advantages)
     )
     # Whatever stands at prompt and padding must not leak in.
     garbage_BL = jnp.where(batch.loss_mask == 1, 0.0, -1e4)
@@ -316,6 +316,6 @@ def test_all_of_a_completion_with_its_eos_gets_gradient_and_nothing_else() -> No
 
 
 def test_a_loss_mask_chooses_the_targets_of_sft() -> None:
-    batch = rows_only(pack([sequence_group([5, 6, 7, EOS], [1, 0, 1, 1])], 6, 1)[0])
+    batch = rows_only(pack([sequence_group([5, 6, 7, EOS], [1, 0, 1, 1])], 6, 1))
     grad = jax.grad(lambda x: nll_loss(x, batch)[0])(jnp.zeros((1, 6)))
     np.testing.assert_allclose(grad[0], [0, 0, -1 / 2, -1 / 2, 0, 0])  # the first has no past

@@ -91,12 +91,15 @@ def test_plain_numbers() -> None:
 
 def test_non_finite_loss_stops(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, -1) as writer:
-        writer.write(1, {"sft/loss": 1.0, "eval/ratio": math.nan})
-        expected = "^sft/grad_norm, sft/loss not finite at step 2"
+        finite = ("sft/loss", "sft/grad_norm", "sft/absent")
+        writer.write(1, {"sft/loss": 1.0, "eval/graduate_loss": math.nan}, finite=finite)
+        expected = "^sft/loss, sft/grad_norm not finite at step 2"
         with pytest.raises(NonFiniteError, match=expected):
-            writer.write(2, {"sft/grad_norm": math.inf, "sft/loss": jnp.float32("nan"), "x": 1})
+            writer.write(
+                2, {"sft/grad_norm": math.inf, "sft/loss": jnp.float32("nan"), "x": 1}, None, finite
+            )
     first, second = read_metrics(tmp_path)
-    assert math.isnan(first["eval/ratio"])
+    assert math.isnan(first["eval/graduate_loss"])
     assert math.isnan(second["sft/loss"])
     assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1] == (
         '{"step": 2, "sft/grad_norm": null, "sft/loss": null, "x": 1}'

@@ -43,29 +43,29 @@ def prompt_group(prompt: Sequence[int], *completions: Sequence[int]) -> Group:
 
 def test_a_row_takes_the_longest_that_fits() -> None:
     # behind 13 neither 11 nor 8 has room, 1 has; they fill the second row
-    batch, used = pack(sequences(13, 11, 8, 1), row_lengths=20, rows=1)
-    assert used == 2
+    batch = pack(sequences(13, 11, 8, 1), row_lengths=20, rows=1)
+    assert batch.microbatches == 2
     starts = [sorted(set((row[0][row[0] > 0] // 100).tolist())) for row in batch.tokens]
     assert starts == [[2, 3], [1, 4]]  # full rows first
-    assert padding_share(batch, used) == pytest.approx(7 / 40)
+    assert padding_share(batch) == pytest.approx(7 / 40)
 
 
 def test_the_row_length_with_the_fewest_tokens_to_compute() -> None:
     # rows of 24: [13, 10], [10, 7]; of 20: [13, 7], [10, 10]; of 18: three
-    batch, used = pack(sequences(13, 7, 10, 10), row_lengths=(24, 20, 18), rows=1)
-    assert (used, batch.tokens.shape) == (2, (2, 1, 20))
+    batch = pack(sequences(13, 7, 10, 10), row_lengths=(24, 20, 18), rows=1)
+    assert (batch.microbatches, batch.tokens.shape) == (2, (2, 1, 20))
     # two rows a microbatch: one microbatch of either length, and nothing is won by 24
-    batch, _ = pack(sequences(13, 7, 10, 10), row_lengths=(20, 24), rows=2, max_microbatches=3)
+    batch = pack(sequences(13, 7, 10, 10), row_lengths=(20, 24), rows=2, max_microbatches=3)
     assert batch.tokens.shape == (3, 2, 20)
-    batch, _ = pack(sequences(9), row_lengths=(12, 12, 10, 11), rows=1)
+    batch = pack(sequences(9), row_lengths=(12, 12, 10, 11), rows=1)
     assert batch.tokens.shape == (1, 1, 10)
 
 
 def test_longest_first_whatever_the_order() -> None:
     # in the order given, 3 and 3 would fill a row that 5 and 3 fill exactly
-    batch, used = pack(sequences(3, 3, 5, 4, 1), row_lengths=8, rows=2)
-    assert used == 1
-    assert padding_share(batch, used) == 0
+    batch = pack(sequences(3, 3, 5, 4, 1), row_lengths=8, rows=2)
+    assert batch.microbatches == 1
+    assert padding_share(batch) == 0
     by_hand = [[300, 301, 302, 303, 304, 100, 101, 102], [400, 401, 402, 403, 200, 201, 202, 500]]
     assert batch.tokens[0].tolist() == by_hand
     assert batch.segment_ids[0].tolist() == [[1] * 5 + [2] * 3, [1] * 4 + [2] * 3 + [3]]
@@ -79,7 +79,7 @@ def test_longest_first_whatever_the_order() -> None:
 
 def test_a_shared_prompt_stands_once() -> None:
     group = prompt_group([10, 11, 12], [20, 21], [30])
-    batch, _ = pack([group], row_lengths=10, rows=1, advantages=np.array([0.5, -0.5]))
+    batch = pack([group], row_lengths=10, rows=1, advantages=np.array([0.5, -0.5]))
     # the prompt's last token stands in each completion: it predicts the first token of each
     assert batch.tokens[0, 0].tolist() == [10, 11, 12, 20, 21, 12, 30, 0, 0, 0]
     assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 0, 0]
@@ -101,8 +101,8 @@ def test_a_row_is_filled_with_part_of_a_group() -> None:
         prompt_group([13, 14, 15], [50], [60]),  # 2 + 2 + 2
         prompt_group([16], [70]),  # 0 + 2
     ]
-    batch, used = pack(groups, row_lengths=13, rows=2)
-    assert used == 1
+    batch = pack(groups, row_lengths=13, rows=2)
+    assert batch.microbatches == 1
     assert batch.tokens[0].tolist() == [
         [10, 11, 12, 40, 41, 13, 14, 15, 50, 15, 60, 16, 70],
         [10, 11, 12, 20, 21, 22, 23, 12, 30, 31, 32, 0, 0],
@@ -119,22 +119,22 @@ def test_a_row_is_filled_with_part_of_a_group() -> None:
 
 def test_a_group_that_is_begun_goes_on_before_the_next() -> None:
     groups = [prompt_group([1, 2, 3], *[[4] * 4] * n) for n in (6, 3)]  # 2 + 6 x 5 and 2 + 3 x 5
-    batch, _ = pack(groups, row_lengths=12, rows=1)
+    batch = pack(groups, row_lengths=12, rows=1)
     found = [sorted(set(row[0][row[0] > 0].tolist())) for row in batch.completion_ids]
     assert found == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
 
 
 def test_groups_that_must_stay_whole() -> None:
     groups = [prompt_group([1, 2], [3] * n, [4] * n) for n in (2, 3, 1)]  # 7, 9 and 5 tokens
-    batch, used = pack(groups, row_lengths=12, rows=1, whole_groups=True)
-    assert used == 2
+    batch = pack(groups, row_lengths=12, rows=1, whole_groups=True)
+    assert batch.microbatches == 2
     found = [sorted(set(row[0][row[0] > 0].tolist())) for row in batch.completion_ids]
     assert found == [[1, 2, 5, 6], [3, 4]]  # 12 of 12 tokens, 9 of 12
 
 
 def test_a_prompt_for_each_where_it_is_not_shared() -> None:
     group = prompt_group([10, 11, 12], [20, 21], [30])
-    batch, _ = pack([group], row_lengths=10, rows=1, share_prompts=False)
+    batch = pack([group], row_lengths=10, rows=1, share_prompts=False)
     assert batch.tokens[0, 0].tolist() == [10, 11, 12, 20, 21, 10, 11, 12, 30, 0]
     assert batch.positions[0, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0]
     assert batch.segment_ids[0, 0].tolist() == [1] * 5 + [2] * 4 + [0]
@@ -142,12 +142,12 @@ def test_a_prompt_for_each_where_it_is_not_shared() -> None:
 
 
 def test_unused_microbatches_are_padding() -> None:
-    batch, used = pack(sequences(4, 4, 4), row_lengths=4, rows=2, max_microbatches=4)
-    assert used == 2
+    batch = pack(sequences(4, 4, 4), row_lengths=4, rows=2, max_microbatches=4)
+    assert batch.microbatches == 2
     assert batch.tokens.shape == (4, 2, 4)
     assert not batch.segment_ids[2:].any()
     assert not batch.loss_mask[2:].any()
-    assert padding_share(batch, used) == 1 / 4
+    assert padding_share(batch) == 1 / 4
 
 
 def test_errors_give_both_numbers() -> None:
@@ -194,7 +194,8 @@ def test_every_token_stands_once_in_its_place(
         completions.append([[next(counter) for _ in range(length)] for length in lengths])
     groups = [prompt_group(p, *cs) for p, cs in zip(prompts, completions, strict=True)]
     longest = max(p + max(lengths) for p, lengths in shapes)
-    batch, used = pack(groups, longest + spare, rows, share_prompts=share)
+    batch = pack(groups, longest + spare, rows, share_prompts=share)
+    used = int(batch.microbatches)
 
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, batch)
     assert used == batch.tokens.shape[0]
@@ -319,7 +320,7 @@ def test_packed_is_one_by_one(
 ) -> None:
     monkeypatch.setattr(packed_attention, "MIN_BLOCK", 4)
     groups, logprobs, grads = one_by_one
-    packed, _ = pack(groups, LENGTH, ROWS, 1, share_prompts)
+    packed = pack(groups, LENGTH, ROWS, 1, share_prompts)
     batch = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, packed)
     assert (batch.segment_ids.max(axis=1) > 1).any()  # rows do hold several sequences
     batch = batch.replace(lengths=None)

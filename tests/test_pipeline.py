@@ -76,7 +76,7 @@ def abc(**changes: Any) -> ConfigDict:
 
 
 def test_stages_come_after_what_they_read() -> None:
-    steps = pipeline.plan(abc(), epath.Path("/w"))
+    steps = pipeline.ordered(abc(), epath.Path("/w"))
     assert [(step.name, step.reads) for step in steps] == [
         ("a", ()),
         ("b", ("a",)),
@@ -249,7 +249,7 @@ def test_quick_compile_holds_for_the_stages_of_this_pipeline(tmp_path: Path, fai
 def test_mini_config_loads_with_every_argument() -> None:
     for arg in ("", "smoke", "short", "seed=3"):
         found = load_config(f"{ROOT}/experiments/mini/r1.py:{arg}")
-        names = [step.name for step in pipeline.plan(found, epath.Path("/w"))]
+        names = [step.name for step in pipeline.ordered(found, epath.Path("/w"))]
         wanted = ["zero", "cold_start", "dev1", "dev2", "reasoning", "sft_set", "dev3", "r1"]
         assert [name for name in names if name in wanted] == wanted
 

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from helpers import RUN_FAKE
 
-from r1jax.stages.pipeline import Step, stages_behind
+from r1jax.stages.pipeline import PipelineStage, stages_behind
 
 ROOT = Path(__file__).parents[1]
 # Each stage waits for a file that the test (or another stage) makes, and writes its own.
@@ -151,8 +151,8 @@ def test_only_one_stage(directory: Path) -> None:
 
 
 def test_stages_behind() -> None:
-    def step(name: str, *reads: str) -> Step:
-        return Step(name, "fake", {}, reads, epath.Path(name))
+    def step(name: str, *reads: str) -> PipelineStage:
+        return PipelineStage(name, "fake", {}, reads, epath.Path(name))
 
     steps = [step("a"), step("b", "a"), step("c", "a"), step("d", "a", "c"), step("e")]
     assert stages_behind(steps) == {"a": 2, "b": 0, "c": 1, "d": 0, "e": 0}

@@ -22,7 +22,7 @@ from r1jax.judges.reward_model import (
     LearnedRewards,
     RewardModel,
     Scorer,
-    packed,
+    pack_labelled,
     to_group,
 )
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
@@ -135,14 +135,15 @@ def test_pairs_stay_in_one_row() -> None:
         )
         for pair in zip(tokens[::2], tokens[1::2], strict=True)
     ]
-    batch, used = pack(groups, 16, 1, whole_groups=True)
+    batch = pack(groups, 16, 1, whole_groups=True)
+    used = int(batch.microbatches)
     places = {}
     for row in range(used):
         for completion in set(batch.completion_ids[row].ravel().tolist()) - {0}:
             places.setdefault(completion, row)
             assert places[completion] == row
     assert all(places[2 * k + 1] == places[2 * k + 2] for k in range(4))
-    split, _ = pack(groups, 16, 1)
+    split = pack(groups, 16, 1)
     assert split.num_targets == batch.num_targets == 8
     with pytest.raises(DataError, match="13 tokens does not fit"):
         pack(groups, 12, 1, whole_groups=True)
@@ -201,11 +202,13 @@ def test_it_learns(kind: str, tokenizer_dir: str, tmp_path: Path, one_device: No
     steps = train(tokenizer_dir, tmp_path, kind, epochs=2.0)
     updates = 16 if kind == "pairwise" else 32  # 2 epochs of 64 pairs (128 labels) in eights
     assert sorted(steps) == list(range(updates + 1))
-    held_out = "eval/rm/accuracy" if kind == "pairwise" else "eval/rm/label_accuracy"
+    held_out = (
+        "eval/reward_model/accuracy" if kind == "pairwise" else "eval/reward_model/label_accuracy"
+    )
     assert 0.1 < steps[0][held_out] < 0.9
     assert steps[updates][held_out] > 0.95
-    assert steps[updates]["eval/rm/rows"] == (32 if kind == "pairwise" else 64)
-    assert steps[updates]["rm/loss"] < 0.3
+    assert steps[updates]["eval/reward_model/rows"] == (32 if kind == "pairwise" else 64)
+    assert steps[updates]["reward_model/loss"] < 0.3
     model = RewardModel(str(tmp_path / "run"), "response", "plain")
     good, bad = model.scores([(question("7?"), "yes 3"), (question("7?"), "no 3")])
     assert good > bad
@@ -226,7 +229,9 @@ def test_pairs_as_labels(tokenizer_dir: str, tmp_path: Path, one_device: None) -
     )
     reward_model.run(config, str(tmp_path / "run"))
     last = metrics_by_step(tmp_path / "run")[16]
-    assert last["eval/rm/label_accuracy"] > 0.9 and last["eval/rm/accuracy"] > 0.95
+    assert (
+        last["eval/reward_model/label_accuracy"] > 0.9 and last["eval/reward_model/accuracy"] > 0.95
+    )
 
 
 def test_labels_of_one_pair_are_not_independent() -> None:
@@ -276,7 +281,7 @@ def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("r1jax.training.run.make_mesh", one_mesh)
     one = train(tokenizer_dir, tmp_path / "one", "pairwise", total_steps=3)
     for step in (1, 2, 3):
-        for name in ("rm/loss", "rm/optimizer/grad_norm"):
+        for name in ("reward_model/loss", "reward_model/optimizer/grad_norm"):
             assert eight[step][name] == pytest.approx(one[step][name], rel=1e-4)
 
 
@@ -379,7 +384,8 @@ def test_a_model_without_the_head(tokenizer_dir: str, tmp_path: Path, one_device
 
 def test_labels_and_shapes() -> None:
     group = Group([Piece(np.arange(3, dtype=np.int32), np.ones(3))])
-    batch, used = packed([Labelled(group, (1.0,)), Labelled(group, (0.0,))], 4, 1)
+    batch = pack_labelled([Labelled(group, (1.0,)), Labelled(group, (0.0,))], 4, 1)
+    used = int(batch.microbatches)
     assert batch.labels.tolist() == [0, 1, 0]
     assert (used, batch.tokens.shape) == (2, (2, 1, 4))
 

@@ -48,7 +48,7 @@ def test_everything_decodes_once(
         assert started == sorted(started)  # in the queue's order
         while True:
             before = work.slots, work.prompt_rows, list(work.busy())
-            kept = work.shrunk()
+            kept = work.shrink()
             if kept is None:
                 break
             assert not work.queue
@@ -110,7 +110,7 @@ def test_sizes(slots: int, busy: int, left: int) -> None:
     for slot in range(slots - busy):
         work.finish(0, slot)
     sizes = [slots]
-    while kept := work.shrunk():
+    while kept := work.shrink():
         assert kept[0].shape == (1, work.slots)
         assert work.slots < sizes[-1]
         sizes.append(work.slots)
@@ -124,7 +124,7 @@ def test_shrinks_to_what_is_busy() -> None:
     work.refill()
     for slot in (0, 1, 2, 4, 5, 6):
         work.finish(0, slot)
-    kept = list(iter(work.shrunk, None))
+    kept = list(iter(work.shrink, None))
     assert [slots.shape[1] for slots, _ in kept] == [7, 6, 5, 4, 3, 2]
     slots, prompts = (np.arange(8), np.arange(8))
     for (kept_slots,), (kept_prompts,) in kept:
@@ -139,7 +139,7 @@ def test_prompts_stay_where_there_are_few() -> None:
     work.refill()
     for slot in (0, 1, 2, 3, 6):
         work.finish(0, slot)
-    kept = list(iter(work.shrunk, None))
+    kept = list(iter(work.shrink, None))
     assert [row.sample_index for _, _, row in work.busy()] == [0, 1, 3]
     assert [slots.shape[1] for slots, _ in kept] == [7, 6, 5, 4, 3]
     assert [prompts.tolist() for _, prompts in kept] == [[[0, 1]]] * 5

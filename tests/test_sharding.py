@@ -32,11 +32,11 @@ from r1jax.stages import sft
 from r1jax.training.train_state import (
     OptimizerConfig,
     abstract_state,
-    batch_shardings,
     make_optimizer,
     make_schedule,
     make_step,
     new_state,
+    on_mesh,
     state_shardings,
 )
 from r1jax.types import Batch
@@ -135,7 +135,7 @@ EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
 def sft_batch() -> Batch:
     rng = np.random.default_rng(0)
     groups = [sequence_group(rng.integers(1, 64, n), [1.0] * n) for n in rng.integers(3, 14, 9)]
-    return pack(groups, LENGTH, ROWS, max_microbatches=2)[0]
+    return pack(groups, LENGTH, ROWS, max_microbatches=2)
 
 
 def grpo_batch() -> Batch:
@@ -145,7 +145,7 @@ def grpo_batch() -> Batch:
         completions = [rng.integers(1, 64, n) for n in rng.integers(2, 8, 4)]
         logprobs = [-4 + 0.1 * rng.normal(size=len(tokens)) for tokens in completions]
         groups.append(completion_group(rng.integers(1, 64, 4), completions, logprobs))
-    batch, _ = pack(groups, LENGTH, ROWS, 2, advantages=rng.normal(size=12))
+    batch = pack(groups, LENGTH, ROWS, 2, advantages=rng.normal(size=12))
     old = batch.sampler_logprobs * batch.loss_mask
     return batch.replace(old_logprobs=old, ref_logprobs=old - 0.1 * batch.loss_mask)
 
@@ -181,12 +181,12 @@ class OneStep:
         self.params = jax.tree.map(np.asarray, make_params(TINY))
         params = to_global(self.params, self.shardings.params)
         batch = make_batch()
-        self.batch = to_global(batch, batch_shardings(batch, mesh))
-        used = jax.device_put(np.int32(2), replicated(mesh))
+        assert batch.microbatches == 2
+        self.batch = on_mesh(batch, mesh)
         self.start = new_state(params, optimizer, self.shardings)
-        self.program = step.lower(self.start, self.batch, used).compile()
+        self.program = step.lower(self.start, self.batch).compile()
         copy = jax.tree.map(jnp.copy, self.start)  # the step eats its state
-        self.state, metrics = self.program(copy, self.batch, used)
+        self.state, metrics = self.program(copy, self.batch)
         self.metrics = jax.device_get(metrics)
 
     def collectives(self) -> set[str]:

@@ -123,12 +123,10 @@ def make_state(loss_fn: LossFn, params: Any) -> tuple[jax.stages.Wrapped, TrainS
     return make_step(loss_fn, optimizer, schedule, jax.tree.map(lambda _: here, state)), state
 
 
-def update(
-    step: jax.stages.Wrapped, state: TrainState, batch: Batch, used: int
-) -> tuple[TrainState, Any]:
+def update(step: jax.stages.Wrapped, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
     """One step on a copy of the state, which the step eats."""
     batch = jax.tree.map(jnp.asarray, batch)
-    new, metrics = step(jax.tree.map(jnp.copy, state), batch, np.int32(used))
+    new, metrics = step(jax.tree.map(jnp.copy, state), batch)
     return jax.device_get(new), jax.device_get(metrics)
 
 
@@ -157,8 +155,8 @@ def bigram_grpo(aggregation: str, params: Any, batch: Batch) -> tuple[jax.Array,
 def sft_batch(rows: int) -> Batch:
     rng = np.random.default_rng(0)
     groups = [sequence_group(rng.integers(1, 32, n), [1.0] * n) for n in (16, 16, 9, 5, 14, 2)]
-    batch, used = pack(groups, 16, rows)
-    assert used * rows == 4
+    batch = pack(groups, 16, rows)
+    assert batch.microbatches * rows == 4
     return batch
 
 
@@ -169,16 +167,16 @@ def grpo_batch(rows: int, max_microbatches: int | None = None) -> Batch:
         completions = [rng.integers(1, 32, n) for n in (2, 9, 4, 6)]
         logprobs = [-3 + 0.5 * rng.normal(size=len(tokens)) for tokens in completions]
         groups.append(completion_group(rng.integers(1, 32, 5), completions, logprobs))
-    batch, used = pack(groups, 17, rows, max_microbatches, advantages=rng.normal(size=8))
-    assert used * rows == 4
+    batch = pack(groups, 17, rows, max_microbatches, advantages=rng.normal(size=8))
+    assert batch.microbatches * rows == 4
     old = batch.sampler_logprobs + 0.1 * batch.loss_mask
     return batch.replace(old_logprobs=old, ref_logprobs=batch.sampler_logprobs)
 
 
 def test_accumulated_is_one_big_batch() -> None:
     step, state = make_state(transformer_nll, make_params(TINY))
-    expected, metrics = update(step, state, sft_batch(rows=4), used=1)
-    found, found_metrics = update(step, state, sft_batch(rows=1), used=4)
+    expected, metrics = update(step, state, sft_batch(rows=4))
+    found, found_metrics = update(step, state, sft_batch(rows=1))
     assert_close(found, expected)
     assert_close(found_metrics, metrics)
     moved = jax.tree.map(
@@ -190,8 +188,8 @@ def test_accumulated_is_one_big_batch() -> None:
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_accumulated_grpo_is_one_big_batch(aggregation: str) -> None:
     step, state = make_state(partial(bigram_grpo, aggregation), bigram_params())
-    expected, metrics = update(step, state, grpo_batch(rows=4), used=1)
-    found, found_metrics = update(step, state, grpo_batch(rows=1), used=4)
+    expected, metrics = update(step, state, grpo_batch(rows=4))
+    found, found_metrics = update(step, state, grpo_batch(rows=1))
     assert_close(found, expected)
     assert_close(found_metrics, metrics)  # sums of shares, and a maximum for drift's
     assert found_metrics["drift/logprob_abs_max"] > found_metrics["drift/logprob_mean_abs"] > 0.01
@@ -203,7 +201,7 @@ def bigram() -> Any:
     """(step, state, batch of four microbatches of one row, (state, metrics) after the update)."""
     step, state = make_state(partial(bigram_grpo, "sequence_mean"), bigram_params())
     batch = grpo_batch(rows=1)
-    return step, state, batch, update(step, state, batch, used=4)
+    return step, state, batch, update(step, state, batch)
 
 
 def test_the_number_of_microbatches_is_a_value(bigram: Any) -> None:
@@ -211,9 +209,9 @@ def test_the_number_of_microbatches_is_a_value(bigram: Any) -> None:
     step, state = make_state(partial(bigram_grpo, "sequence_mean"), bigram_params())
     batch = jax.tree.map(np.array, grpo_batch(rows=1, max_microbatches=6))
     batch.loss_mask[4:] = np.nan  # what stands in those not used must not matter
-    found, metrics = update(step, state, batch, used=4)
+    found, metrics = update(step, state, batch)
     assert_close(found, four)
-    part, _ = update(step, state, batch, used=2)
+    part, _ = update(step, state, batch)
     assert np.abs(part.params["table"] - four.params["table"]).max() > 1e-3
     assert np.isfinite(metrics["loss"])
     assert step._cache_size() == 1
@@ -223,7 +221,7 @@ def test_metrics_of_a_step(bigram: Any) -> None:
     step, state, batch, (after, metrics) = bigram
     # a warm-up of two steps: half the learning rate in the first
     assert metrics["optimizer/learning_rate"] == pytest.approx(0.05)
-    _, second = update(step, jax.device_put(after, state.step.sharding), batch, used=4)
+    _, second = update(step, jax.device_put(after, state.step.sharding), batch)
     assert second["optimizer/learning_rate"] == pytest.approx(0.1)
     assert second["loss"] < metrics["loss"]
     assert int(after.step) == 1
@@ -236,6 +234,6 @@ def test_metrics_of_a_step(bigram: Any) -> None:
 def test_the_state_is_donated(bigram: Any) -> None:
     step, state, batch, _ = bigram
     eaten, batch = jax.tree.map(jnp.copy, state), jax.tree.map(jnp.asarray, batch)
-    step(eaten, batch, np.int32(4))
+    step(eaten, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((eaten.params, eaten.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))

@@ -147,7 +147,7 @@ def grpo(
     """
     config = load_config(f"{HERE}/r1_zero.py:seed={seed},base={model}")
     config.total_steps = 2 if smoke else steps
-    config.max_tokens = 32 if smoke else 160
+    config.sampling.max_tokens = 32 if smoke else 160
     config.evaluation.benchmarks = {}
     config.evaluation.every = 0 if smoke else every
     if curve:

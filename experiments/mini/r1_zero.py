@@ -50,8 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.rewards = {"accuracy": 1.0, "format": 1.0}
     config.max_prompt_tokens = 96
-    config.max_tokens = 160
-    config.temperature = 1.0
+    config.sampling = {"max_tokens": 160, "temperature": 1.0}
     config.group_size = 16
     config.prompts_per_update = 8
     config.updates_per_rollout = 1
@@ -79,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.profile = {"start_step": 10, "num_steps": 0}
     if args.smoke:
         config.total_steps = 4
-        config.max_tokens = 32
+        config.sampling.max_tokens = 32
         config.evaluation = {
             "every": 2,
             "curve": {"heldout": benchmark(4, 2)},

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.rewards = [("experiments.smollm2.noise:noise", 1.0)]
     config.max_prompt_tokens = 64
-    config.max_tokens = args.max_tokens
+    config.sampling = {"max_tokens": args.max_tokens}
     config.group_size = 8
     config.prompts_per_update = 8
     config.updates_per_rollout = 1
@@ -53,6 +53,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.microbatch_rows = 2
     config.mesh = {"fsdp": -1}
     if args.smoke:
-        config.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2
+        config.sampling.max_tokens, config.group_size, config.prompts_per_update = 16, 2, 2
         config.total_steps = 2
     return config

@@ -63,8 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = chain_sums(args.seed, "train", terms=(2, 3, 3), digits=(1, 1, 2))
     config.rewards = {"accuracy": 1.0}
     config.max_prompt_tokens = 320
-    config.max_tokens = 64
-    config.temperature = 1.0
+    config.sampling = {"max_tokens": 64, "temperature": 1.0}
     config.group_size = 16
     config.prompts_per_update = 16
     config.updates_per_rollout = 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import jax
 import numpy as np
 
 from r1jax.config import ConfigError, DataError
@@ -69,8 +71,8 @@ def pack(
     share_prompts: bool = True,
     advantages: np.ndarray | None = None,
     whole_groups: bool = False,
-) -> tuple[Batch, int]:
-    """Groups -> (Batch with leaves [M, rows, L], number of microbatches used).
+) -> Batch:
+    """Groups -> Batch with leaves [M, rows, L].
 
     Completion ids count the pieces of all groups in order, from 1; `lengths` counts the targets of
     each. M is `max_microbatches` where given (the rest is padding a step never looks at). L is that
@@ -109,7 +111,7 @@ def pack(
         return x.reshape(total, rows, length)
 
     sampled = any(piece.sampler_logprobs is not None for group in groups for piece in group.pieces)
-    batch = Batch(
+    return Batch(
         tokens=shaped(tokens),
         positions=shaped(positions),
         segment_ids=shaped(segment_ids),
@@ -122,13 +124,29 @@ def pack(
             np.float32,
         ),
         num_targets=np.float32(loss_mask.sum()),
+        microbatches=np.int32(used),
     )
-    return batch, used
 
 
-def padding_share(batch: Batch, used: int) -> float:
-    """Share of the tokens of the used microbatches that is padding."""
-    return float(np.mean(batch.segment_ids[:used] == 0))
+def padding_share(batch: Batch) -> float:
+    """Share of the tokens of the microbatches in use that is padding."""
+    return float(np.mean(batch.segment_ids[: batch.microbatches] == 0))
+
+
+def rounded_up(batch: Batch, completions: int | None = None) -> Batch:
+    """The batch in one of few shapes, so that few programs are compiled: M a power of two and,
+    where `completions` are given, per-completion arrays for so many.
+    """
+    more = (1 << (int(batch.microbatches) - 1).bit_length()) - len(batch.tokens)
+
+    def one(x: Any) -> Any:
+        if x.ndim == 3:
+            return np.pad(x, [(0, more), (0, 0), (0, 0)])
+        if x.ndim == 1 and completions is not None:
+            return np.pad(x, (0, completions + 1 - len(x)))  # without targets
+        return x
+
+    return jax.tree.map(one, batch)
 
 
 @dataclass

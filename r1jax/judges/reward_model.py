@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render, render_prompt
-from r1jax.data.packing import Group, Piece, pack
+from r1jax.data.packing import Group, Piece, pack, rounded_up
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import sequence_scalars
-from r1jax.machines.mesh import make_mesh, to_global
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
-from r1jax.training.train_state import batch_shardings
+from r1jax.training.train_state import on_mesh
 from r1jax.types import Batch, Example, Message, Rollout
 from r1jax.weights.load import open_model
 
@@ -61,16 +61,12 @@ def size_of(group: Group) -> int:
     return len(group.prefix) + sum(len(piece.tokens) for piece in group.pieces)
 
 
-def packed(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> tuple[Batch, int]:
-    """Pairs stay in one row; the number of microbatches is a power of two (few programs)."""
-    batch, used = pack([row.group for row in rows], length, microbatch_rows, whole_groups=True)
-    total = 1 << (used - 1).bit_length()
-
-    def grown(x: Any) -> Any:
-        return np.pad(x, [(0, total - used), (0, 0), (0, 0)]) if x.ndim == 3 else x
-
+def pack_labelled(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> Batch:
+    """Pairs stay in one row."""
+    groups = [row.group for row in rows]
+    batch = rounded_up(pack(groups, length, microbatch_rows, whole_groups=True))
     labels = np.array([0.0, *(label for row in rows for label in row.labels)], np.float32)
-    return dataclasses.replace(jax.tree.map(grown, batch), labels=labels), used
+    return dataclasses.replace(batch, labels=labels)
 
 
 class Scorer:
@@ -89,16 +85,16 @@ class Scorer:
         if not groups:
             return np.zeros(0, np.float32)
         length = -(-max(map(size_of, groups)) // ROUND) * ROUND
-        batch, used = packed(
-            [Labelled(group, (0.0,) * len(group.pieces)) for group in groups], length, self._rows
-        )
+        batch = pack(groups, length, self._rows, whole_groups=True)
         count = len(batch.lengths)
         room = (1 << count.bit_length()) - count  # shapes for any number of responses: few programs
-        batch = dataclasses.replace(batch, lengths=np.pad(batch.lengths, (0, room)), labels=None)
+        whole = dataclasses.replace(
+            batch, lengths=np.pad(batch.lengths, (0, room)), microbatches=None
+        )
         total = np.zeros(count + room, np.float32)
-        for m in range(used):
-            one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, batch)
-            one = to_global(one, batch_shardings(one, self._mesh))
+        for m in range(batch.microbatches):
+            one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, whole)
+            one = on_mesh(one, self._mesh)
             one = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, one)
             total += np.asarray(jax.device_get(self._scalars(params, one)))
         return total[1:count]

@@ -149,7 +149,7 @@ class Engine:
                     self._compile_ahead(params, work, max(limits), prefix, places, drawn)
             if starts:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
-            while kept := work.shrunk():
+            while kept := work.shrink():
                 state, prefix = self._shrunk(state, prefix, *kept)
             needed = max(columns, self._columns(self._longest(work, limits)))
             if needed > columns:

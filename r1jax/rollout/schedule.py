@@ -118,10 +118,10 @@ class Schedule:
         self.rows[shard][slot] = None
 
     def sizes(self) -> list[int]:
-        """Numbers of slots of a shard that `shrunk` may choose now or later."""
+        """Numbers of slots of a shard that `shrink` may choose now or later."""
         return [size for size in _sizes(self.first_slots) if size <= self.slots]
 
-    def shrunk(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def shrink(self) -> tuple[np.ndarray, np.ndarray] | None:
         """One step from all slots to 7/8, 6/8, ... 1/8, 1/16, ... of them, where nothing waits and
         these hold what is busy. None where they do not; it is called again until then.
 

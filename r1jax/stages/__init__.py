@@ -1,8 +1,7 @@
 """The stages by the name that `config.stage` calls them. Importing this imports none of them."""
 
 import importlib
-import types
-from typing import Any
+from typing import Any, Protocol, cast
 
 from r1jax.config import ConfigError, check_choice, section
 
@@ -18,15 +17,28 @@ STAGES = {
 }
 
 
-def stage_of(config: Any, path: str = "config") -> types.ModuleType:
-    """The module that runs this config: it has CONFIG, a dataclass, and run(config, workdir).
+class Stage(Protocol):
+    """What a module of this room offers. A new one needs a line in STAGES and nothing else.
 
-    It may have check(config), which raises ConfigError for what is wrong in the config alone.
+    It may also have `check(config)`, which raises ConfigError for what is wrong in the config
+    alone.
     """
+
+    CONFIG: type[Any]  # the dataclass that its config becomes
+
+    def describe(self, config: Any) -> str:
+        """What the config asks for, in numbers."""
+
+    def run(self, config_dict: Any, workdir: str) -> None:
+        """Does all of it, from where the workdir is: the same call again goes on."""
+
+
+def stage_of(config: Any, path: str = "config") -> Stage:
+    """The module that runs this config."""
     if "stage" not in config:
         raise ConfigError(f"{path}.stage is missing, one of {', '.join(STAGES)}")
     check_choice(f"{path}.stage", config["stage"], STAGES)
-    return importlib.import_module(STAGES[config["stage"]])
+    return cast(Stage, importlib.import_module(STAGES[config["stage"]]))
 
 
 def checked(config: Any, path: str = "config") -> Any:

@@ -53,7 +53,7 @@ class EvaluateConfig:
     graders: GraderConfig = field(default_factory=GraderConfig)
 
 
-CONFIG = EvaluateConfig  # what train checks the config file against
+CONFIG = EvaluateConfig
 
 
 def describe(config: EvaluateConfig) -> str:

@@ -33,7 +33,7 @@ from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss
 from r1jax.losses.policy import grpo_loss
-from r1jax.machines.mesh import check_divisible, replicated, spec_of, to_global
+from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
@@ -48,12 +48,12 @@ from r1jax.stages.grpo_rollouts import (
     truncated,
 )
 from r1jax.tasks.sandbox import choose_sandbox
-from r1jax.training.critic import Critic
-from r1jax.training.run import TrainingRun, open_run
-from r1jax.training.train_state import batch_shardings, make_step, microbatch
+from r1jax.training.critic import Critic, open_critic
+from r1jax.training.run import FINITE, Trainable, TrainingRun, open_run
+from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch, Rollout
 
-CONFIG = GrpoConfig  # what train checks the config file against
+CONFIG = GrpoConfig
 
 
 def describe(config: GrpoConfig) -> str:
@@ -96,11 +96,14 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         open_evaluation(config, stage) as (sampler, held_out),
     ):
         check_shapes(config, stage)
-        critic = open_critic(config, stage)
+        critic = None
+        if config.critic is not None:
+            critic = open_critic(config.critic, config, stage, config.share_prompts)
         programs = Programs(config, stage, critic)
         source = Rollouts(config, stage, sampler, examples)
-        held_out.benchmarks(0)
-        held_out.curves(0)
+        held_out.run_benchmarks(0)
+        held_out.measure_curves(0)
+        finite = FINITE if critic is None else (*FINITE, *critic.finite)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
@@ -109,20 +112,19 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
             batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
             summary = summarise(found)
             ahead = source.begin_ahead(iteration + 1, step + len(batches))
-            for batch, used, packed in batches:
+            for batch, packed in batches:
                 step += 1
                 stage.profiler.step(step)
                 with stage.timer("update"):
-                    stage.state, metrics = programs.step(stage.state, batch, used)
-                    metrics = jax.device_get(metrics)
+                    metrics = jax.device_get(stage.trained.update(programs.step, batch))
                 if critic is not None:
                     with stage.timer("critic"):
-                        metrics |= critic.update(batch, used)
+                        metrics |= critic.update(batch)
                 tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
-                stage.clocks["update/tokens_per_s"] = tokens_per_s
-                stage.log(step, "grpo", summary | metrics | packed)
+                stage.note({"update/tokens_per_s": tokens_per_s})
+                stage.log(step, "grpo", summary | metrics | packed, finite)
                 summary = {}  # on the iteration's first line only
-                held_out.curves(step)
+                held_out.measure_curves(step)
             if ahead is not None:  # before the checkpoint, which cannot sample it any more
                 source.finish_ahead(iteration + 1, ahead)
             replace_reference(config, stage, step)
@@ -131,17 +133,17 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                     critic.save(step)
                 stage.save(step)
                 forget_rollouts(stage.workdir, config.keep_rollouts, iteration)
-        held_out.benchmarks(config.total_steps)
+        held_out.run_benchmarks(config.total_steps)
 
 
 def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
     """What the mesh and the model's length allow."""
     check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
-    limit = stage.model.config.max_length
+    limit = stage.trained.model.config.max_length
     longest = config.max_prompt_tokens + longest_completion(config)
     if longest > limit:
         raise ConfigError(
-            f"config.max_prompt_tokens {config.max_prompt_tokens} + max_tokens"
+            f"config.max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
             f" {longest_completion(config)} is more than the model's max_length {limit}"
         )
     if config.pack_length and config.pack_length < longest:
@@ -154,8 +156,8 @@ def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
 def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None:
     """The reference policy becomes the current one every `ref_every` updates (R1 section 2.1)."""
     updates = min(config.updates_per_rollout, step)
-    if stage.ref_params is not None and is_due(config.ref_every, step, updates):
-        stage.ref_params = jax.tree.map(jnp.copy, stage.state.params)
+    if stage.trained.ref_params is not None and is_due(config.ref_every, step, updates):
+        stage.trained.renew_reference()
 
 
 def summarise(found: Rewarded) -> dict[str, float]:
@@ -248,21 +250,6 @@ def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
 # -- the jitted programs ----------------------------------------------------------------------
 
 
-def open_critic(config: GrpoConfig, stage: TrainingRun) -> Critic | None:
-    if config.critic is None:
-        return None
-    return Critic(
-        config.critic,
-        config.model,
-        stage.workdir,
-        stage.mesh,
-        config.seed,
-        config.total_steps,
-        stage.start,
-        config.share_prompts,
-    )
-
-
 class Programs:
     """The update step and the pass that computes log-probabilities of packed completions."""
 
@@ -271,24 +258,20 @@ class Programs:
     ) -> None:
         self.config, self.critic = config, critic
         self.packing = packing_of(config)
-        self._model = stage.model.clone(span=self.packing.span)
-        self.step = make_step(
-            make_loss(config, self._model), stage.optimizer, stage.schedule, stage.state_shardings
-        )
+        self._model = stage.trained.model.clone(span=self.packing.span)
+        self.step = stage.trained.make_step(make_loss(config, self._model))
         tokens = NamedSharding(stage.mesh, spec_of((None, "batch", None)))
         self._logprobs = jax.jit(self._all_logprobs, out_shardings=tokens)
         self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1
 
-    def prepare(
-        self, stage: TrainingRun, minibatch: Minibatch
-    ) -> tuple[Batch, Any, dict[str, float]]:
+    def prepare(self, stage: TrainingRun, minibatch: Minibatch) -> tuple[Batch, dict[str, float]]:
         """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
-        config = self.config
+        config, trained = self.config, stage.trained
         with stage.timer("pack"):
             # A KL pulls at every completion, and a critic has an advantage for each of its tokens.
-            if stage.ref_params is None and self.critic is None:
+            if trained.ref_params is None and self.critic is None:
                 minibatch = with_gradient(minibatch)
-            batch, used = pack(
+            batch = pack(
                 to_groups(config, minibatch.rollouts),
                 self.packing.lengths,
                 config.microbatch_rows,
@@ -298,37 +281,33 @@ class Programs:
             )
             packed = {
                 "batch/tokens": int(np.sum(batch.segment_ids > 0)),
-                "batch/padding_share": padding_share(batch, used),
-                "batch/microbatches": used,
+                "batch/padding_share": padding_share(batch),
+                "batch/microbatches": int(batch.microbatches),
                 "batch/completions": len(minibatch.rollouts),
             }
             batch = count_left_out(batch, minibatch)
             if config.truncated == "mask":
                 batch = mask_truncated(batch, minibatch.rollouts)
-            batch = to_global(batch, batch_shardings(batch, stage.mesh))
-            count = jax.device_put(np.int32(used), replicated(stage.mesh))
+            batch = on_mesh(batch, stage.mesh)
         policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one
-            policies["old_logprobs"] = stage.state.params
-        if stage.ref_params is not None:
-            policies["ref_logprobs"] = stage.ref_params
+            policies["old_logprobs"] = trained.params
+        if trained.ref_params is not None:
+            policies["ref_logprobs"] = trained.ref_params
         if not self._compiled_ahead:
             with stage.timer("compile"):
-                self._compile_ahead(stage, batch, count, list(policies))
+                self._compile_ahead(trained, batch, list(policies))
         logprobs = {}
         for name, params in policies.items():
             with stage.timer(name):
-                found = self._logprobs(params, batch, count)
-                logprobs[name] = jax.block_until_ready(found)
+                logprobs[name] = jax.block_until_ready(self._logprobs(params, batch))
         batch = replace(batch, **logprobs)
         if self.critic is not None:
             with stage.timer("critic"):
-                batch = self.critic.judge(batch, count, minibatch.rewards)
-        return batch, count, packed
+                batch = self.critic.judge(batch, minibatch.rewards)
+        return batch, packed
 
-    def _compile_ahead(
-        self, stage: TrainingRun, batch: Batch, count: Any, policies: Sequence[str]
-    ) -> None:
+    def _compile_ahead(self, trained: Trainable, batch: Batch, policies: Sequence[str]) -> None:
         """Compiles the programs for rows of every length, side by side.
 
         Else the first batch of each length stops for them.
@@ -346,26 +325,27 @@ class Programs:
                 rows.tokens.shape, jnp.float32, sharding=rows.tokens.sharding
             )
             if policies:
-                lowered.append(self._logprobs.lower(stage.state.params, rows, count))
+                lowered.append(self._logprobs.lower(trained.params, rows))
             rows = replace(rows, **dict.fromkeys(policies, logprobs))
-            lowered.append(self.step.lower(stage.state, rows, count))
+            lowered.append(self.step.lower(trained.state, rows))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(), lowered))
 
-    def _all_logprobs(self, params: Any, batch: Batch, microbatches: Any) -> jax.Array:
-        """Log-probabilities of every token of the batch's first microbatches -> [M, B, L]."""
+    def _all_logprobs(self, params: Any, batch: Batch) -> jax.Array:
+        """Log-probabilities of every token of the batch -> [M, B, L]."""
 
         def one(index: Any, out: jax.Array) -> jax.Array:
             logprobs_BL, _ = token_logprobs(
                 self._model,
                 params,
                 microbatch(batch, index),
-                self.config.temperature,
+                self.config.sampling.temperature,
                 self.config.logits_chunk,
             )
             return jax.lax.dynamic_update_index_in_dim(out, logprobs_BL, index, 0)
 
-        return jax.lax.fori_loop(0, microbatches, one, jnp.zeros(batch.tokens.shape, jnp.float32))
+        zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
+        return jax.lax.fori_loop(0, batch.microbatches, one, zeros)
 
 
 def make_loss(
@@ -379,7 +359,7 @@ def make_loss(
         return grpo_loss(logprobs_BL, batch, config.loss, longest_completion(config), entropy_BL)
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        how = (config.temperature, config.logits_chunk)
+        how = (config.sampling.temperature, config.logits_chunk)
         if config.loss.ratio == "sequence":  # of all of its tokens: no sum over them
             return of_tokens(*token_logprobs(model, params, batch, *how), batch)
         return token_loss(model, params, batch, of_tokens, *how)

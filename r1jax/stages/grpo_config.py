@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from r1jax.benchmarks.protocol import BenchmarkConfig
@@ -50,14 +50,11 @@ class GrpoConfig:
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)
     template: str = "r1_zero"
     max_prompt_tokens: int = 1024
-    max_tokens: int = 32_768  # of a completion
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=32_768))
     max_tokens_at: dict[str, int] = field(
         default_factory=dict
     )  # {"8200": 65536}: from that update on
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
-    allow_filtered_rollouts: bool = False  # top-p rollouts bias the ratio: refused unless set
+    allow_filtered_rollouts: bool = False  # top-p, top-k, min-p bias the ratio: refused unless set
     group_size: int = 16
     prompts_per_update: int = 32
     updates_per_rollout: int = 16
@@ -98,12 +95,14 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
     check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
     load_rewards(config.rewards)
-    if config.temperature <= 0:
-        raise ConfigError(f"config.temperature {config.temperature} must be above 0 in training")
-    if config.top_p < 1 and not config.allow_filtered_rollouts:
+    if config.sampling.temperature <= 0:
         raise ConfigError(
-            f"config.top_p {config.top_p} draws from another distribution than the loss assumes;"
-            " set it to 1, or config.allow_filtered_rollouts to True"
+            f"config.sampling.temperature {config.sampling.temperature} must be above 0 in training"
+        )
+    if config.sampling.filtered and not config.allow_filtered_rollouts:
+        raise ConfigError(
+            "config.sampling draws from another distribution than the loss assumes; leave out"
+            " top_p, top_k and min_p, or set config.allow_filtered_rollouts to True"
         )
     if config.rollouts_ahead not in (0, 1):
         raise ConfigError(f"config.rollouts_ahead {config.rollouts_ahead} must be 0 or 1")
@@ -126,8 +125,8 @@ def check(config: GrpoConfig) -> None:
         bad = [step for step in getattr(config, name) if not step.isdecimal()]
         if bad:
             raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
-    for length in (config.max_tokens, *config.max_tokens_at.values()):
-        sampling_of(config, length)  # what it refuses
+    for length in config.max_tokens_at.values():
+        replace(config.sampling, max_tokens=length)  # what it refuses
 
 
 # -- the packed rows of an update -------------------------------------------------------------
@@ -164,17 +163,13 @@ def packing_of(config: GrpoConfig) -> Packing:
 
 
 def longest_completion(config: GrpoConfig) -> int:
-    return max(config.max_tokens, *config.max_tokens_at.values(), 1)
+    return max(config.sampling.max_tokens, *config.max_tokens_at.values(), 1)
 
 
-def max_tokens_of(config: GrpoConfig, step: int) -> int:
-    """The length cap of a rollout that starts after `step` updates."""
+def sampling_at(config: GrpoConfig, step: int) -> SamplingConfig:
+    """That of a rollout that starts after `step` updates."""
     at = in_effect(config.max_tokens_at, step)
-    return config.max_tokens_at[at] if at else config.max_tokens
-
-
-def sampling_of(config: GrpoConfig, max_tokens: int) -> SamplingConfig:
-    return SamplingConfig(max_tokens, config.temperature, top_p=config.top_p, stop=config.stop)
+    return replace(config.sampling, max_tokens=config.max_tokens_at[at]) if at else config.sampling
 
 
 def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:

@@ -26,10 +26,10 @@ from r1jax.training.run import TrainingRun
 def open_evaluation(config: GrpoConfig, stage: TrainingRun) -> Iterator[tuple[Sampler, HeldOut]]:
     """The run's one sampler, for its own rollouts and for held-out problems, and those problems."""
     key, tokenizer = "config.evaluation", stage.tokenizer
-    limit = stage.model.config.max_length
+    limit = stage.trained.model.config.max_length
     curve = open_benchmarks(config.evaluation.curve, f"{key}.curve", tokenizer, limit)
     full = open_benchmarks(config.evaluation.benchmarks, f"{key}.benchmarks", tokenizer, limit)
-    engine = Engine(stage.model.config, tokenizer.stop_ids, config.engine, stage.mesh)
+    engine = Engine(stage.trained.model.config, tokenizer.stop_ids, config.engine, stage.mesh)
     asking = [*curve.values(), *full.values()]
     with open_sampler(engine, tokenizer, config.graders, asking, {REWARDS: config}) as sampler:
         yield sampler, HeldOut(config, stage, sampler, curve, full)
@@ -49,7 +49,7 @@ class HeldOut:
         self._config, self._stage, self._sampler = config.evaluation, stage, sampler
         self._curve, self._full = curve, full
 
-    def curves(self, step: int) -> None:
+    def measure_curves(self, step: int) -> None:
         """A point of the curves, where one is due, as metrics of that step."""
         every, stage = self._config.every, self._stage
         if not every or step % every or (step == 0 and stage.start > 0):
@@ -57,11 +57,11 @@ class HeldOut:
         values: dict[str, float] = {}
         with stage.timer("evaluation"):
             for name, benchmark in self._curve.items():
-                scores, _ = benchmark.run(self._sampler, stage.state.params, self._config.seed)
+                scores, _ = benchmark.run(self._sampler, stage.trained.params, self._config.seed)
                 values |= {f"{name}/{key}": value for key, value in scores.items()}
         stage.log(step, "eval", values)
 
-    def benchmarks(self, step: int) -> None:
+    def run_benchmarks(self, step: int) -> None:
         """The full benchmarks, before the first update and after the last; done once."""
         stage, seed = self._stage, self._config.seed
         directory = stage.workdir / EVALUATIONS / f"{step:06d}"
@@ -73,7 +73,7 @@ class HeldOut:
             title = f"evaluating {name} at step {step}"
             with stage.progress.task(title, benchmark.completions) as advance:
                 results[name], rollouts[name] = benchmark.run(
-                    self._sampler, stage.state.params, seed, advance
+                    self._sampler, stage.trained.params, seed, advance
                 )
         about = {"step": step, "model": str(stage.workdir), "seed": seed}
         if jax.process_index() == 0:

@@ -28,7 +28,7 @@ from r1jax.rollout.sampler import (
     make_prompt,
     to_row,
 )
-from r1jax.stages.grpo_config import GrpoConfig, in_effect, max_tokens_of, sampling_of
+from r1jax.stages.grpo_config import GrpoConfig, in_effect, sampling_at
 from r1jax.tasks import check_example
 from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
@@ -141,9 +141,8 @@ class Rollouts:
         config, stage = self._config, self._stage
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
         key = jax.random.fold_in(key, attempt) if attempt else key
-        sampling = sampling_of(config, max_tokens_of(config, step))
-        questions = Questions(prompts, sampling, config.group_size, REWARDS)
-        return self._sampler.sample(stage.state.params, questions, key)
+        questions = Questions(prompts, sampling_at(config, step), config.group_size, REWARDS)
+        return self._sampler.sample(stage.trained.params, questions, key)
 
     def _sampled_until_varied(
         self, attempts: Sequence[Sequence[Prompt]], iteration: int, step: int
@@ -166,7 +165,7 @@ class Rollouts:
             tokens += self._sampler.engine.statistics.tokens
             if sum(varied(config, group) for group in groups) >= len(prompts):
                 break
-        stage.clocks["rollout/attempts"] = attempt + 1
+        stage.note({"rollout/attempts": attempt + 1})
         self._note_statistics(tokens, stage.timer.read("rollout"))
         return most_varied(config, groups, len(attempts[0]))
 
@@ -182,12 +181,15 @@ class Rollouts:
 
     def _note_statistics(self, tokens: int, seconds: float) -> None:
         """The engine's numbers of the last rollout, for the next line of timings."""
-        clocks, statistics = self._stage.clocks, self._sampler.engine.statistics
-        clocks["rollout/tokens_per_s"] = tokens / seconds
-        clocks["rollout/wasted_slot_share"] = statistics.wasted_share
-        clocks["rollout/slots"] = statistics.slots
-        clocks["rollout/prefill_seconds"] = statistics.prefill_seconds
-        clocks["rollout/decode_seconds"] = statistics.decode_seconds
+        statistics = self._sampler.engine.statistics
+        readings = {
+            "tokens_per_s": tokens / seconds,
+            "wasted_slot_share": statistics.wasted_share,
+            "slots": statistics.slots,
+            "prefill_seconds": statistics.prefill_seconds,
+            "decode_seconds": statistics.decode_seconds,
+        }
+        self._stage.note({f"rollout/{name}": value for name, value in readings.items()})
 
 
 def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:

@@ -48,7 +48,7 @@ class MixtureConfig:
     seed: int = 0
 
 
-CONFIG = MixtureConfig  # what train checks the config file against
+CONFIG = MixtureConfig
 
 
 def describe(config: MixtureConfig) -> str:

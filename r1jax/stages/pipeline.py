@@ -50,23 +50,23 @@ class PipelineConfig:
     quick_compile: bool = False
 
 
-CONFIG = PipelineConfig  # what train checks the config file against
+CONFIG = PipelineConfig
 
 
 def describe(config: PipelineConfig) -> str:
     """A line per stage, in the order in which they run."""
-    stages = ConfigDict(config.stages, sort_keys=False)
-    steps = plan(ConfigDict({"stages": stages}), absolute("."))
+    configs = ConfigDict(config.stages, sort_keys=False)
+    stages = ordered(ConfigDict({"stages": configs}), absolute("."))
     lines = []
-    for step in steps:
-        module = stage_of(step.config)
-        size = module.describe(section(module.CONFIG, step.config))
-        lines.append(f"{step.name} ({step.kind}): {size}")
-    return "\n".join([f"{len(steps)} stages", *lines])
+    for stage in stages:
+        module = stage_of(stage.config)
+        size = module.describe(section(module.CONFIG, stage.config))
+        lines.append(f"{stage.name} ({stage.kind}): {size}")
+    return "\n".join([f"{len(stages)} stages", *lines])
 
 
 @dataclass(frozen=True)
-class Step:
+class PipelineStage:
     """One stage of the pipeline."""
 
     name: str
@@ -84,7 +84,7 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
     """
     config = section(PipelineConfig, config_dict)
     root = absolute(workdir)
-    steps = plan(config_dict, root)
+    stages = ordered(config_dict, root)
     local = jax.default_backend() == "cpu" and jax.process_count() == 1 and "://" not in str(root)
     if parallel > 1 and not local:
         raise ConfigError(
@@ -93,91 +93,93 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
         )
     if jax.process_index() == 0:
         _delete(root / DELETED)  # what a restart that was killed has left
-    check_steps(steps)
+    check_stages(stages)
     if parallel > 1:
-        run_in_parallel(steps, root, parallel)
+        run_in_parallel(stages, root, parallel)
     else:
         with quick_compile(config.quick_compile):
-            run_stages(steps, root)
-    _write_overview(root, steps)
+            run_stages(stages, root)
+    _write_overview(root, stages)
     if jax.process_index() == 0:
         for table in pipeline_tables([root]):
             print_rich(table)
         for path in write_pipeline_report([root], root):
             print(f"wrote {path}")
-    print(f"models, data, metrics and tables of {len(steps)} stages are in {root}")
+    print(f"models, data, metrics and tables of {len(stages)} stages are in {root}")
 
 
-def run_stages(steps: Sequence[Step], root: epath.Path) -> None:
-    for step in steps:
-        if completion(step):
-            print(f"-- {title(step, steps)}: complete", flush=True)
+def run_stages(stages: Sequence[PipelineStage], root: epath.Path) -> None:
+    for stage in stages:
+        if completion(stage):
+            print(f"-- {title(stage, stages)}: complete", flush=True)
             continue
-        print(f"-- {title(step, steps)}", flush=True)
-        _write_overview(root, steps)
-        run_stage(step, steps, root)
+        print(f"-- {title(stage, stages)}", flush=True)
+        _write_overview(root, stages)
+        run_stage(stage, stages, root)
         if mapped_share() > MOST_MAPPED:
             jax.clear_caches()
 
 
-def title(step: Step, steps: Sequence[Step]) -> str:
-    return f"{steps.index(step) + 1}/{len(steps)} {step.name} ({step.kind})"
+def title(stage: PipelineStage, stages: Sequence[PipelineStage]) -> str:
+    return f"{stages.index(stage) + 1}/{len(stages)} {stage.name} ({stage.kind})"
 
 
-def run_stage(step: Step, steps: Sequence[Step], root: epath.Path) -> None:
+def run_stage(stage: PipelineStage, stages: Sequence[PipelineStage], root: epath.Path) -> None:
     first = jax.process_index() == 0
     start = time.time()
-    config = resolved(step, root)
-    with lock_workdir(step.workdir) if first else nullcontext():
+    config = resolved(stage, root)
+    with lock_workdir(stage.workdir) if first else nullcontext():
         if first:
-            write_json(step.workdir / STAGE_INPUTS, inputs_of(step, steps))
+            write_json(stage.workdir / STAGE_INPUTS, inputs_of(stage, stages))
         try:
-            stage_of(config).run(config, str(step.workdir))
+            stage_of(config).run(config, str(stage.workdir))
         except UserError as error:
             raise type(error)(
-                f"stage {step.name}: {error} (--restart_from={step.name} begins it anew)"
+                f"stage {stage.name}: {error} (--restart_from={stage.name} begins it anew)"
             ) from None
         if first:
-            _mark(step, steps, time.time() - start)
-    wait_for_all(f"stage {step.name}")
+            _mark(stage, stages, time.time() - start)
+    wait_for_all(f"stage {stage.name}")
 
 
 def run_only(config_dict: ConfigDict, workdir: str, name: str) -> None:
     """Runs one stage, unless it is complete; ConfigError where one that it reads is not."""
     root = absolute(workdir)
-    steps = plan(config_dict, root)
-    check_choice("--only", name, [step.name for step in steps])
-    check_steps(steps)
-    step = next(step for step in steps if step.name == name)
-    missing = [other.name for other in steps if other.name in step.reads and not completion(other)]
+    stages = ordered(config_dict, root)
+    check_choice("--only", name, [stage.name for stage in stages])
+    check_stages(stages)
+    stage = next(stage for stage in stages if stage.name == name)
+    missing = [
+        other.name for other in stages if other.name in stage.reads and not completion(other)
+    ]
     if missing:
         raise ConfigError(f"stage {name} reads {missing[0]}, which is not complete")
-    if completion(step):
+    if completion(stage):
         print(f"stage {name} is complete")
         return
     with quick_compile(section(PipelineConfig, config_dict).quick_compile):
-        run_stage(step, steps, root)
+        run_stage(stage, stages, root)
 
 
-def run_in_parallel(steps: Sequence[Step], root: epath.Path, parallel: int) -> None:
+def run_in_parallel(stages: Sequence[PipelineStage], root: epath.Path, parallel: int) -> None:
     """Each stage as a command of its own, `parallel` at a time.
 
     Of those that can begin, one for which more stages in a row are waiting goes first. Behind a
     stage that fails no other is started; those that run may end.
     """
-    in_a_row = stages_behind(steps)
-    waiting = sorted((s for s in steps if not completion(s)), key=lambda s: -in_a_row[s.name])
-    by_name = {step.name: step for step in steps}
+    in_a_row = stages_behind(stages)
+    waiting = sorted((s for s in stages if not completion(s)), key=lambda s: -in_a_row[s.name])
+    by_name = {stage.name: stage for stage in stages}
     failed: dict[str, int] = {}
     with Processes(parallel) as processes:
         while waiting or processes.running:
-            unmade = {step.name for step in waiting} | {*processes.running}
-            ready = [step for step in waiting if unmade.isdisjoint(step.reads)]
-            for step in ready[: processes.free]:
-                print(f"-- {title(step, steps)} begins", flush=True)
-                waiting.remove(step)
-                processes.start(step.name, command_of(step.name), Path(step.workdir))
-            _write_overview(root, steps)
+            unmade = {stage.name for stage in waiting} | {*processes.running}
+            ready = [stage for stage in waiting if unmade.isdisjoint(stage.reads)]
+            for stage in ready[: processes.free]:
+                print(f"-- {title(stage, stages)} begins", flush=True)
+                waiting.remove(stage)
+                processes.start(stage.name, command_of(stage.name), Path(stage.workdir))
+            _write_overview(root, stages)
             for name, code in processes.wait().items():
                 found = completion(by_name[name])
                 if code or not found:
@@ -185,18 +187,18 @@ def run_in_parallel(steps: Sequence[Step], root: epath.Path, parallel: int) -> N
                     waiting = []
                 else:
                     seconds = f"{found['seconds']:.0f} s"
-                    print(f"-- {title(by_name[name], steps)} is complete, {seconds}", flush=True)
+                    print(f"-- {title(by_name[name], stages)} is complete, {seconds}", flush=True)
     if failed:
-        _write_overview(root, steps)
+        _write_overview(root, stages)
         raise UserError("\n".join(_failure(by_name[name], code) for name, code in failed.items()))
 
 
-def stages_behind(steps: Sequence[Step]) -> dict[str, int]:
+def stages_behind(stages: Sequence[PipelineStage]) -> dict[str, int]:
     """{stage: how many stages, one made from the other, come after it at the longest}."""
     found: dict[str, int] = {}
-    for step in reversed(steps):
-        readers = [found[other.name] for other in steps if step.name in other.reads]
-        found[step.name] = 1 + max(readers) if readers else 0
+    for stage in reversed(stages):
+        readers = [found[other.name] for other in stages if stage.name in other.reads]
+        found[stage.name] = 1 + max(readers) if readers else 0
     return found
 
 
@@ -206,27 +208,27 @@ def command_of(stage: str) -> list[str]:
     return [sys.executable, *sys.orig_argv[1:], *flags]
 
 
-def _failure(step: Step, code: int) -> str:
+def _failure(stage: PipelineStage, code: int) -> str:
     """What the stage's log ends with, where it is an error in words."""
-    log = step.workdir / LOG
+    log = stage.workdir / LOG
     last = log.read_text().rstrip().rpartition("\n")[2]
-    said = last.removeprefix("error: ") if code == 2 else f"stage {step.name}: exit code {code}"
+    said = last.removeprefix("error: ") if code == 2 else f"stage {stage.name}: exit code {code}"
     return f"{said} (see {log})"
 
 
 def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:
     """Deletes the workdirs of a stage and of all stages that read it, directly or not."""
-    steps = plan(config_dict, absolute(workdir))
-    check_choice("--restart_from", name, [step.name for step in steps])
+    stages = ordered(config_dict, absolute(workdir))
+    check_choice("--restart_from", name, [stage.name for stage in stages])
     stale = {name}
-    for step in steps:
-        if stale & set(step.reads):
-            stale.add(step.name)
+    for stage in stages:
+        if stale & set(stage.reads):
+            stale.add(stage.name)
     # Who reads goes before what is read, and each at once: a kill leaves nothing half made.
-    for step in reversed(steps):
-        if step.name in stale and step.workdir.exists() and jax.process_index() == 0:
-            _delete(step.workdir)
-            print(f"deleted {step.workdir}")
+    for stage in reversed(stages):
+        if stage.name in stale and stage.workdir.exists() and jax.process_index() == 0:
+            _delete(stage.workdir)
+            print(f"deleted {stage.workdir}")
 
 
 def _delete(path: epath.Path) -> None:
@@ -240,38 +242,38 @@ def _delete(path: epath.Path) -> None:
     path.rmtree()
 
 
-# -- the plan --------------------------------------------------------------------------------------
+# -- the order -------------------------------------------------------------------------------------
 
 
-def plan(config_dict: ConfigDict, root: epath.Path) -> list[Step]:
+def ordered(config_dict: ConfigDict, root: epath.Path) -> list[PipelineStage]:
     """The stages, each behind those that it reads and else as the config has them.
 
     ConfigError for a wrong key, an unknown kind of stage, a reference to nothing or in a circle.
     """
-    stages = config_dict.stages
-    if not stages:
+    configs = config_dict.stages
+    if not configs:
         raise ConfigError("config.stages is empty")
-    waiting = [_step(name, stages[name], root) for name in stages]
-    for step in waiting:
-        for name in step.reads:
-            if name not in stages:
+    waiting = [_stage(name, configs[name], root) for name in configs]
+    for stage in waiting:
+        for name in stage.reads:
+            if name not in configs:
                 raise ConfigError(
-                    f"config.stages.{step.name} refers to @{name}, which is none of"
-                    f" {', '.join(stages)}"
+                    f"config.stages.{stage.name} refers to @{name}, which is none of"
+                    f" {', '.join(configs)}"
                 )
-    steps: list[Step] = []
+    stages: list[PipelineStage] = []
     while waiting:
-        placed = {step.name for step in steps}
-        ready = next((step for step in waiting if placed.issuperset(step.reads)), None)
+        placed = {stage.name for stage in stages}
+        ready = next((stage for stage in waiting if placed.issuperset(stage.reads)), None)
         if ready is None:
-            circle = ", ".join(step.name for step in waiting)
+            circle = ", ".join(stage.name for stage in waiting)
             raise ConfigError(f"config.stages: {circle} wait for each other")
         waiting.remove(ready)
-        steps.append(ready)
-    return steps
+        stages.append(ready)
+    return stages
 
 
-def _step(name: str, config: Any, root: epath.Path) -> Step:
+def _stage(name: str, config: Any, root: epath.Path) -> PipelineStage:
     where = f"config.stages.{name}"
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{where} is not a section of keys")
@@ -285,7 +287,7 @@ def _step(name: str, config: Any, root: epath.Path) -> Step:
     except ConfigError as error:
         raise ConfigError(f"stage {name}: {error}") from None
     reads = tuple(dict.fromkeys(text[1:].partition("/")[0] for text in _references(config)))
-    return Step(name, config.stage, jsonable(config), reads, root / name)
+    return PipelineStage(name, config.stage, jsonable(config), reads, root / name)
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -300,7 +302,7 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def resolved(step: Step, root: epath.Path) -> ConfigDict:
+def resolved(stage: PipelineStage, root: epath.Path) -> ConfigDict:
     """The stage's config with paths in the places of its references."""
 
     def replace(value: Any) -> Any:
@@ -310,61 +312,62 @@ def resolved(step: Step, root: epath.Path) -> ConfigDict:
             return {key: replace(item) for key, item in value.items()}
         return [replace(item) for item in value] if isinstance(value, list) else value
 
-    return ConfigDict(replace(copy.deepcopy(dict(step.config))))
+    return ConfigDict(replace(copy.deepcopy(dict(stage.config))))
 
 
 # -- what is complete ------------------------------------------------------------------------------
 
 
-def completion(step: Step) -> dict[str, Any] | None:
+def completion(stage: PipelineStage) -> dict[str, Any] | None:
     """What the stage wrote down when it was complete: id, config, the ids of what it read."""
-    path = step.workdir / STAGE_COMPLETE
+    path = stage.workdir / STAGE_COMPLETE
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def check_steps(steps: Sequence[Step]) -> None:
+def check_stages(stages: Sequence[PipelineStage]) -> None:
     """Raises ConfigError where a stage that is complete, or has begun, isn't what the config asks
     for any more."""
-    done = {step.name: found for step in steps if (found := completion(step))}
-    for step in steps:
-        how = f"take another --workdir, or --restart_from={step.name}"
-        found = done.get(step.name)
-        if found and (differing := changes(found["config"], dict(step.config))):
+    done = {stage.name: found for stage in stages if (found := completion(stage))}
+    for stage in stages:
+        how = f"take another --workdir, or --restart_from={stage.name}"
+        found = done.get(stage.name)
+        if found and (differing := changes(found["config"], dict(stage.config))):
             raise ConfigError(
-                f"stage {step.name} is complete with another config ({'; '.join(differing)}); {how}"
+                f"stage {stage.name} is complete with another config"
+                f" ({'; '.join(differing)}); {how}"
             )
-        for name, identity in (found["reads"] if found else begun_with(step)).items():
+        for name, identity in (found["reads"] if found else begun_with(stage)).items():
             if done.get(name, {}).get("id") != identity:
                 raise ConfigError(
-                    f"stage {step.name} was made from another {name} than the one in"
-                    f" {step.workdir.parent / name}; {how}"
+                    f"stage {stage.name} was made from another {name} than the one in"
+                    f" {stage.workdir.parent / name}; {how}"
                 )
 
 
-def begun_with(step: Step) -> dict[str, str]:
+def begun_with(stage: PipelineStage) -> dict[str, str]:
     """{stage: id} of what the stage read when it began; {} where it has not begun."""
-    path = step.workdir / STAGE_INPUTS
+    path = stage.workdir / STAGE_INPUTS
     found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
-def inputs_of(step: Step, steps: Sequence[Step]) -> dict[str, str]:
+def inputs_of(stage: PipelineStage, stages: Sequence[PipelineStage]) -> dict[str, str]:
     """{stage: id} of the complete stages that it reads."""
-    by_name = {other.name: other for other in steps}
-    return {name: (completion(by_name[name]) or {})["id"] for name in step.reads}
+    by_name = {other.name: other for other in stages}
+    return {name: (completion(by_name[name]) or {})["id"] for name in stage.reads}
 
 
-def _mark(step: Step, steps: Sequence[Step], seconds: float) -> None:
+def _mark(stage: PipelineStage, stages: Sequence[PipelineStage], seconds: float) -> None:
     about = {
         "id": uuid.uuid4().hex,
         "seconds": round(seconds, 1),  # of the last start, where it was resumed
-        "reads": inputs_of(step, steps),
-        "config": dict(step.config),
+        "reads": inputs_of(stage, stages),
+        "config": dict(stage.config),
     }
-    write_json(step.workdir / STAGE_COMPLETE, about)
+    write_json(stage.workdir / STAGE_COMPLETE, about)
 
 
-def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
+def _write_overview(root: epath.Path, stages: Sequence[PipelineStage]) -> None:
     """pipeline.json: {stage: {"stage", "reads", "complete", "seconds", "model"}} in order.
 
     `model` is one from outside of the pipeline.
@@ -372,16 +375,16 @@ def _write_overview(root: epath.Path, steps: Sequence[Step]) -> None:
     if jax.process_index() != 0:
         return
     overview = {}
-    for step in steps:
-        found = completion(step)
-        about = {"stage": step.kind, "reads": list(step.reads), "complete": found is not None}
-        if model := _model_from_outside(step):
+    for stage in stages:
+        found = completion(stage)
+        about = {"stage": stage.kind, "reads": list(stage.reads), "complete": found is not None}
+        if model := _model_from_outside(stage):
             about["model"] = model
-        overview[step.name] = about | ({"seconds": found["seconds"]} if found else {})
+        overview[stage.name] = about | ({"seconds": found["seconds"]} if found else {})
     write_json(root / PIPELINE, {"stages": overview})
 
 
-def _model_from_outside(step: Step) -> str | None:
-    model = step.config.get("model")
+def _model_from_outside(stage: PipelineStage) -> str | None:
+    model = stage.config.get("model")
     path = model.get("path") if isinstance(model, Mapping) else model
     return path if isinstance(path, str) and path and not path.startswith("@") else None

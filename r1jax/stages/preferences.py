@@ -45,7 +45,7 @@ class PreferencesConfig:
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
 
 
-CONFIG = PreferencesConfig  # what train checks the config file against
+CONFIG = PreferencesConfig
 
 
 def describe(config: PreferencesConfig) -> str:

@@ -86,7 +86,7 @@ class RejectionConfig:
     graders: GraderConfig = field(default_factory=GraderConfig)
 
 
-CONFIG = RejectionConfig  # what train checks the config file against
+CONFIG = RejectionConfig
 
 
 def describe(config: RejectionConfig) -> str:

@@ -23,15 +23,15 @@ from r1jax.config import ConfigError, DataError, section
 from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
 from r1jax.data.packing import padding_share
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.judges.reward_model import Labelled, Scorer, packed, size_of, to_group
+from r1jax.judges.reward_model import Labelled, Scorer, pack_labelled, size_of, to_group
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
-from r1jax.machines.mesh import check_divisible, to_global
+from r1jax.machines.mesh import check_divisible
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import TrainingRun, open_run
-from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step
+from r1jax.training.run import FINITE, TrainingRun, open_run
+from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource
 
@@ -73,7 +73,7 @@ class RewardModelConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
-CONFIG = RewardModelConfig  # what train checks the config file against
+CONFIG = RewardModelConfig
 
 
 def describe(config: RewardModelConfig) -> str:
@@ -94,34 +94,29 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         model=with_scalar_head(config.model),
     )
     shown = {
-        "rm/loss": "loss",
-        "rm/accuracy": "accuracy",
-        "eval/rm/accuracy": "held-out pairs",
-        "eval/rm/label_accuracy": "held-out labels",
+        "reward_model/loss": "loss",
+        "reward_model/accuracy": "accuracy",
+        "eval/reward_model/accuracy": "held-out pairs",
+        "eval/reward_model/label_accuracy": "held-out labels",
     }
     with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         groups = _fitting(rows, stage.tokenizer, config, "config.data")
         held_out_groups = _fitting(held_out_rows, stage.tokenizer, config, "config.held_out.data")
-        measure = Scorer(stage.model, stage.mesh, config.microbatch_rows)
-        step_fn = make_step(
-            make_loss(stage.model, config.kind),
-            stage.optimizer,
-            stage.schedule,
-            stage.state_shardings,
-        )
+        trained = stage.trained
+        measure = Scorer(trained.model, stage.mesh, config.microbatch_rows)
+        step_fn = trained.make_step(make_loss(trained.model, config.kind))
         if stage.start == 0:
             _measure(config, stage, measure, held_out_groups, 0)
         for step in range(stage.start + 1, config.total_steps + 1):
             stage.profiler.step(step)
             with stage.timer("data"):
-                batch, used = _batch(config, groups, step)
-                packed = {"data/padding_share": padding_share(batch, used)}
-                batch = to_global(batch, batch_shardings(batch, stage.mesh))
+                batch = _batch(config, groups, step)
+                packing = {"data/padding_share": padding_share(batch)}
+                batch = on_mesh(batch, stage.mesh)
             with stage.timer("update"):
-                stage.state, metrics = step_fn(stage.state, batch, np.int32(used))
-                metrics = jax.device_get(metrics)
-            stage.log(step, "rm", metrics | packed)
+                metrics = jax.device_get(trained.update(step_fn, batch))
+            stage.log(step, "reward_model", metrics | packing, FINITE)
             every, last = config.held_out.every, step == config.total_steps
             if last or (every and step % every == 0):
                 _measure(config, stage, measure, held_out_groups, step)
@@ -191,11 +186,11 @@ def _fitting(
     return found
 
 
-def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> tuple[Batch, int]:
+def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> Batch:
     """The packed batch of an update: a pure function of (seed, step)."""
     row = stream(rows, config.seed)
     chosen = [row(i) for i in range((step - 1) * config.batch_size, step * config.batch_size)]
-    return packed(chosen, config.pack_length, config.microbatch_rows)
+    return pack_labelled(chosen, config.pack_length, config.microbatch_rows)
 
 
 def held_out_metrics(scores: np.ndarray, rows: Sequence[Labelled], kind: str) -> dict[str, float]:
@@ -229,6 +224,6 @@ def _measure(
     if not rows:
         return
     with stage.timer("evaluation"):
-        scores = scorer(stage.state.params, [row.group for row in rows])
+        scores = scorer(stage.trained.params, [row.group for row in rows])
     metrics = held_out_metrics(scores, rows, config.kind)
-    stage.log(step, "eval", {f"rm/{name}": value for name, value in metrics.items()})
+    stage.log(step, "eval", {f"reward_model/{name}": value for name, value in metrics.items()})

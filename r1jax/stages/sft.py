@@ -15,23 +15,22 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
-from r1jax.data.packing import Group, pack, padding_share, sequence_group
+from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_group
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.aggregation import Metrics, token_mean
 from r1jax.losses.logprobs import teacher_kl, token_loss
 from r1jax.losses.supervised import nll_loss
-from r1jax.machines.mesh import check_divisible, to_global
+from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import TrainingRun, open_run
-from r1jax.training.train_state import OptimizerConfig, batch_shardings, make_step
+from r1jax.training.run import FINITE, TrainingRun, open_run
+from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource, open_source
 
@@ -74,7 +73,7 @@ class SftConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
-CONFIG = SftConfig  # what train checks the config file against
+CONFIG = SftConfig
 
 
 def describe(config: SftConfig) -> str:
@@ -91,25 +90,23 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
-        step_fn = make_step(
-            make_loss(stage.model, config.logits_chunk, config.teacher, teacher),
-            stage.optimizer,
-            stage.schedule,
-            stage.state_shardings,
+        trained = stage.trained
+        step_fn = trained.make_step(
+            make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
         )
         data = _batches(config, stage, rows, start=stage.start)
         for step in range(stage.start + 1, config.total_steps + 1):
             stage.profiler.step(step)
             with stage.timer("data"):
-                batch, used = next(data)
-                packed = _pack_metrics(batch, used)
-                batch = to_global(batch, batch_shardings(batch, stage.mesh))
+                batch = next(data)
+                packed = _pack_metrics(batch)
+                batch = on_mesh(batch, stage.mesh)
             with stage.timer("update"):
-                stage.state, metrics = step_fn(stage.state, batch, np.int32(used), *frozen)
+                metrics = trained.update(step_fn, batch, *frozen)
             if step % config.log_every == 0 or step == config.total_steps:
                 with stage.timer("update"):  # the device is waited for here
                     metrics = jax.device_get(metrics)
-                stage.log(step, "sft", metrics | packed)
+                stage.log(step, "sft", metrics | packed, FINITE)
             if step % config.checkpoint_every == 0 or step == config.total_steps:
                 stage.save(step)
 
@@ -144,7 +141,7 @@ def open_teacher(
     if config.teacher is None:
         return None, ()
     opened = open_source(config.teacher.model, stage.workdir / "teacher")
-    size, wanted = opened.config.vocab_size, stage.model.config.vocab_size
+    size, wanted = opened.config.vocab_size, stage.trained.model.config.vocab_size
     if size != wanted:
         raise ConfigError(
             f"config.teacher.model has a vocabulary of {size} tokens, the student one of {wanted}:"
@@ -168,14 +165,8 @@ def tokenize(
     raise DataError(_needs(row))
 
 
-def _batches(
-    config: SftConfig, stage: TrainingRun, rows: Rows, start: int
-) -> Iterator[tuple[Batch, int]]:
-    """The packed batch of step start + 1, start + 2, ...
-
-    The number of microbatches is rounded up to a power of two (the rest stays unused), so few
-    programs are compiled.
-    """
+def _batches(config: SftConfig, stage: TrainingRun, rows: Rows, start: int) -> Iterator[Batch]:
+    """The packed batch of step start + 1, start + 2, ..."""
     row = stream(rows, config.seed)
     for step in range(start, config.total_steps):
         indices = range(step * config.batch_size, (step + 1) * config.batch_size)
@@ -185,8 +176,8 @@ def _batches(
                 f"every row of update {step + 1} is longer than config.pack_length"
                 f" {config.pack_length} and dropped"
             )
-        batch, used = pack(groups, config.pack_length, config.microbatch_rows)
-        yield _round_up(batch, used, config.batch_size), used
+        batch = pack(groups, config.pack_length, config.microbatch_rows)
+        yield rounded_up(batch, config.batch_size)
 
 
 def steps_of(config: SftConfig, rows: Rows) -> int:
@@ -226,23 +217,9 @@ def _groups(row: Row, tokenizer: Tokenizer, config: SftConfig) -> list[Group]:
     return [sequence_group(tokens[: config.pack_length], mask[: config.pack_length])]
 
 
-def _round_up(batch: Batch, used: int, sequences: int) -> Batch:
-    """Shapes that do not depend on the batch: M a power of two, C the sequences asked for."""
-    total = 1 << (used - 1).bit_length()
-
-    def one(x: Any) -> Any:
-        if x.ndim == 3:
-            return np.pad(x, [(0, total - used), (0, 0), (0, 0)])
-        if x.ndim == 1:
-            return np.pad(x, (0, sequences + 1 - len(x)))  # a dropped row has no targets
-        return x
-
-    return jax.tree.map(one, batch)
-
-
-def _pack_metrics(batch: Batch, used: int) -> dict[str, float]:
+def _pack_metrics(batch: Batch) -> dict[str, float]:
     return {
         "data/tokens": int((batch.segment_ids > 0).sum()),
         "data/targets": int(batch.num_targets),
-        "data/padding_share": padding_share(batch, used),
+        "data/padding_share": padding_share(batch),
     }

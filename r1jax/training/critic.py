@@ -8,36 +8,22 @@ reference may be taken off the reward, as PPO does it, instead of the loss's own
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from jax.sharding import Mesh
 
 from r1jax.files import CRITIC
 from r1jax.losses.advantages import token_advantages, whitened
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_values
 from r1jax.losses.scalar import value_loss
-from r1jax.models.kernels import choose_kernel
-from r1jax.models.transformer import Transformer
-from r1jax.training.train_state import (
-    OptimizerConfig,
-    abstract_state,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    microbatch,
-    new_state,
-    state_shardings,
-)
-from r1jax.types import Batch, TrainState
-from r1jax.weights.checkpoint import Checkpoints
-from r1jax.weights.load import ModelSource, open_source
+from r1jax.training.run import FINITE, StageConfig, Trainable, TrainingRun
+from r1jax.training.train_state import OptimizerConfig, microbatch
+from r1jax.types import Batch
+from r1jax.weights.load import open_source
 
 
 @dataclass(frozen=True)
@@ -54,70 +40,45 @@ class CriticConfig:
 class Critic:
     """The value model with its optimizer; its checkpoints lie in WORKDIR/critic."""
 
-    def __init__(
-        self,
-        config: CriticConfig,
-        source: ModelSource,
-        workdir: epath.Path,
-        mesh: Mesh,
-        seed: int,
-        total_steps: int,
-        start: int,
-        share_prompts: bool,
-    ) -> None:
-        """Begins at the policy's model with a new head, or at the checkpoint of update `start`.
+    finite = tuple(f"critic/{name}" for name in FINITE)
 
-        `share_prompts`: completions are packed behind one copy of their prompt.
-        """
-        source = dataclasses.replace(source, override=source.override | {"scalar_head": True})
-        opened = open_source(source, workdir)
-        kernel = choose_kernel(opened.config, mesh, share_prompts)
-        model = Transformer(dataclasses.replace(opened.config, attention=kernel), mesh)
-        schedule = make_schedule(config.optimizer, total_steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        shardings = state_shardings(opened.config, optimizer, mesh)
-        self._config, self._model = config, model
-        self._checkpoints = Checkpoints(workdir / CRITIC)
-        if start:
-            abstract = abstract_state(opened.config, optimizer, shardings)
-            saved, _ = self._checkpoints.restore(start, _tree(abstract))
-            self.state = TrainState(**saved)
-        else:
-            self.state = new_state(opened.load(mesh, seed), optimizer, shardings)
+    def __init__(self, config: CriticConfig, trained: Trainable) -> None:
+        """`trained` is the value model, with a scalar head."""
 
         def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-            return value_loss(token_values(model, params, batch), batch)
+            return value_loss(token_values(trained.model, params, batch), batch)
 
-        self._step = make_step(loss_fn, optimizer, schedule, shardings)
+        self._config, self._trained = config, trained
+        self._step = trained.make_step(loss_fn)
         self._judge = jax.jit(self._judged)
 
-    def judge(self, batch: Batch, microbatches: Any, rewards: np.ndarray) -> Batch:
+    def judge(self, batch: Batch, rewards: np.ndarray) -> Batch:
         """The batch with an advantage per token and what the value of each token should be.
 
         `rewards` [C] are the completions'.
         """
         rewards_C = jnp.asarray(np.concatenate([[0.0], rewards]), jnp.float32)
-        advantages, returns = self._judge(self.state.params, batch, microbatches, rewards_C)
-        return dataclasses.replace(batch, token_advantages=advantages, returns=returns)
+        advantages, returns = self._judge(self._trained.params, batch, rewards_C)
+        return replace(batch, token_advantages=advantages, returns=returns)
 
-    def update(self, batch: Batch, microbatches: Any) -> dict[str, Any]:
+    def update(self, batch: Batch) -> dict[str, Any]:
         """One step towards the returns -> metrics."""
-        self.state, metrics = self._step(self.state, batch, microbatches)
-        return {f"critic/{name}": value for name, value in jax.device_get(metrics).items()}
+        metrics = jax.device_get(self._trained.update(self._step, batch))
+        return {f"critic/{name}": value for name, value in metrics.items()}
 
     def save(self, step: int) -> None:
         """Before the policy's own checkpoint of that step, so that there is never one without."""
-        self._checkpoints.save(step, _tree(self.state))
+        self._trained.save(step)
 
     def _judged(
-        self, params: Any, batch: Batch, microbatches: Any, rewards_C: jax.Array
+        self, params: Any, batch: Batch, rewards_C: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         def one(index: Any, out: jax.Array) -> jax.Array:
-            values_BL = token_values(self._model, params, microbatch(batch, index))
+            values_BL = token_values(self._trained.model, params, microbatch(batch, index))
             return jax.lax.dynamic_update_index_in_dim(out, values_BL, index, 0)
 
         zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
-        values = jax.lax.fori_loop(0, microbatches, one, zeros)
+        values = jax.lax.fori_loop(0, batch.microbatches, one, zeros)
         penalties = zeros
         if batch.ref_logprobs is not None:
             policy = batch.sampler_logprobs if batch.old_logprobs is None else batch.old_logprobs
@@ -131,5 +92,21 @@ class Critic:
         return advantages * batch.loss_mask, returns
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
+def open_critic(
+    config: CriticConfig, policy: StageConfig, stage: TrainingRun, share_prompts: bool
+) -> Critic:
+    """Begins at the policy's model with a new head, or at the run's newest checkpoint."""
+    source = replace(policy.model, override=policy.model.override | {"scalar_head": True})
+    trained = Trainable(
+        open_source(source, stage.workdir),
+        config.optimizer,
+        policy.total_steps,
+        stage.mesh,
+        stage.workdir / CRITIC,
+        share_prompts,
+    )
+    if stage.start:
+        trained.resume(stage.start)
+    else:
+        trained.begin(policy.seed)
+    return Critic(config, trained)

@@ -35,8 +35,6 @@ from r1jax.files import (
     plain_number,
 )
 
-STOP_WORDS = ("loss", "grad")  # a non-finite metric with one of these in its name ends the run
-
 
 class NonFiniteError(UserError):
     """A loss or gradient is not a number any more."""
@@ -79,11 +77,15 @@ class MetricsWriter:
             self._wandb = _wandb(wandb_project, self.workdir, config)
 
     def write(
-        self, step: int, metrics: Mapping[str, Any], timings: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        timings: Mapping[str, Any] | None = None,
+        finite: Iterable[str] = (),
     ) -> None:
         """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`.
 
-        Raises NonFiniteError, with the line written, when a loss or gradient is not finite.
+        Raises NonFiniteError, with the line written, when one of the `finite` metrics is not.
         """
         values = {name: plain_number(x) for name, x in jax.device_get(dict(metrics)).items()}
         clocks = {name: plain_number(x) for name, x in (timings or {}).items()}
@@ -91,8 +93,7 @@ class MetricsWriter:
             _append(self._metrics, {"step": step, **values})
             _append(self._timings, {"step": step, **clocks})
             self._mirror(step, {**values, **clocks})
-        bad = [name for name, x in values.items() if x is None and _stops(name)]
-        if bad:
+        if bad := [name for name in finite if name in values and values[name] is None]:
             raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}, so the run stops")
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -128,10 +129,6 @@ class MetricsWriter:
 def _append(file: Any, row: Mapping[str, Any]) -> None:
     file.write(_line(row))
     file.flush()
-
-
-def _stops(name: str) -> bool:
-    return any(word in name for word in STOP_WORDS)
 
 
 def _tensorboard(workdir: epath.Path, step: int) -> Any:

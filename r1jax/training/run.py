@@ -1,17 +1,21 @@
-"""What every training stage opens first: model, state, checkpoints, metrics, progress bar."""
+"""What every training stage stands on: what is trained, and the run that trains it.
+
+A Trainable is a model with its optimizer, a TrainingRun what a stage opens first: the Trainable,
+the workdir, metrics, progress bar.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,16 +28,20 @@ from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.run_config import check_config
 from r1jax.training.train_state import (
+    LossFn,
     OptimizerConfig,
     abstract_state,
     make_optimizer,
     make_schedule,
+    make_step,
     new_state,
     state_shardings,
 )
-from r1jax.types import TrainState
+from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
-from r1jax.weights.load import ModelSource, open_source
+from r1jax.weights.load import ModelSource, OpenModel, open_source
+
+FINITE = ("loss", "optimizer/grad_norm")  # of a step's metrics: without them nothing is learnt
 
 
 class StageConfig(Protocol):
@@ -55,46 +63,122 @@ class StageConfig(Protocol):
     def profile(self) -> ProfileConfig: ...
 
 
-@dataclass
-class TrainingRun:
-    """An open run; each step replaces `state`."""
+class Trainable:
+    """A model with its optimizer: what a step updates, and what a checkpoint holds.
 
-    workdir: Any
-    mesh: Mesh
-    model: Transformer
-    tokenizer: Tokenizer
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    `begin` or `resume` it before anything else. The state is here and nowhere else, since a step
+    donates it.
+    """
+
     state: TrainState
-    state_shardings: TrainState
-    start: int  # updates done before this process
-    checkpoints: Checkpoints
-    writer: MetricsWriter
-    progress: Progress
-    profiler: Profiler
-    timer: Timer
-    clocks: dict[str, float]  # further readings for the next line of timings
-    ref_params: Any = None  # the frozen reference policy, where a stage has one
 
-    def log(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics, under `stage/`, with the timings since the last."""
-        named = {f"{stage}/{name}": value for name, value in metrics.items()}
-        clocks = self.timer.pop() | self.clocks
-        self.clocks = {}
-        timings = {f"{stage}/{name}": value for name, value in clocks.items()}
-        self.writer.write(step, named, timings | process_use())
-        self.progress.update(step, named | timings)
+    def __init__(
+        self,
+        opened: OpenModel,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        mesh: Mesh,
+        directory: epath.Path,
+        shared_prompts: bool = False,
+    ) -> None:
+        """Checkpoints lie in `directory`. `shared_prompts`: rows hold completions behind one copy
+        of their prompt.
+        """
+        self._opened, self._mesh = opened, mesh
+        self.kernel = choose_kernel(opened.config, mesh, shared_prompts)
+        self.model = Transformer(dataclasses.replace(opened.config, attention=self.kernel), mesh)
+        self._schedule = make_schedule(optimizer, total_steps)
+        self._optimizer = make_optimizer(optimizer, self._schedule)
+        self._shardings = state_shardings(opened.config, self._optimizer, mesh)
+        self._checkpoints = Checkpoints(directory)
+        self.ref_params: Any = None  # the frozen reference policy, where there is one
+
+    @property
+    def params(self) -> Any:
+        return self.state.params
+
+    def latest_step(self) -> int | None:
+        """Of the newest checkpoint."""
+        return self._checkpoints.latest_step()
+
+    def begin(self, seed: int, reference: bool = False) -> None:
+        """From the model's own parameters; with `reference`, a copy of them is kept."""
+        params = self._opened.load(self._mesh, seed)
+        if reference:
+            self.ref_params = jax.tree.map(jnp.copy, params)
+        self.state = new_state(params, self._optimizer, self._shardings)
+
+    def resume(self, step: int, reference: bool = False) -> None:
+        """From the checkpoint of that step."""
+        abstract = abstract_state(self._opened.config, self._optimizer, self._shardings)
+        tree = _saved(abstract, abstract.params if reference else None)
+        saved, _ = self._checkpoints.restore(step, tree)
+        self.ref_params = saved.pop("ref_params", None)
+        self.state = TrainState(**saved)
+
+    def make_step(self, loss_fn: LossFn) -> jax.stages.Wrapped:
+        """The jitted step of this loss, for `update`."""
+        return make_step(loss_fn, self._optimizer, self._schedule, self._shardings)
+
+    def update(self, step: Any, batch: Batch, *frozen: Any) -> Mapping[str, Any]:
+        """One step on the state -> metrics, on the device."""
+        self.state, metrics = step(self.state, batch, *frozen)
+        found: Mapping[str, Any] = metrics
+        return found
+
+    def renew_reference(self) -> None:
+        """The reference policy becomes the current one."""
+        self.ref_params = jax.tree.map(jnp.copy, self.params)
 
     def save(self, step: int) -> None:
         """A checkpoint of everything that the next step needs."""
-        with self.timer("checkpoint"):
-            self.checkpoints.save(step, _saved(self.state, self.ref_params))
+        self._checkpoints.save(step, _saved(self.state, self.ref_params))
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
     """The checkpoint's tree: `params` at its top, so that a workdir is a model."""
     tree = {"params": state.params, "opt_state": state.opt_state, "step": state.step}
     return tree if ref_params is None else tree | {"ref_params": ref_params}
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """An open run: what is trained, where, and what is written down of it."""
+
+    workdir: epath.Path
+    mesh: Mesh
+    tokenizer: Tokenizer
+    trained: Trainable
+    start: int  # updates done before this process
+    writer: MetricsWriter
+    progress: Progress
+    profiler: Profiler
+    timer: Timer = field(default_factory=Timer)
+    _clocks: dict[str, float] = field(default_factory=dict)
+
+    def note(self, readings: Mapping[str, float]) -> None:
+        """Readings of clocks for the next line of timings, beside the timer's."""
+        self._clocks.update(readings)
+
+    def log(
+        self, step: int, stage: str, metrics: Mapping[str, Any], finite: Sequence[str] = ()
+    ) -> None:
+        """One line of metrics, under `stage/`, with the timings since the last.
+
+        The run ends, with the line written, where one of the `finite` metrics is not a number.
+        """
+        named = {f"{stage}/{name}": value for name, value in metrics.items()}
+        clocks = self.timer.pop() | self._clocks
+        self._clocks.clear()
+        timings = {f"{stage}/{name}": value for name, value in clocks.items()}
+        must_be = [f"{stage}/{name}" for name in finite]
+        self.writer.write(step, named, timings | process_use(), must_be)
+        self.progress.update(step, named | timings)
+
+    def save(self, step: int) -> None:
+        """A checkpoint, its time counted."""
+        with self.timer("checkpoint"):
+            self.trained.save(step)
 
 
 @contextmanager
@@ -108,63 +192,32 @@ def open_run(
 ) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
 
-    With `reference`, a copy of the initial parameters is kept as `ref_params`. `shared_prompts`:
-    the stage packs completions behind one copy of their prompt.
+    With `reference`, a copy of the initial parameters is kept as the reference policy.
+    `shared_prompts`: the stage packs completions behind one copy of their prompt.
     """
     path = absolute(workdir)
     mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
-    kernel = choose_kernel(source.config, mesh, shared_prompts)
+    trained = Trainable(source, config.optimizer, config.total_steps, mesh, path, shared_prompts)
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
-        logging.info("attention over packed rows: %s", kernel)
+        logging.info("attention over packed rows: %s", trained.kernel)
     check_config(path, config_dict)
-    schedule = make_schedule(config.optimizer, config.total_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    shardings = state_shardings(source.config, optimizer, mesh)
-    checkpoints = Checkpoints(path)
-    latest = checkpoints.latest_step()
-    if latest is None:  # later these files are not touched: a kill could tear them
-        if jax.process_index() == 0:
+    latest = trained.latest_step()
+    if latest is None:
+        if jax.process_index() == 0:  # later these files are not touched: a kill could tear them
             write_model_json(path, dataclasses.asdict(source.config))
             source.tokenizer.save(str(path / TOKENIZER))
-        params = source.load(mesh, config.seed)
-        ref_params = jax.tree.map(jnp.copy, params) if reference else None
-        state = new_state(params, optimizer, shardings)
-        del params
+        trained.begin(config.seed, reference)
     else:
-        abstract = abstract_state(source.config, optimizer, shardings)
-        tree = _saved(abstract, abstract.params if reference else None)
-        saved, _ = checkpoints.restore(latest, tree)
-        ref_params = saved.pop("ref_params", None)
-        state = TrainState(**saved)
-        del saved
+        trained.resume(latest, reference)
+    after = -1 if latest is None else latest
+    about = {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
     with (
-        MetricsWriter(
-            path,
-            -1 if latest is None else latest,
-            wandb_project=config.wandb_project,
-            config=config_dict.to_dict(),
-        ) as writer,
+        MetricsWriter(path, after, **about) as writer,
         Progress(path.name, config.total_steps, latest or 0, shown) as progress,
     ):
-        run = TrainingRun(
-            workdir=path,
-            mesh=mesh,
-            model=Transformer(dataclasses.replace(source.config, attention=kernel), mesh),
-            tokenizer=source.tokenizer,
-            optimizer=optimizer,
-            schedule=schedule,
-            state=state,
-            state_shardings=shardings,
-            start=latest or 0,
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=progress,
-            profiler=Profiler(config.profile, path),
-            timer=Timer(),
-            clocks={},
-            ref_params=ref_params,
+        profiler = Profiler(config.profile, path)
+        yield TrainingRun(
+            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler
         )
-        del state, ref_params  # the run owns them: what a step donates must not live on here
-        yield run
-        run.profiler.close()
+        profiler.close()

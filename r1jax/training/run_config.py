@@ -13,22 +13,19 @@ from ml_collections import config_dict
 
 from r1jax.config import ConfigError
 from r1jax.files import (
-    CANDIDATES,
-    CHECKPOINTS,
     CONFIG,
-    DATA,
-    KEPT,
-    METRICS,
-    ROLLOUTS,
-    SAMPLES,
+    LOCK,
+    LOG,
+    MODEL_JSON,
+    STAGE_INPUTS,
+    TENSORBOARD,
+    TOKENIZER,
     absolute,
     write_json,
 )
 
-# A run has begun when one of these isn't empty.
-PROGRESS = (METRICS, SAMPLES, ROLLOUTS, KEPT, CANDIDATES, DATA, CHECKPOINTS)
-
-
+# What a start writes before there is anything to lose; a run with anything else has begun.
+FIRST = (CONFIG, MODEL_JSON, TOKENIZER, TENSORBOARD, LOCK, LOG, STAGE_INPUTS)
 FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
 
 
@@ -39,7 +36,8 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict) -> Non
     """
     path = absolute(workdir) / CONFIG
     new = jsonable(config)
-    begun = path.exists() and any(_has_content(path.parent / name) for name in PROGRESS)
+    others = [file for file in path.parent.glob("*") if file.name not in FIRST]
+    begun = path.exists() and any(map(_has_content, others))
     if begun and (differing := changes(json.loads(path.read_text()), new)):
         raise ConfigError(
             f"{path} is of a run with another config ({'; '.join(differing)}); "

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
-from r1jax.machines.mesh import replicated, spec_of
+from r1jax.machines.mesh import replicated, spec_of, to_global
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import abstract_params, param_shardings
 from r1jax.types import Batch, TrainState
@@ -133,6 +133,11 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(one, batch)
 
 
+def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
+    """A batch of the host's, equal on every process, on the mesh's devices."""
+    return to_global(batch, batch_shardings(batch, mesh))
+
+
 def microbatch(batch: Batch, index: Any) -> Batch:
     """The [B, L] leaves of one microbatch; per-completion leaves belong to all of them."""
 
@@ -151,17 +156,15 @@ def make_step(
     schedule: optax.Schedule,
     shardings: TrainState,
 ) -> jax.stages.Wrapped:
-    """jitted (state, batch, microbatches, *frozen) -> (state, metrics); the state is donated.
+    """jitted (state, batch, *frozen) -> (state, metrics); the state is donated.
 
     `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.
 
-    The gradients of the batch's first `microbatches` microbatches are summed in a loop whose length
-    is a value, not a shape: batches of any size share one program.
+    The gradients of the batch's microbatches in use are summed in a loop whose length is a value,
+    not a shape: batches of any size share one program.
     """
 
-    def step(
-        state: TrainState, batch: Batch, microbatches: Any, *frozen: Any
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
         def grads_of(index: Any) -> tuple[Any, Metrics]:
             grad_fn = jax.grad(loss_fn, has_aux=True)
             return grad_fn(state.params, microbatch(batch, index), *frozen)
@@ -170,7 +173,10 @@ def make_step(
             return add_partial(total, grads_of(index))
 
         grads, metrics = jax.lax.fori_loop(
-            0, microbatches, accumulate, jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0))
+            0,
+            batch.microbatches,
+            accumulate,
+            jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0)),
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
