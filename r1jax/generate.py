@@ -17,6 +17,7 @@ sampling flags, --seed and its two indices alone.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -37,6 +38,16 @@ from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Message
 from r1jax.weights.load import open_model
+
+
+@dataclass(frozen=True)
+class How:
+    """What the flags say beside sampling."""
+
+    num_samples: int = 1  # completions per prompt
+    seed: int = 0
+    template: str | None = None  # default: chat if the tokenizer has one, else plain
+    slots: int = 64  # as EngineConfig.slots
 
 
 def read_prompts(
@@ -88,22 +99,21 @@ def generate(
     prompts_file: epath.PathLike,
     output: epath.PathLike,
     sampling: SamplingConfig,
-    num_samples: int = 1,
-    seed: int = 0,
-    template: str | None = None,
-    slots: int = 64,
+    how: How | None = None,
 ) -> None:
     """Reads the prompts, samples, writes `output`. Raises DataError, ConfigError."""
+    how = how or How()
     opened = open_model(model)
     tokenizer, config = opened.tokenizer, opened.config
-    template = template or ("chat" if tokenizer.chat_template else "plain")
+    template = how.template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
     mesh = make_mesh()
-    engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=slots), mesh)
-    sampler, params, key = Sampler(engine, tokenizer), opened.load(mesh, seed), jax.random.key(seed)
+    engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=how.slots), mesh)
+    sampler = Sampler(engine, tokenizer)
+    params, key = opened.load(mesh, how.seed), jax.random.key(how.seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}
-    with Progress("generating", len(prompts) * num_samples, 0, {}) as progress:
-        for c, text in sampler.completions(params, prompts, sampling, key, num_samples):
+    with Progress("generating", len(prompts) * how.num_samples, 0, {}) as progress:
+        for c, text in sampler.completions(params, prompts, sampling, key, how.num_samples):
             finished[c.prompt_index, c.sample_index] = to_row(c, text, rows[c.prompt_index])
             progress.update(len(finished), {})
     if jax.process_index() == 0:
@@ -138,7 +148,8 @@ def main() -> None:
     f = flags.FLAGS
     sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p, tuple(f.stop))
     set_up_jax()
-    generate(f.model, f.prompts, f.output, sampling, f.num_samples, f.seed, f.template, f.slots)
+    how = How(f.num_samples, f.seed, f.template, f.slots)
+    generate(f.model, f.prompts, f.output, sampling, how)
     print(f"wrote {f.output}")
 
 

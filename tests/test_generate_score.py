@@ -17,7 +17,7 @@ from helpers import MODEL, read_lines, save_model
 from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.export import export
-from r1jax.generate import generate, read_prompts
+from r1jax.generate import How, generate, read_prompts
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
@@ -60,7 +60,7 @@ def test_score_gives_the_probabilities_that_generate_drew_from(model: Path, tmp_
     prompts = write(
         tmp_path / "p.jsonl", {"prompt": "12 + 34 = ", "level": 3}, {"messages": messages}
     )
-    generate(str(model), prompts, tmp_path / "g.jsonl", SAMPLING, num_samples=4, slots=8)
+    generate(str(model), prompts, tmp_path / "g.jsonl", SAMPLING, How(num_samples=4, slots=8))
     rows = read_lines(tmp_path / "g.jsonl")
     places = [(row["prompt_index"], row["sample_index"]) for row in rows]
     assert places == [(p, s) for p in range(2) for s in range(4)]

@@ -8,23 +8,18 @@ from helpers import MODEL
 
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
-from r1jax.rollout.memory import MIB, Memory, free_bytes, plan_slots
+from r1jax.rollout.memory import MIB, Demand, Memory, free_bytes, plan_slots
 
 CONFIG = ModelConfig(vocab_size=1024, **MODEL)  # type: ignore[arg-type]
 COLUMN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, kv heads, head dim, bytes
 
 
-def plan(**changes: Any) -> Memory:
-    arguments: dict[str, Any] = {
-        "slots": 64,
-        "budget_mib": 0,
-        "prompt_columns": 512,
-        "columns": 1024,
-        "group_size": 8,
-        "wanted": 1000,
-        "devices": jax.devices()[:1],
-    }
-    return plan_slots(CONFIG, **arguments | changes)
+DEMAND = Demand(prompt_columns=512, columns=1024, group_size=8, rows=1000)
+
+
+def plan(demand: Demand = DEMAND, **changes: Any) -> Memory:
+    arguments: dict[str, Any] = {"slots": 64, "budget_mib": 0} | changes
+    return plan_slots(CONFIG, demand, jax.devices()[:1], **arguments)
 
 
 def need(slots: int) -> int:
@@ -57,16 +52,7 @@ def test_tensor_parallel_devices_share_a_row() -> None:
 
 def test_not_one_row_fits() -> None:
     with pytest.raises(ConfigError, match="one row of 512 prompt and 8192 own columns needs 5 MiB"):
-        plan_slots(
-            CONFIG,
-            slots=8,
-            budget_mib=1,
-            prompt_columns=512,
-            columns=8192,
-            group_size=1,
-            wanted=8,
-            devices=jax.devices()[:1],
-        )
+        plan(Demand(512, 8192, 1, 8), slots=8, budget_mib=1)
 
 
 def test_free_bytes_are_shared_by_the_devices() -> None:

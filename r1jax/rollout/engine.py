@@ -31,7 +31,7 @@ from r1jax.config import ConfigError
 from r1jax.models.caches import SharedPrefix
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import unrolled
-from r1jax.rollout.memory import Memory, plan_slots
+from r1jax.rollout.memory import Demand, Memory, plan_slots
 from r1jax.rollout.programs import Programs, Slots
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.schedule import Load, Row, Schedule, Start
@@ -175,15 +175,18 @@ class Engine:
         self, prompts: Sequence[np.ndarray], limits: Sequence[int], group_size: int
     ) -> Memory:
         """How many rows decode together: what the config says, or what fits."""
-        memory = plan_slots(
-            self.model_config,
-            slots=-(-self.config.slots // self.shards),
-            budget_mib=self.config.memory_mib,
+        demand = Demand(
             prompt_columns=self._prompt_columns(max(len(prompt) for prompt in prompts)),
             columns=self._columns(max(limits)),
             group_size=group_size,
-            wanted=-(-len(prompts) * group_size // self.shards),
-            devices=jax.local_devices() if self.mesh is None else self.mesh.local_devices,
+            rows=-(-len(prompts) * group_size // self.shards),
+        )
+        memory = plan_slots(
+            self.model_config,
+            demand,
+            jax.local_devices() if self.mesh is None else self.mesh.local_devices,
+            slots=-(-self.config.slots // self.shards),
+            budget_mib=self.config.memory_mib,
             tensor=1 if self.mesh is None else self.mesh.shape["tensor"],
         )
         if memory.note != self._note:

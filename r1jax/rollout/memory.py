@@ -31,19 +31,26 @@ class Memory:
         return min(slots, 2 * -(-slots // self.group_size) + 2)
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What a shard's rows may come to need, each of them."""
+
+    prompt_columns: int
+    columns: int  # of their own
+    group_size: int  # rows that share a prompt
+    rows: int  # that would all decode at once
+
+
 def plan_slots(
     model: ModelConfig,
+    demand: Demand,
+    devices: Sequence[jax.Device],
     *,
     slots: int,
     budget_mib: int,
-    prompt_columns: int,
-    columns: int,
-    group_size: int,
-    wanted: int,
-    devices: Sequence[jax.Device],
     tensor: int = 1,
 ) -> Memory:
-    """At most `slots` (0 = any number) and `wanted` rows whose worst case fits into the budget.
+    """At most `slots` (0 = any number) of the rows whose worst case fits into the budget.
 
     The worst case: all rows have all their `columns`, just after the caches have grown to that. The
     budget counts for one device, which holds a `tensor`-th of the heads and of the vocabulary; 0
@@ -51,21 +58,21 @@ def plan_slots(
     not one row fits.
     """
     if slots and not budget_mib:
-        return Memory(slots, group_size)
+        return Memory(slots, demand.group_size)
     # All processes plan the same, whatever is free on each.
     budget = (budget_mib or least_of_all(int(FREE_SHARE * free_bytes(devices)) // MIB)) * MIB
     heads = model.num_kv_heads // tensor
     column = 2 * model.num_layers * heads * model.head_dim * jnp.dtype(model.dtype).itemsize
-    row = 2 * columns * column + LOGITS_COPIES * 4 * model.vocab_size // tensor
-    most = min(slots or wanted, wanted)
+    row = 2 * demand.columns * column + LOGITS_COPIES * 4 * model.vocab_size // tensor
+    most = min(slots or demand.rows, demand.rows)
 
     def need(count: int) -> int:
-        prompts = Memory(count, group_size).prompts(count)
-        return count * row + 2 * prompts * prompt_columns * column
+        prompts = Memory(count, demand.group_size).prompts(count)
+        return count * row + 2 * prompts * demand.prompt_columns * column
 
     if need(1) > budget:
         raise ConfigError(
-            f"one row of {prompt_columns} prompt and {columns} own columns needs"
+            f"one row of {demand.prompt_columns} prompt and {demand.columns} own columns needs"
             f" {-(-need(1) // MIB)} MiB, more than the {budget // MIB} MiB for the rollout"
             " (engine.memory_mib); allow more, or fewer max_tokens"
         )
@@ -75,9 +82,9 @@ def plan_slots(
         low, high = (middle, high) if need(middle) <= budget else (low, middle - 1)
     note = (
         f"rollout: {low} of {most} rows a shard decode together: {-(-need(low) // MIB)} MiB of"
-        f" {budget // MIB} MiB, at up to {prompt_columns} + {columns} columns"
+        f" {budget // MIB} MiB, at up to {demand.prompt_columns} + {demand.columns} columns"
     )
-    return Memory(low, group_size, note)
+    return Memory(low, demand.group_size, note)
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
