@@ -266,7 +266,10 @@ def test_text_in_a_sample_cannot_close_its_fence() -> None:
 def test_wrong_workdirs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no does not exist"):
         read_run(tmp_path / "no")
-    with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json"):
+    with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json nor"):
+        read_run(tmp_path)
+    (tmp_path / "model.json").write_text('{"no_such_field": 0}')
+    with pytest.raises(DataError, match=r"model\.json is not a model's: TypeError"):
         read_run(tmp_path)
     (tmp_path / "results.json").write_text('{"step": 0}')
     with pytest.raises(DataError, match=r"results\.json is not an evaluation: KeyError"):
@@ -307,6 +310,7 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
     [
         (["--workdirs=a,no", "--output=out"], 2, "error: workdir no does not exist"),
         (["--workdirs=a", "--output=out"], 2, "nothing to report"),
+        (["--workdirs=a"], 2, "either --output or --measured"),
         (["--workdir=a", "--output=out"], 1, "Did you mean: workdirs"),
     ],
 )
