@@ -133,7 +133,7 @@ def claims() -> list[Claim]:
             "The paper's level 1 begins at 95 %; here it begins where there is most to gain.",
         ),
         Claim(
-            "Words of checking and correcting become frequent",
+            "Reflective words become frequent",
             "Figure 9",
             R1_ZERO,
             [

@@ -33,7 +33,6 @@ from r1jax.models.params import count_params
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 
-FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
 
 
@@ -186,10 +185,28 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
-    """Benchmarks of the runs; X_forced belongs to X where there is an X."""
+    """Benchmarks of the runs, without those that are variants of another (`variant_names`)."""
+    names = _all_benchmarks(runs)
+    variants = {f"{name}_{variant}" for name in names for variant in variant_names(runs)}
+    return [name for name in names if name not in variants]
+
+
+def variant_names(runs: Sequence[RunRecord]) -> list[str]:
+    """NAMEs of the benchmarks X_NAME beside X whose config begins completions with a `prefix`."""
+    known = _all_benchmarks(runs)
+    found: dict[str, None] = {}
+    for run in runs:
+        benchmarks = (run.config.get("evaluation") or {}).get("benchmarks") or {}
+        for name in (name for name, config in benchmarks.items() if config.get("prefix")):
+            base, _, variant = name.rpartition("_")
+            if base in known:
+                found[variant] = None
+    return list(found)
+
+
+def _all_benchmarks(runs: Sequence[RunRecord]) -> list[str]:
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
-    names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
-    return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
+    return list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
 
 
 def metric_names(runs: Sequence[RunRecord], pattern: str) -> list[str]:
