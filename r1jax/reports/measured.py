@@ -34,6 +34,7 @@ from r1jax.reports.runs import Evaluation, RunRecord, read_if_any, read_run
 
 WORKDIR_FILES = (CONFIG, METRICS, EVALUATIONS, RESULTS, STATISTICS, PIPELINE)
 PLAIN = ("config", "params", "statistics", "stages")  # fields of RunRecord that are JSON already
+FIELDS = ("name", *PLAIN, "evaluations", "metrics", "timings", "runs")
 
 # -- all runs of a path ----------------------------------------------------------------------------
 
@@ -83,11 +84,10 @@ def _below(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, RunRe
 
 
 def write_measured(runs: Mapping[str, RunRecord], path: epath.PathLike) -> None:
-    lines = [json.dumps(_row(name, run), **_COMPACT) for name, run in runs.items()]
-    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-_COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    """Replaces the file, if there is one."""
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+    lines = [encode(_row(name, run)) + "\n" for name, run in runs.items()]
+    write_atomic(path, "".join(lines).encode())
 
 
 def read_measured(path: epath.PathLike) -> dict[str, RunRecord]:
@@ -116,8 +116,7 @@ def _row(name: str, run: RunRecord) -> dict[str, Any]:
 
 def _record(row: Mapping[str, Any], directory: epath.Path) -> RunRecord:
     workdir = directory / row["name"]
-    known = ("name", *PLAIN, "evaluations", "metrics", "timings", "runs")
-    if unknown := [key for key in row if key not in known]:
+    if unknown := [key for key in row if key not in FIELDS]:
         raise KeyError(unknown[0])
     return RunRecord(
         workdir.name,
