@@ -41,7 +41,7 @@ from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.files import METRICS, ROLLOUTS, TIMINGS, absolute, read_jsonl, write_atomic
 from r1jax.machines.hosts import set_up_jax
-from r1jax.reports.costs import params_of
+from r1jax.reports.runs import read_run
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
 SAMPLED = "grpo/rollout/decode_seconds"  # in the first line of an iteration that sampled
@@ -93,7 +93,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
                 read_jsonl(path / METRICS), read_jsonl(path / TIMINGS), strict=True
             )
         ]
-        parameters = params_of(path)
+        parameters = read_run(path).params
         peak = max(peak, matmul_peak())
         files = sorted((path / ROLLOUTS).glob("*.jsonl"), key=lambda file: int(file.stem))
         rollouts = [read_jsonl(file) for file in files]

@@ -135,11 +135,16 @@ def drop_after(path: epath.PathLike, step: int) -> None:
 
 def read_metrics(workdir: epath.PathLike, name: str = METRICS) -> list[dict[str, Any]]:
     """One dict a step, in order; what was written as null comes back as nan."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for row in read_jsonl(absolute(workdir) / name):
-        row = {key: math.nan if value is None else value for key, value in row.items()}
-        by_step.setdefault(row["step"], {}).update(row)
-    return [by_step[step] for step in sorted(by_step)]
+    return by_step(read_jsonl(absolute(workdir) / name))
+
+
+def by_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the same step as one, in the steps' order; null is nan."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        numbers = {key: math.nan if value is None else value for key, value in row.items()}
+        steps.setdefault(row["step"], {}).update(numbers)
+    return [steps[step] for step in sorted(steps)]
 
 
 def plain_number(value: Any) -> int | float | None:

@@ -2,6 +2,7 @@
 
     python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
     python -m r1jax.tables --claims FILE.py --workdirs DIR --output DIR
+    python -m r1jax.tables --workdirs DIR,DIR,... --measured FILE.jsonl
 
 Workdirs of `train` (runs that differ only in their seed are shown as mean and standard deviation),
 of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/*.md, *.csv and
@@ -10,6 +11,10 @@ of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/
 
 With --claims, DIR has the runs that the claims file asks for (experiments/mini/claims.py), and what
 is written is OUTPUT/README.md: the paper's claims, our numbers, a verdict for each.
+
+With --measured, what all this is made of (but completions) becomes one file to commit, a line a run
+(r1jax/reports/measured.py). Such a file stands for its workdirs in --workdirs, and so does a
+directory of either.
 """
 
 from absl import flags
@@ -18,20 +23,24 @@ from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.files import absolute
 from r1jax.reports.claims import write_claims
-from r1jax.reports.pipeline import is_pipeline, pipeline_tables
-from r1jax.reports.runs import read_run
+from r1jax.reports.measured import read_runs, write_measured
+from r1jax.reports.pipeline import pipeline_tables
+from r1jax.reports.runs import RunRecord
 from r1jax.reports.table import print_rich
-from r1jax.reports.write import make_tables, write_pipeline_report, write_report
+from r1jax.reports.write import make_tables, read_all, write_pipeline_report, write_report
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("workdirs", None, "Workdirs, separated by commas.", required=True)
+    flags.DEFINE_list(
+        "workdirs", None, "Workdirs or measured files, separated by commas.", required=True
+    )
     flags.DEFINE_string("claims", None, "FILE.py with claims().")
-    flags.DEFINE_string("output", None, "Directory to write to.", required=True)
+    flags.DEFINE_string("output", None, "Directory to write to.")
+    flags.DEFINE_string("measured", None, "FILE.jsonl to write, with a line a run.")
 
 
 def joined(parts: list[str]) -> list[str]:
-    """The directories among parts that were split at commas; a sweep's names hold commas."""
+    """The paths among parts that were split at commas; a sweep's names hold commas."""
     found: list[str] = []
     rest = list(parts)
     while rest:
@@ -43,37 +52,52 @@ def joined(parts: list[str]) -> list[str]:
 
 
 def main() -> None:
-    workdirs, output = joined(flags.FLAGS.workdirs), flags.FLAGS.output
+    args = flags.FLAGS
+    workdirs = joined(args.workdirs)
     if not workdirs:
         raise ConfigError("--workdirs names no directory")
-    if flags.FLAGS.claims:
+    if bool(args.output) == bool(args.measured):
+        raise ConfigError("tables wants either --output or --measured")
+    if args.measured:
+        measure(workdirs, args.measured)
+    elif args.claims:
         if len(workdirs) > 1:
             raise ConfigError("--claims wants one directory in --workdirs, that of all its runs")
-        print(f"wrote {write_claims(flags.FLAGS.claims, workdirs[0], output)}")
-        return
-    pipelines = [workdir for workdir in workdirs if is_pipeline(workdir)]
-    if pipelines and len(pipelines) < len(workdirs):
-        raise ConfigError(f"--workdirs: {pipelines[0]} is a pipeline's, but not all of them are")
-    if pipelines:
-        tables_of_pipelines(pipelines, output)
-        return
-    runs = [read_run(workdir) for workdir in workdirs]
-    for table in make_tables(runs):
-        if table.name in ("results", "models"):  # the others are too wide for a terminal
+        print(f"wrote {write_claims(args.claims, workdirs[0], args.output)}")
+    else:
+        report(workdirs, args.output)
+
+
+def measure(workdirs: list[str], path: str) -> None:
+    """Writes the measured file of the workdirs."""
+    runs: dict[str, RunRecord] = {}
+    for workdir in workdirs:
+        found = read_runs(workdir)
+        if twice := sorted(set(found) & set(runs)):
+            raise ConfigError(f"--workdirs has two runs called {twice[0]!r}")
+        runs |= found
+    write_measured(runs, path)
+    print(f"wrote {path} (runs: {len(runs)})")
+
+
+def report(workdirs: list[str], output: str) -> None:
+    """Prints the main tables and writes the page."""
+    runs = read_all(workdirs)
+    pipelines = [run for run in runs if run.stages]
+    if pipelines and len(pipelines) < len(runs):
+        name = pipelines[0].workdir
+        raise ConfigError(f"--workdirs: {name} is a pipeline's, but not all of them are")
+    tables = pipeline_tables(pipelines) if pipelines else make_tables(runs)
+    for table in tables:
+        if pipelines or table.name in ("results", "models"):  # others are too wide for a terminal
             print_rich(table)
-    paths = write_report(workdirs, output)
+    write = write_pipeline_report if pipelines else write_report
+    paths = write(workdirs, output)
     if not paths:
         raise DataError(
             f"{', '.join(workdirs)}: nothing to report, neither evaluations nor GRPO metrics"
         )
     for path in paths:
-        print(f"wrote {path}")
-
-
-def tables_of_pipelines(workdirs: list[str], output: str) -> None:
-    for table in pipeline_tables(workdirs):
-        print_rich(table)
-    for path in write_pipeline_report(workdirs, output):
         print(f"wrote {path}")
 
 

@@ -7,7 +7,6 @@ import pytest
 from helpers import write_lines
 
 from r1jax.config import ConfigError, DataError, load_module
-from r1jax.files import absolute
 from r1jax.reports.claims import (
     Claim,
     Comparison,
@@ -20,6 +19,7 @@ from r1jax.reports.claims import (
     verdict,
     write_claims,
 )
+from r1jax.reports.measured import read_runs, with_stages
 
 CLAIMS = '''"""# What was claimed"""
 from r1jax.reports.claims import Claim, Comparison, curve
@@ -91,7 +91,7 @@ def test_numbers_of_runs(root: Path) -> None:
         path.parent.mkdir()
         path.write_text(json.dumps(results))
     (root / "a/seed=3/run").mkdir(parents=True)  # has only begun
-    at = absolute(root)
+    at = with_stages(read_runs(root))
     first, last = (curve("a/*/run", "x", end)(at) for end in ("first", "last"))
     assert first == {"seed=0": 0.10, "seed=1": 0.12, "seed=2": 0.14}
     assert set(last.values()) == {0.30}
@@ -116,9 +116,9 @@ def test_the_page(root: Path, tmp_path: Path) -> None:
     assert text.index("A note.") < text.index("### More")
 
 
-def test_what_was_not_measured(tmp_path: Path) -> None:
+def test_what_was_not_measured() -> None:
     comparison = Comparison("x", (1.0, 2.0), curve("*", "x", "first"), curve("*", "x", "last"))
-    line, found = judge(comparison, absolute(tmp_path))
+    line, found = judge(comparison, {})
     assert found == "not measured"
     assert line[:3] == ["x", "1.0 → 2.0", "-"]
 

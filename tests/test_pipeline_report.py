@@ -10,7 +10,8 @@ from helpers import write_lines
 
 from r1jax.config import DataError
 from r1jax.reports.costs import distillation_table, matches
-from r1jax.reports.pipeline import costs, data_table, pipeline_tables, read_stages, sampling_table
+from r1jax.reports.pipeline import costs, data_table, pipeline_tables, sampling_table
+from r1jax.reports.runs import read_run, read_stages
 from r1jax.reports.table import text_of
 from r1jax.reports.write import write_pipeline_report
 
@@ -61,7 +62,7 @@ def rows(table: Any) -> list[list[str]]:
 
 
 def test_models_side_by_side(pipeline: Path) -> None:
-    table, paper, *_ = pipeline_tables([pipeline])
+    table, paper, *_ = pipeline_tables([read_run(pipeline)])
     assert table.header == [
         "Benchmark",
         "Metric",
@@ -79,10 +80,11 @@ def test_models_side_by_side(pipeline: Path) -> None:
 
 
 def test_data_and_costs(pipeline: Path) -> None:
-    assert rows(sampling_table(pipeline)) == [["cold", "2", "8", "3", "5"]]
-    assert rows(data_table(pipeline)) == [["set", "math", "3", "1.0", "10.5"]]
+    run = read_run(pipeline)
+    assert rows(sampling_table(run)) == [["cold", "2", "8", "3", "5"]]
+    assert rows(data_table(run)) == [["set", "math", "3", "1.0", "10.5"]]
     # 4 updates of 200 tokens in the mean: 6 x 97,200 x 800 = 4.7e8
-    assert rows(costs(pipeline)) == [["sft", "0.10", "4", "1", "0", "0.00"]]
+    assert rows(costs(run)) == [["sft", "0.10", "4", "1", "0", "0.00"]]
 
 
 def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_distillation_against_rl_at_equal_cost(tmp_path: Path) -> None:
     write_lines(tmp_path / "rl/metrics.jsonl", curve)
     write_lines(tmp_path / "r1/metrics.jsonl", [update | {"step": 1}])
 
-    table = distillation_table(tmp_path, read_stages(tmp_path))
+    table = distillation_table(read_run(tmp_path))
     # distilled: 2 x 1000 tokens x 6 + 10,000 x 2 = 32,000 operations a parameter; RL: 8 x 500 +
     # 2 x 400 = 4,800 an update, so 4 updates have its tokens and 6 its operations
     assert 32_000 // 4_800 == 6
@@ -159,7 +161,7 @@ def test_seeds_of_a_pipeline(pipeline: Path, tmp_path: Path) -> None:
     write(path, results)
     path = other / "eval_a/results.json"
     write(path, json.loads(path.read_text()) | {"label": "Zero"})
-    table, _, sampling, *_ = pipeline_tables([pipeline, other])
+    table, _, sampling, *_ = pipeline_tables([read_run(pipeline), read_run(other)])
     assert table.header[2:] == ["R1-Zero", "R1", "Zero"]
     assert rows(table)[0][2:] == ["25.0 ± 5.0", "55.0 ± 7.1", "25.0 ± 5.0"]
     assert table.note == "Mean ± standard deviation over 2 pipelines."

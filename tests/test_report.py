@@ -16,7 +16,7 @@ from r1jax.config import DataError
 from r1jax.reports import figures
 from r1jax.reports.paper import paper_table, read_paper
 from r1jax.reports.results import results_table, seeds_table
-from r1jax.reports.runs import group_runs, read_run
+from r1jax.reports.runs import benchmark_names, group_runs, read_run, variant_names
 from r1jax.reports.samples import _fenced
 from r1jax.reports.table import Cell, Table, print_rich, text_of, to_csv, to_latex, to_markdown
 from r1jax.reports.write import make_tables, print_table, write_report
@@ -60,6 +60,7 @@ def write_run(workdir: Path, seed: int, base: float, after: float, kl: float = 0
     last = results(after, length=60.0, **{"pass@1/level/1": after})
     write_evaluation(workdir / "evaluations/000010", 10, test=last)
     config = {"template": "r1_zero", "seed": seed, "data": {"args": {"seed": seed}}, "kl": kl}
+    config["evaluation"] = {"benchmarks": {"test": {"prefix": ""}, "test_forced": {"prefix": "So"}}}
     (workdir / "config.json").write_text(json.dumps(config))
     lines = [
         {
@@ -101,9 +102,25 @@ def test_one_run_has_standard_errors(seeds: list[Path]) -> None:
         "pass@1 lenient (%)": ["30.0", "35.0", "90.0", "60.0"],
         "pass@2 strict (%)": ["20.0", "25.0", "80.0", "60.0"],
         "length (tokens)": ["40.0", "40.0", "60.0", "20.0"],
-        "checking words": ["0.25", "0.25", "0.25", "0.00"],
+        "reflective words": ["0.25", "0.25", "0.25", "0.00"],
     }
     assert "standard error over problems" in table.note
+    assert "Forced: the base, with the beginning of its completions given." in table.note
+
+
+def test_only_a_prefix_makes_a_variant(tmp_path: Path) -> None:
+    """A benchmark may be called as another and something more; and a variant needs the other."""
+    run = write_run(tmp_path / "run", 0, 0.1, 0.7)
+    path = run / "evaluations/000000/results.json"
+    values = json.loads(path.read_text())
+    values["benchmarks"] |= {"test_hard": results(0.05), "code_forced": results(0.3)}
+    path.write_text(json.dumps(values))
+    config = {"test_forced": {"prefix": "So"}, "test_hard": {}, "code_forced": {"prefix": "So"}}
+    (run / "config.json").write_text(json.dumps({"evaluation": {"benchmarks": config}}))
+    assert variant_names([read_run(run)]) == ["forced"]
+    assert benchmark_names([read_run(run)]) == ["test", "test_hard", "code_forced"]
+    (run / "config.json").unlink()
+    assert "test_forced" in benchmark_names([read_run(run)])
 
 
 def test_seeds_of_one_config_have_mean_and_standard_deviation(seeds: list[Path]) -> None:
@@ -183,7 +200,7 @@ def test_the_papers_numbers_beside_ours(seeds: list[Path]) -> None:
     assert found["mean length in training (tokens)"] == [
         "Fig. 1b", "549.0", "13,648.0", "40.5 ± 0.7", "60.5 ± 0.7",
     ]  # fmt: skip
-    assert found["checking words"][-2:] == ["-", "-"]
+    assert found["reflective words"][-2:] == ["-", "-"]
 
 
 def test_the_papers_curves_are_whole() -> None:
@@ -266,7 +283,10 @@ def test_text_in_a_sample_cannot_close_its_fence() -> None:
 def test_wrong_workdirs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no does not exist"):
         read_run(tmp_path / "no")
-    with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json"):
+    with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json nor"):
+        read_run(tmp_path)
+    (tmp_path / "model.json").write_text('{"no_such_field": 0}')
+    with pytest.raises(DataError, match=r"model\.json is not a model's: TypeError"):
         read_run(tmp_path)
     (tmp_path / "results.json").write_text('{"step": 0}')
     with pytest.raises(DataError, match=r"results\.json is not an evaluation: KeyError"):
@@ -307,6 +327,7 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
     [
         (["--workdirs=a,no", "--output=out"], 2, "error: workdir no does not exist"),
         (["--workdirs=a", "--output=out"], 2, "nothing to report"),
+        (["--workdirs=a"], 2, "either --output or --measured"),
         (["--workdir=a", "--output=out"], 1, "Did you mean: workdirs"),
     ],
 )

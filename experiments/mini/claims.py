@@ -5,9 +5,9 @@ pretrained from scratch on a corpus of its own, takes the paper's pipeline on pr
 answers. Written by
 
     python -m r1jax.tables --claims experiments/mini/claims.py \\
-        --workdirs experiments/mini/metrics --output experiments/mini
+        --workdirs experiments/mini/measured --output experiments/mini
 
-from committed metrics. These are the metrics of three sweeps, which the same command with
+from committed measurements. They are of three sweeps, which the same command with
 `--workdirs runs/mini` reads as well:
 
     python -m r1jax.sweep --config experiments/mini/r1_zero.py --workdir runs/mini/r1-zero \\
@@ -15,6 +15,11 @@ from committed metrics. These are the metrics of three sweeps, which the same co
     python -m r1jax.sweep --config experiments/mini/r1.py --workdir runs/mini/r1 --parallel 2
     python -m r1jax.sweep --config experiments/mini/ablations.py --workdir runs/mini/arms \\
         --parallel 2
+
+and each is committed, here the first, as a file with a line a run:
+
+    python -m r1jax.tables --workdirs runs/mini/r1-zero \\
+        --measured experiments/mini/measured/r1-zero.jsonl
 
 The paper's numbers are of other models and other problems: what is judged is the direction of an
 effect, not its size. A claim is *reproduced* where every seed shows the paper's direction and the
@@ -24,9 +29,7 @@ the opposite, *not reproduced* otherwise. Nothing was tuned for a verdict.
 
 from collections.abc import Sequence
 
-from etils import epath
-
-from r1jax.reports.claims import Claim, Comparison, Measured, curve, final, minus, runs
+from r1jax.reports.claims import Claim, Comparison, Measured, Runs, by_seed, curve, final, minus
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ROWS, groups_table
 from r1jax.reports.runs import RunRecord
@@ -130,7 +133,7 @@ def claims() -> list[Claim]:
             "The paper's level 1 begins at 95 %; here it begins where there is most to gain.",
         ),
         Claim(
-            "Words of checking and correcting become frequent",
+            "Reflective words become frequent",
             "Figure 9",
             R1_ZERO,
             [
@@ -290,10 +293,10 @@ def claims() -> list[Claim]:
     ]
 
 
-def tables(root: epath.Path) -> Sequence[Table]:
+def tables(runs: Runs) -> Sequence[Table]:
     """The arms side by side: variants of the objective, PPO, off-policy rollouts."""
     arms: dict[str, list[RunRecord]] = {}
-    for name, run in runs(root, "arms/arm=*").items():
+    for name, run in by_seed(runs, "arms/arm=*").items():
         arms.setdefault(name.partition(",")[0], []).append(run)
     shown = ("pass@1", "lenient_pass@1", "format", "length")
     rows = [row for row in ROWS if row.metric in shown]

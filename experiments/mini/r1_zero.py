@@ -10,7 +10,7 @@ Expected: accuracy and length rise together (Figure 1). Measured on held-out pro
 2: lenient pass@1 24.2 -> 82.2 +- 0.9 %, strict 8.2 -> 81.9 +- 0.6 %, length 19.5 -> 51.5 +- 1.5
 tokens. At updates 0, 10, ... 80 (32 problems x 16 samples), lenient pass@1 in % of seed 0: 22 24
 25 32 47 59 71 72 75, seed 1: 22 22 26 35 48 66 73 76 74, seed 2: 22 22 22 34 47 62 70 73 73; length
-of seed 0: 19 24 27 31 40 45 49 51 52. Checking words do not rise. With 200 updates, on an earlier
+of seed 0: 19 24 27 31 40 45 49 51 52. Reflective words do not rise. With 200 updates, on an earlier
 base (seed 0), lenient pass@1 went on to 75 % at update 170, at the same length.
 """
 

@@ -28,7 +28,7 @@ with its standard error over problems:
 The cold start brings the format (99.9 % on sums, 83 % on GSM8K; base 0) and 13 points, RL on top of
 it 13 more; SFT of the base on Dev2's samples keeps them; the last RL, at temperature 0.7, adds
 nothing. GSM8K changes by no more than its errors. Rejection sampling kept 84 rows of 1,536 traces,
-137 of 768 sums and 14 of 1,024 word problems (files: metrics/r1). Two sittings on two cores of
+137 of 768 sums and 14 of 1,024 word problems (`measured/r1.jsonl`). Two sittings on two cores of
 190 to 215 GFLOP/s (LOG.md), tests beside them: 193 minutes of stages in all, of which some 15 stood
 still. Alone in one sitting it was not run.
 

@@ -16,15 +16,15 @@ questions x 16 an update, one update per rollout, no KL (so that completions wit
 need no update), the model's own chat template, accuracy as the only reward. With two cores,
 `XLA_FLAGS=--xla_force_host_platform_device_count=2` uses both (up to 20 GB of memory).
 
-Measured (seed 0, two slow cores of 100 GFLOP/s each; `metrics/r1-zero/`) on 256 held-out problems x
-4 samples by the paper's protocol (temperature 0.6, top-p 0.95): strict 6.5 +- 1.3 -> 28.8 +- 2.6 %,
-lenient 6.6 +- 1.3 -> 28.8 +- 2.6 (standard errors over problems); the first 200 problems of GSM8K x
-1: strict 0 -> 0, lenient 2.0 +- 1.0 -> 2.5 +- 1.1, so nothing carries over. Accuracy in training,
-means of five updates: 17 31 32 25 45 31 43 34 38 36 % (length 30 26 28 27 27 28 27 27 28 27). An
-update took 81 seconds (median; rollout 35, update 43; some beside tests), the 50 of them 73
-minutes, the evaluations before and after 13 and 11. What is learnt are sums and differences that
-stay above zero (held out, two terms of two digits 4 -> 48 %, three terms of two digits 3 -> 23);
-results below zero get their sign and rarely their value (1 -> 4 %).
+Measured (seed 0, two slow cores of 100 GFLOP/s each; `measured/r1-zero.jsonl`) on 256 held-out
+problems x 4 samples by the paper's protocol (temperature 0.6, top-p 0.95): strict 6.5 +- 1.3 ->
+28.8 +- 2.6 %, lenient 6.6 +- 1.3 -> 28.8 +- 2.6 (standard errors over problems); the first 200
+problems of GSM8K x 1: strict 0 -> 0, lenient 2.0 +- 1.0 -> 2.5 +- 1.1, so nothing carries over.
+Accuracy in training, means of five updates: 17 31 32 25 45 31 43 34 38 36 % (length 30 26 28 27 27
+28 27 27 28 27). An update took 81 seconds (median; rollout 35, update 43; some beside tests), the
+50 of them 73 minutes, the evaluations before and after 13 and 11. What is learnt are sums and
+differences that stay above zero (held out, two terms of two digits 4 -> 48 %, three terms of two
+digits 3 -> 23); results below zero get their sign and rarely their value (1 -> 4 %).
 """
 
 from ml_collections import ConfigDict

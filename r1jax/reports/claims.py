@@ -1,7 +1,7 @@
 """The paper's claims against runs of ours: its numbers, ours over seeds, and a plain verdict.
 
-A claims file has `claims() -> list[Claim]`, and may have `tables(root) -> list[Table]` for what is
-shown below them (experiments/mini/claims.py). Everything is read from metrics files.
+A claims file has `claims() -> list[Claim]`, and may have `tables(runs) -> list[Table]` for what is
+shown below them (experiments/mini/claims.py).
 
 A comparison says that one number is smaller than another; both are measured once per seed.
 Verdicts: `reproduced` where the difference has the paper's sign in every seed and its mean is more
@@ -12,6 +12,7 @@ otherwise; `not measured` without two seeds that have both numbers.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,17 @@ from statistics import fmean, stdev
 from etils import epath
 
 from r1jax.config import DataError, load_module
-from r1jax.files import METRICS, RESULTS, absolute, write_atomic
-from r1jax.reports.runs import RunRecord, end_mean, read_run
+from r1jax.files import absolute, write_atomic
+from r1jax.reports.measured import read_runs, with_stages
+from r1jax.reports.runs import RunRecord, end_mean
 from r1jax.reports.table import MISSING, Cell, Table, to_markdown
 
 REPRODUCED, CONTRARY = "reproduced", "contrary"
 NOT_REPRODUCED, NOT_MEASURED, PARTLY = "not reproduced", "not measured", "partly reproduced"
 
 BySeed = Mapping[str, float]
-Measured = Callable[[epath.Path], BySeed]  # the directory of all runs -> a number per seed
+Runs = Mapping[str, RunRecord]  # all runs of the claims' directory, by their path below it
+Measured = Callable[[Runs], BySeed]  # a number per seed
 
 
 @dataclass(frozen=True)
@@ -57,23 +60,19 @@ class Claim:
 # -- numbers out of runs ---------------------------------------------------------------------------
 
 
-def runs(root: epath.Path, pattern: str) -> dict[str, RunRecord]:
-    """Runs by seed; `pattern` is a path below the root in which * stands for the seed."""
-    before, _, after = pattern.partition("*")
-    found = {}
-    for path in sorted(root.glob(pattern)):
-        seed = path.as_posix().removeprefix(f"{root.as_posix()}/{before}").removesuffix(after)
-        if (path / METRICS).exists() or (path / RESULTS).exists():  # not one that only began
-            found[seed] = read_run(path)
-    return found
+def by_seed(runs: Runs, pattern: str) -> dict[str, RunRecord]:
+    """The runs whose path is the pattern, in which * stands for the seed."""
+    parts = "([^/]*)".join(map(re.escape, pattern.split("*")))
+    found = ((re.fullmatch(parts, path), run) for path, run in runs.items())
+    return {match[1]: run for match, run in found if match}
 
 
 def final(pattern: str, benchmark: str, metric: str) -> Measured:
     """A metric of the newest evaluation of each run."""
 
-    def measured(root: epath.Path) -> BySeed:
+    def measured(runs: Runs) -> BySeed:
         found = {}
-        for seed, run in runs(root, pattern).items():
+        for seed, run in by_seed(runs, pattern).items():
             values = run.evaluations[-1].benchmarks if run.evaluations else {}
             if metric in values.get(benchmark, {}):
                 found[seed] = values[benchmark][metric]
@@ -85,9 +84,9 @@ def final(pattern: str, benchmark: str, metric: str) -> Measured:
 def curve(pattern: str, metric: str, end: str) -> Measured:
     """The `first` or `last` point of a curve; of a curve of training the mean over 5 % of it."""
 
-    def measured(root: epath.Path) -> BySeed:
+    def measured(runs: Runs) -> BySeed:
         found = {}
-        for seed, run in runs(root, pattern).items():
+        for seed, run in by_seed(runs, pattern).items():
             values = [line[metric] for line in run.metrics if metric in line]
             if values:
                 found[seed] = end_mean(values, {"first": 0, "last": -1}[end], metric)
@@ -99,8 +98,8 @@ def curve(pattern: str, metric: str, end: str) -> Measured:
 def minus(one: Measured, other: Measured) -> Measured:
     """The difference of two numbers of the same seed."""
 
-    def measured(root: epath.Path) -> BySeed:
-        a, b = one(root), other(root)
+    def measured(runs: Runs) -> BySeed:
+        a, b = one(runs), other(runs)
         return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
     return measured
@@ -128,9 +127,9 @@ def overall(verdicts: Sequence[str]) -> str:
     return PARTLY if REPRODUCED in verdicts else NOT_REPRODUCED
 
 
-def judge(comparison: Comparison, root: epath.Path) -> tuple[list[str | Cell], str]:
+def judge(comparison: Comparison, runs: Runs) -> tuple[list[str | Cell], str]:
     """A line of the claim's table, and the verdict."""
-    smaller, larger = comparison.smaller(root), comparison.larger(root)
+    smaller, larger = comparison.smaller(runs), comparison.larger(runs)
     seeds = [seed for seed in smaller if seed in larger]
     differences = [(larger[s] - smaller[s]) * comparison.scale for s in seeds]
     found = verdict(differences)
@@ -158,12 +157,12 @@ def claims_page(path: str, root: epath.PathLike) -> str:
     module, _ = load_module(path)
     if not hasattr(module, "claims"):
         raise DataError(f"{path} has no claims()")
-    directory = absolute(root)
+    runs = with_stages(read_runs(root))
     header = ["Measure (smaller → larger, says the paper)", "Paper", "Here", "Seeds", "Verdict"]
     summary: list[Sequence[str | Cell]] = []
     details = []
     for claim in module.claims():
-        judged = [judge(comparison, directory) for comparison in claim.comparisons]
+        judged = [judge(comparison, runs) for comparison in claim.comparisons]
         whole = overall([found for _, found in judged])
         summary.append([claim.text, claim.printed_in, whole])
         table = Table("", claim.text, header, [line for line, _ in judged], claim.note)
@@ -172,7 +171,7 @@ def claims_page(path: str, root: epath.PathLike) -> str:
     counts = Counter(str(row[-1]) for row in summary)
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     first = Table("", f"Verdicts: {said}", ["Claim", "Paper", "Verdict"], summary)
-    more = module.tables(directory) if hasattr(module, "tables") else []
+    more = module.tables(runs) if hasattr(module, "tables") else []
     introduction = (module.__doc__ or "").strip() + "\n"
     return "\n".join([introduction, to_markdown(first), *details, *map(to_markdown, more)])
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import fmean
-from typing import Any
 
-from etils import epath
-
-from r1jax.files import CONFIG, MODEL_JSON, STATISTICS, absolute
-from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
-from r1jax.reports.runs import RunRecord, metric_names, read_run
+from r1jax.reports.runs import RunRecord, Stages, metric_names
 from r1jax.reports.table import Cell, Table
 from r1jax.weights.load import open_model
 
-Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 # Tokens that a stage's updates computed, and that its rollouts generated, by the metrics' names.
 TRAINED = ("sft/data/tokens", "grpo/batch/tokens")
 GENERATED = "grpo/completion/tokens"
@@ -52,21 +45,14 @@ COST_HEADER = ("M parameters", "Updates", "k tokens trained", "k tokens generate
 
 def spent(run: RunRecord, step: int | None = None) -> Spent:
     """Until update `step`, or in all; updates that were not logged count as the others' mean."""
-    params = params_of(run.workdir)
     seen = [line for line in run.metrics if step is None or line["step"] <= step]
     tokens = [(line["step"], line[name]) for line in seen for name in TRAINED if name in line]
     updates = max((at for at, _ in tokens), default=0)
     trained = updates * fmean([count for _, count in tokens] or [0])
     generated = sum(line.get(GENERATED, 0) for line in seen)
     passes = 8 if any("grpo/kl/ref" in line for line in seen) else 6
-    flop = params * (passes * trained + 2 * generated)
-    return Spent(params, updates, trained, generated, flop)
-
-
-def params_of(workdir: epath.PathLike) -> int:
-    """Parameters of the model that a workdir trained; 0 where it says nothing of one."""
-    path = absolute(workdir) / MODEL_JSON
-    return count_params(ModelConfig(**json.loads(path.read_text()))) if path.exists() else 0
+    flop = run.params * (passes * trained + 2 * generated)
+    return Spent(run.params, updates, trained, generated, flop)
 
 
 def cost_table(runs: Sequence[RunRecord]) -> Table:
@@ -107,18 +93,17 @@ def matches(stages: Stages) -> list[Match]:
     return found
 
 
-def distillation_table(workdir: epath.PathLike, stages: Stages) -> Table:
+def distillation_table(pipeline: RunRecord) -> Table:
     """The student distilled, and RL on it at as many tokens, at as much compute, and at its end."""
-    root = absolute(workdir)
     rows: list[Sequence[str | Cell]] = []
-    for match in matches(stages):
-        rl, distilled = (read_run(root / name) for name in (match.rl, match.distilled))
+    for match in matches(pipeline.stages):
+        rl, distilled = (pipeline.runs[name] for name in (match.rl, match.distilled))
         accuracy = _curve_name(rl)
         if accuracy is None:
             continue
         benchmark = accuracy.split("/")[1]
         cost = spent(distilled)
-        teaching = teacher_flop(root, stages, match, cost)
+        teaching = teacher_flop(pipeline, match, cost)
         measured = [line for line in rl.metrics if accuracy in line]
         points = [(line[accuracy], spent(rl, line["step"])) for line in measured]
         budgets = (
@@ -126,7 +111,7 @@ def distillation_table(workdir: epath.PathLike, stages: Stages) -> Table:
             ("as much compute", inf, cost.flop + teaching),
             ("at its end", inf, inf),
         )
-        score = _evaluated(root, stages, match.distilled, benchmark)
+        score = _evaluated(pipeline, match.distilled, benchmark)
         whole = replace(cost, flop=cost.flop + teaching)
         rows.append([match.distilled, benchmark, score, *whole.cells])
         for label, tokens, flop in budgets:
@@ -142,24 +127,23 @@ def distillation_table(workdir: epath.PathLike, stages: Stages) -> Table:
     return Table("distillation", title, header, rows, note)
 
 
-def teacher_flop(root: epath.Path, stages: Stages, match: Match, cost: Spent) -> float:
+def teacher_flop(pipeline: RunRecord, match: Match, cost: Spent) -> float:
     """Of the teacher's passes: the completions that the traces were chosen from, and its logits."""
-    statistics = json.loads((root / match.traces / STATISTICS).read_text())
-    reads_logits = match.teacher in stages[match.distilled]["reads"]
-    tokens = statistics["completion_tokens"] + (cost.trained if reads_logits else 0)
+    traces = pipeline.runs[match.traces]
+    reads_logits = match.teacher in pipeline.stages[match.distilled]["reads"]
+    tokens = traces.statistics["completion_tokens"] + (cost.trained if reads_logits else 0)
     if match.teacher is not None:
-        return 2.0 * params_of(root / match.teacher) * tokens
-    path = json.loads((root / match.traces / CONFIG).read_text())["model"]["path"]
-    return 2.0 * count_params(open_model(path).config) * tokens
+        return 2.0 * pipeline.runs[match.teacher].params * tokens
+    return 2.0 * count_params(open_model(traces.config["model"]["path"]).config) * tokens
 
 
 def _curve_name(run: RunRecord) -> str | None:
     return next(iter(metric_names([run], r"eval/[^/]+/pass@1")), None)
 
 
-def _evaluated(root: epath.Path, stages: Stages, model: str, benchmark: str) -> Cell:
+def _evaluated(pipeline: RunRecord, model: str, benchmark: str) -> Cell:
     """The model's score by the pipeline's evaluation of it, if there is a complete one."""
-    for name, stage in stages.items():
-        if stage["stage"] == "evaluate" and stage["complete"] and model in stage["reads"]:
-            return last_cell(read_run(root / name), benchmark, Row("", "pass@1"))
+    for run in pipeline.of_kind("evaluate"):
+        if model in pipeline.stages[run.name]["reads"]:
+            return last_cell(run, benchmark, Row("", "pass@1"))
     return Cell(None)

@@ -1,4 +1,4 @@
-"""The figures of a run beside the paper's: accuracy, length, checking words, rewards, levels.
+"""The figures of a run beside the paper's: accuracy, length, reflective words, rewards, levels.
 
 Lines are means over the runs of a group (seeds of one config). A band is one standard deviation
 over them, or, for a single run's benchmark, one standard error over problems.
@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Metrics = Sequence[Mapping[str, Any]]  # the lines of one metrics.jsonl
-Groups = Mapping[str, Sequence[Metrics]]  # runs of one config under their common name
+Lines = Sequence[Mapping[str, Any]]  # those of one metrics.jsonl
+Groups = Mapping[str, Sequence[Lines]]  # runs of one config under their common name
 Paper = Mapping[str, Any]  # paper.json
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -142,7 +142,7 @@ def _png(figure: Figure) -> bytes:
 # ---- curves ----
 
 
-def make_curve(runs: Sequence[Metrics], name: str, scale: float = 1.0) -> Curve | None:
+def make_curve(runs: Sequence[Lines], name: str, scale: float = 1.0) -> Curve | None:
     """The mean over the runs at the steps that all of those with this metric have."""
     series = [{line["step"]: line[name] for line in run if name in line} for run in runs]
     series = [values for values in series if values]
@@ -283,7 +283,7 @@ def reflective_words_figure(groups: Groups, paper: Paper) -> Figure | None:
         groups,
         paper["reflective_words"],
         "grpo/completion/reflective_words",
-        "Checking words in training",
+        "Reflective words in training",
         "words per completion",
         "words per evaluation",
     )

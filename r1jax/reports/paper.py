@@ -32,7 +32,12 @@ MEASURES = (
     Measure("held-out cons@16 (%)", "accuracy", "cons@16", r"eval/[^/]+/cons@16", 100, 1),
     Measure("mean length in training (tokens)", "length", "length", "grpo/completion/length", 1, 1),
     Measure(
-        "checking words", "reflective_words", "all words", "grpo/completion/reflective_words", 1, 2
+        "reflective words",
+        "reflective_words",
+        "all words",
+        "grpo/completion/reflective_words",
+        1,
+        2,
     ),
     Measure("pass@1 at level 1 (%)", "levels", "level 1", r"eval/[^/]+/pass@1/level/1", 100, 1),
     Measure("pass@1 at level 5 (%)", "levels", "level 5", r"eval/[^/]+/pass@1/level/5", 100, 1),
@@ -61,9 +66,9 @@ def paper_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     header = ["Run", "Measure", "Paper", "paper, first", "paper, last", "here, first", "here, last"]
     note = (
         f"Source of the paper's numbers: {paper['source']['paper']}. Other models, other problems:"
-        " the shapes of the curves may be compared, not their heights. The paper counts checking"
+        " the shapes of the curves may be compared, not their heights. The paper counts reflective"
         " words over all completions of an evaluation, here they are per completion; first and last"
-        " of our length and checking words are means over 5 % of the training steps."
+        " of our length and reflective words are means over 5 % of the training steps."
     )
     return Table("paper", "The paper's curves and ours", header, rows, note)
 

@@ -1,25 +1,16 @@
-"""Tables and figures of a pipeline: its stages, its models side by side, its data sets.
-
-Everything comes from files in the stages' workdirs: results.json of `evaluate`, statistics.json of
-`rejection` and `mixture`, metrics.jsonl of training stages, pipeline.json of the pipeline itself.
-"""
+"""Tables of a pipeline: its models side by side, its data sets, what they cost."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from etils import epath
-
-from r1jax.config import DataError
-from r1jax.files import PIPELINE, STATISTICS, absolute
-from r1jax.reports.costs import Stages, cost_table, distillation_table
+from r1jax.reports.costs import cost_table, distillation_table
 from r1jax.reports.paper import read_paper
 from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k
-from r1jax.reports.runs import RunRecord, read_run
+from r1jax.reports.runs import RunRecord
 from r1jax.reports.table import Cell, Table
 
 # Means of rewards that a benchmark may have beside its accuracies.
@@ -27,29 +18,6 @@ MORE_ROWS = (
     Row("language consistency (%)", "language"),
     Row("preferred to the reference (%)", "preference"),
 )
-
-
-def is_pipeline(workdir: epath.PathLike) -> bool:
-    return (absolute(workdir) / PIPELINE).exists()
-
-
-def read_stages(workdir: epath.PathLike) -> Stages:
-    path = absolute(workdir) / PIPELINE
-    try:
-        stages = json.loads(path.read_text())["stages"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a pipeline's: {error!r}") from None
-    return stages
-
-
-def runs_of(workdir: epath.PathLike, kind: str) -> list[RunRecord]:
-    """The complete stages of one kind that have measurements, in the pipeline's order."""
-    root = absolute(workdir)
-    names = [n for n, s in read_stages(root).items() if s["stage"] == kind and s["complete"]]
-    return [read_run(root / name) for name in names]
-
-
-# -- tables ----------------------------------------------------------------------------------------
 
 
 def models_by_stage(pipelines: Sequence[Sequence[RunRecord]]) -> Table:
@@ -98,10 +66,10 @@ def paper_stages() -> Table:
     return Table("paper_stages", title, header, rows, f"Source: {paper['source']['paper']}.")
 
 
-def data_table(workdir: epath.PathLike) -> Table:
+def data_table(pipeline: RunRecord) -> Table:
     """What the SFT sets consist of (the paper's Table 5)."""
     rows: list[Sequence[str | Cell]] = []
-    for name, statistics in _statistics(workdir, "mixture").items():
+    for name, statistics in _statistics(pipeline, "mixture").items():
         for domain, values in statistics["domains"].items():
             samples, rounds, tokens = (values[key] for key in ("samples", "rounds", "tokens"))
             rows.append([name, domain, Cell(samples, None, 0), Cell(rounds), Cell(tokens)])
@@ -109,9 +77,9 @@ def data_table(workdir: epath.PathLike) -> Table:
     return Table("sft_data", "SFT data (the paper's Table 5)", header, rows)
 
 
-def sampling_table(workdir: epath.PathLike) -> Table:
+def sampling_table(pipeline: RunRecord) -> Table:
     """What became of the completions of rejection sampling."""
-    found = _statistics(workdir, "rejection")
+    found = _statistics(pipeline, "rejection")
     fates = list(dict.fromkeys(f for s in found.values() for f in s["completions_by_fate"]))
     fates.sort(key=lambda fate: fate != "kept")
     rows: list[Sequence[str | Cell]] = []
@@ -128,40 +96,31 @@ def sampling_table(workdir: epath.PathLike) -> Table:
     return Table("sampling", "Rejection sampling", header, rows, note)
 
 
-def _statistics(workdir: epath.PathLike, kind: str) -> dict[str, dict[str, Any]]:
-    root = absolute(workdir)
-    return {
-        name: json.loads((root / name / STATISTICS).read_text())
-        for name, stage in read_stages(root).items()
-        if stage["stage"] == kind and stage["complete"]
-    }
+def _statistics(pipeline: RunRecord, kind: str) -> dict[str, Mapping[str, Any]]:
+    return {run.name: run.statistics for run in pipeline.of_kind(kind)}
 
 
-def costs(workdir: epath.PathLike) -> Table:
-    return cost_table(runs_of(workdir, "sft") + runs_of(workdir, "grpo"))
+def costs(pipeline: RunRecord) -> Table:
+    return cost_table(pipeline.of_kind("sft") + pipeline.of_kind("grpo"))
 
 
-def distillation(workdir: epath.PathLike) -> Table:
-    return distillation_table(workdir, read_stages(workdir))
-
-
-def pipeline_tables(workdirs: Sequence[epath.PathLike]) -> list[Table]:
+def pipeline_tables(pipelines: Sequence[RunRecord]) -> list[Table]:
     """The tables of one pipeline, or of several that differ in their seed."""
-    evaluated = [runs_of(workdir, "evaluate") for workdir in workdirs]
+    evaluated = [pipeline.of_kind("evaluate") for pipeline in pipelines]
     tables = [models_by_stage(evaluated), paper_stages()] if any(evaluated) else []
-    for make in (sampling_table, data_table, distillation, costs):
-        tables.append(_stacked([make(workdir) for workdir in workdirs], workdirs))
+    for make in (sampling_table, data_table, distillation_table, costs):
+        tables.append(_stacked([make(pipeline) for pipeline in pipelines], pipelines))
     return [table for table in tables if table.rows]
 
 
-def _stacked(tables: Sequence[Table], workdirs: Sequence[epath.PathLike]) -> Table:
+def _stacked(tables: Sequence[Table], pipelines: Sequence[RunRecord]) -> Table:
     """One below the other, with the pipeline's name in front where there are several."""
     if len(tables) == 1:
         return tables[0]
     header = list(dict.fromkeys(name for table in tables for name in table.header))
     rows: list[Sequence[str | Cell]] = []
-    for table, workdir in zip(tables, workdirs, strict=True):
+    for table, pipeline in zip(tables, pipelines, strict=True):
         for row in table.rows:
             cells = dict(zip(table.header, row, strict=True))
-            rows.append([absolute(workdir).name, *(cells.get(n, Cell(None)) for n in header)])
+            rows.append([pipeline.name, *(cells.get(n, Cell(None)) for n in header)])
     return replace(tables[0], header=["Pipeline", *header], rows=rows)

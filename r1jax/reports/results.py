@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from r1jax.reports.runs import FORCED, RunRecord, benchmark_names
+from r1jax.reports.runs import RunRecord, benchmark_names, variant_names
 from r1jax.reports.table import MISSING, Cell, Table, text_of
 
 # ---- base against what came of it ----
@@ -36,52 +36,61 @@ ROWS = (
     Row("format (%)", "format"),
     Row("length (tokens)", "length", 1.0),
     Row("cut by length (%)", "truncated"),
-    Row("checking words", "reflective_words", 1.0, 2),
+    Row("reflective words", "reflective_words", 1.0, 2),
 )
 ERROR = "± is the standard error over problems."
 EXPLAINED = (
-    "Strict: the answer in its tags; lenient: the last answer anywhere. Length and checking words:"
-    " mean per completion."
+    "Strict: the answer in its tags; lenient: the last answer anywhere. Length and reflective"
+    " words: mean per completion."
 )
-FORCED_NOTE = "Forced: the base made to begin with step-by-step work."
 
 
 def results_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """Per benchmark and metric: base, the base forced into step-by-step work, after, change."""
+    """Per benchmark and metric: base, the base on the benchmark's variants, after, change."""
     rows: list[Sequence[str | Cell]] = []
+    variants = _variants(groups)
     for label, runs in groups.items():
         for benchmark in benchmark_names(runs):
             for row in _rows_for(runs, benchmark):
-                cells = _result_cells(runs, benchmark, row)
+                cells = _result_cells(runs, benchmark, variants, row)
                 if any(cell.value is not None for cell in cells):
                     rows.append([label, benchmark, row.label, *cells])
-    header = ["Run", "Benchmark", "Metric", *_result_header(groups)]
+    header = ["Run", "Benchmark", "Metric", *_result_header(groups, variants)]
     title = f"Before and after: {', '.join(groups)}"
-    return _without_empty(Table("results", title, header, rows, _note(groups)))
+    table = Table("results", title, header, rows, _note(groups, variants))
+    return _without_empty(table, variants)
 
 
-def _result_header(groups: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+def _variants(groups: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    return variant_names([run for runs in groups.values() for run in runs])
+
+
+def _result_header(groups: Mapping[str, Sequence[RunRecord]], variants: Sequence[str]) -> list[str]:
     configs = [run.config for runs in groups.values() for run in runs]
     zero = all(str(config.get("template", "")).startswith("r1_zero") for config in configs)
-    return ["Base", "Forced", "R1-Zero" if zero else "After RL", "Change"]
+    return ["Base", *map(str.capitalize, variants), "R1-Zero" if zero else "After RL", "Change"]
 
 
-def _without_empty(table: Table) -> Table:
-    """Without the name of the run if there is only one, and the forced base if there is none."""
+def _without_empty(table: Table, variants: Sequence[str]) -> Table:
+    """Without the name of the run if there is only one, and without variants not measured."""
     runs = {row[0] for row in table.rows}
-    forced = table.header.index("Forced")
-    has_forced = any(text_of(row[forced]) != MISSING for row in table.rows)
-    keep = [i for i in range(len(table.header)) if (i > 0 or len(runs) > 1)]
-    keep = [i for i in keep if i != forced or has_forced]
+    empty = [table.header.index(variant.capitalize()) for variant in variants]
+    empty = [i for i in empty if all(text_of(row[i]) == MISSING for row in table.rows)]
+    keep = [i for i in range(len(table.header)) if (i > 0 or len(runs) > 1) and i not in empty]
     rows = [[row[i] for i in keep] for row in table.rows]
     return replace(table, header=[table.header[i] for i in keep], rows=rows)
 
 
-def _note(groups: Mapping[str, Sequence[RunRecord]]) -> str:
+def _note(groups: Mapping[str, Sequence[RunRecord]], variants: Sequence[str]) -> str:
+    spread = ERROR
     if any(len(runs) > 1 for runs in groups.values()):
         counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
-        return f"Mean ± standard deviation over seeds ({counts}). {EXPLAINED} {FORCED_NOTE}"
-    return f"{ERROR} {EXPLAINED} {FORCED_NOTE}"
+        spread = f"Mean ± standard deviation over seeds ({counts})."
+    begun = [
+        f"{v.capitalize()}: the base, with the beginning of its completions given."
+        for v in variants
+    ]
+    return " ".join([spread, EXPLAINED, *begun])
 
 
 def _rows_for(runs: Sequence[RunRecord], benchmark: str) -> list[Row]:
@@ -91,14 +100,16 @@ def _rows_for(runs: Sequence[RunRecord], benchmark: str) -> list[Row]:
     return [with_k(row, k) for row in ROWS if k > 1 or "{k}" not in row.metric]
 
 
-def _result_cells(runs: Sequence[RunRecord], benchmark: str, row: Row) -> list[Cell]:
+def _result_cells(
+    runs: Sequence[RunRecord], benchmark: str, variants: Sequence[str], row: Row
+) -> list[Cell]:
     before = [_value(run, 0, benchmark, row.metric) for run in runs]
     after = [_value(run, -1, benchmark, row.metric) for run in runs]
     pairs = zip(before, after, strict=True)
     change = [y - x for x, y in pairs if x is not None and y is not None]
     return [
         _aggregate(runs, 0, benchmark, row),
-        _aggregate(runs, 0, benchmark + FORCED, row),
+        *(_aggregate(runs, 0, f"{benchmark}_{variant}", row) for variant in variants),
         _aggregate(runs, -1, benchmark, row),
         _mean_cell(change, row),
     ]
@@ -158,17 +169,19 @@ def seeds_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
 
 def breakdown_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     """pass@1 by level, language, family: whatever the problems' metadata has."""
+    variants = _variants(groups)
     rows: list[Sequence[str | Cell]] = []
     for label, runs in groups.items():
         for benchmark in benchmark_names(runs):
             for metric in _breakdown_metrics(runs, benchmark):
                 kind, _, part = metric.partition("/")
                 row = Row(metric, metric)
-                cells = _result_cells(runs, benchmark, row)
+                cells = _result_cells(runs, benchmark, variants, row)
                 strictness = "lenient" if kind.startswith("lenient") else "strict"
                 rows.append([label, benchmark, part.replace("/", " "), strictness, *cells])
-    header = ["Run", "Benchmark", "Part", "pass@1 (%)", *_result_header(groups)]
-    return _without_empty(Table("breakdown", "pass@1 by kind of problem", header, rows))
+    header = ["Run", "Benchmark", "Part", "pass@1 (%)", *_result_header(groups, variants)]
+    table = Table("breakdown", "pass@1 by kind of problem", header, rows)
+    return _without_empty(table, variants)
 
 
 def _breakdown_metrics(runs: Sequence[RunRecord], benchmark: str) -> list[str]:

@@ -1,20 +1,38 @@
-"""What a workdir says of its run: config, metrics and evaluations, read from its files."""
+"""What a workdir says of its run: config, metrics, evaluations and more, read from its files.
+
+Everything else in this room takes RunRecords. measured.py keeps them in files to be committed.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.files import CONFIG, EVALUATIONS, METRICS, RESULTS, absolute, read_metrics
+from r1jax.files import (
+    CONFIG,
+    EVALUATIONS,
+    METRICS,
+    MODEL_JSON,
+    PIPELINE,
+    RESULTS,
+    STATISTICS,
+    TIMINGS,
+    absolute,
+    read_metrics,
+)
+from r1jax.models.config import ModelConfig
+from r1jax.models.params import count_params
 
-FORCED = "_forced"  # benchmark X_forced is X with a prefix that forces step-by-step work
+Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
+
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
 
 
@@ -31,18 +49,32 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one workdir says of itself."""
+    """What one workdir says of itself: of a run, a data set, or a pipeline and all its stages."""
 
     name: str
-    workdir: epath.Path
+    workdir: epath.Path  # where its other files lie; a measured run has none there
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl, by step
     evaluations: Sequence[Evaluation]  # by step
+    timings: Sequence[Mapping[str, Any]] = ()  # the lines of timings.jsonl, by step
+    params: int = 0  # of the model that was trained
+    statistics: Mapping[str, Any] = field(default_factory=dict)  # of the data set
+    stages: Stages = field(default_factory=dict)  # of the pipeline, in its order
+    runs: Mapping[str, RunRecord] = field(default_factory=dict)  # of the pipeline's complete stages
 
     @property
     def label(self) -> str:
         """What the newest evaluation says the model is called, or the workdir's name."""
         return next((e.label for e in self.evaluations[::-1] if e.label), self.name)
+
+    @property
+    def has_measurements(self) -> bool:
+        return bool(self.metrics or self.evaluations or self.statistics or self.stages)
+
+    def of_kind(self, kind: str) -> list[RunRecord]:
+        """A pipeline's complete stages of one kind, in its order."""
+        names = [name for name, stage in self.stages.items() if stage["stage"] == kind]
+        return [self.runs[name] for name in names if name in self.runs]
 
 
 def read_run(workdir: epath.PathLike) -> RunRecord:
@@ -50,18 +82,73 @@ def read_run(workdir: epath.PathLike) -> RunRecord:
     path = absolute(workdir)
     if not path.is_dir():
         raise DataError(f"workdir {workdir} does not exist")
-    has_metrics = (path / METRICS).exists() and (path / METRICS).stat().length > 0
-    metrics = read_metrics(path) if has_metrics else []
+    run = read_if_any(path)
+    if not run.has_measurements:
+        raise DataError(
+            f"workdir {workdir} has neither {METRICS} nor {RESULTS} nor {STATISTICS} nor {PIPELINE}"
+        )
+    return run
+
+
+def read_if_any(path: epath.Path) -> RunRecord:
+    """As read_run, but of a run that has only begun there is a record too."""
+    stages = read_stages(path) if (path / PIPELINE).exists() else {}
+    complete = [name for name, stage in stages.items() if stage["complete"]]
+    runs = {name: read_if_any(path / name) for name in complete}
+    return RunRecord(
+        path.name,
+        path,
+        config=_read_json(path / CONFIG),
+        metrics=_lines(path, METRICS),
+        evaluations=_read_evaluations(path),
+        timings=_lines(path, TIMINGS),
+        params=_read_params(path / MODEL_JSON),
+        statistics=_read_json(path / STATISTICS),
+        stages=stages,
+        runs={name: run for name, run in runs.items() if run.has_measurements},
+    )
+
+
+def read_stages(workdir: epath.PathLike) -> Stages:
+    path = absolute(workdir) / PIPELINE
+    try:
+        stages = json.loads(path.read_text())["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a pipeline's: {error!r}") from None
+    return stages
+
+
+def _lines(path: epath.Path, name: str) -> list[dict[str, Any]]:
+    """[] where there is no such file, or nothing in it yet."""
+    is_begun = (path / name).exists() and (path / name).stat().length > 0
+    return read_metrics(path, name) if is_begun else []
+
+
+def _read_json(path: epath.Path) -> Mapping[str, Any]:
+    """{} where there is no such file."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+
+
+def _read_params(path: epath.Path) -> int:
+    """0 where there is no such file."""
+    try:
+        return _count_params(path.read_text()) if path.exists() else 0
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a model's: {error!r}") from None
+
+
+@cache
+def _count_params(model_json: str) -> int:
+    return count_params(ModelConfig(**json.loads(model_json)))
+
+
+def _read_evaluations(path: epath.Path) -> list[Evaluation]:
     directories = [*sorted((path / EVALUATIONS).glob("*")), path]
     found = [_read_evaluation(d) for d in directories if (d / RESULTS).exists()]
-    if not metrics and not found:
-        raise DataError(f"workdir {workdir} has neither {METRICS} nor {RESULTS}")
-    config = json.loads((path / CONFIG).read_text()) if _has_config(path) else {}
-    return RunRecord(path.name, path, config, metrics, sorted(found, key=lambda e: e.step))
-
-
-def _has_config(path: epath.Path) -> bool:
-    return (path / CONFIG).exists()
+    return sorted(found, key=lambda e: e.step)
 
 
 def _read_evaluation(directory: epath.Path) -> Evaluation:
@@ -98,10 +185,28 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
-    """Benchmarks of the runs; X_forced belongs to X where there is an X."""
+    """Benchmarks of the runs, without those that are variants of another (`variant_names`)."""
+    names = _all_benchmarks(runs)
+    variants = {f"{name}_{variant}" for name in names for variant in variant_names(runs)}
+    return [name for name in names if name not in variants]
+
+
+def variant_names(runs: Sequence[RunRecord]) -> list[str]:
+    """NAMEs of the benchmarks X_NAME beside X whose config begins completions with a `prefix`."""
+    known = _all_benchmarks(runs)
+    found: dict[str, None] = {}
+    for run in runs:
+        benchmarks = (run.config.get("evaluation") or {}).get("benchmarks") or {}
+        for name in (name for name, config in benchmarks.items() if config.get("prefix")):
+            base, _, variant = name.rpartition("_")
+            if base in known:
+                found[variant] = None
+    return list(found)
+
+
+def _all_benchmarks(runs: Sequence[RunRecord]) -> list[str]:
     evaluations = [evaluation for run in runs for evaluation in run.evaluations]
-    names = list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
-    return [n for n in names if n.removesuffix(FORCED) == n or n.removesuffix(FORCED) not in names]
+    return list(dict.fromkeys(name for e in evaluations for name in e.benchmarks))
 
 
 def metric_names(runs: Sequence[RunRecord], pattern: str) -> list[str]:

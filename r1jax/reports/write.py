@@ -10,9 +10,10 @@ from typing import Any
 from etils import epath
 
 from r1jax.files import absolute, write_atomic
+from r1jax.reports.measured import read_runs
 from r1jax.reports.page import Page, html_page
 from r1jax.reports.paper import paper_table, read_paper
-from r1jax.reports.pipeline import pipeline_tables, read_stages, runs_of
+from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.results import (
     breakdown_table,
     evaluation_table,
@@ -46,14 +47,19 @@ def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def read_all(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
+    """The runs of several paths, each as `read_runs` reads it."""
+    return [run for path in paths for run in read_runs(path).values()]
+
+
 def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
     """Writes the page of some runs below `output` (see `_write`) -> the paths written.
 
-    Raises DataError for a workdir without measurements.
+    `workdirs` may be measured files, too. Raises DataError for a workdir without measurements.
     """
     from r1jax.reports.figures import draw_figures  # matplotlib takes a second to import
 
-    runs = [read_run(workdir) for workdir in workdirs]
+    runs = read_all(workdirs)
     groups = group_runs([run for run in runs if run.metrics])
     curves = {label: [run.metrics for run in members] for label, members in groups.items()}
     questions = questions_of_models([run for run in runs if run.evaluations])
@@ -74,15 +80,16 @@ def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.Path
     """
     from r1jax.reports.figures import draw_figures, draw_pipeline
 
+    pipelines = read_all(workdirs)
     curves: dict[str, list[Any]] = {}
-    for workdir in workdirs:
-        for run in runs_of(workdir, "grpo"):
+    for pipeline in pipelines:
+        for run in pipeline.of_kind("grpo"):
             curves.setdefault(run.label, []).append(run.metrics)
     page = Page(
-        ", ".join(absolute(workdir).name for workdir in workdirs),
-        pipeline_tables(workdirs),
-        {"pipeline": draw_pipeline(read_stages(workdirs[0]))} | draw_figures(curves, read_paper()),
-        questions_of_models(runs_of(workdirs[0], "evaluate")),
+        ", ".join(pipeline.name for pipeline in pipelines),
+        pipeline_tables(pipelines),
+        {"pipeline": draw_pipeline(pipelines[0].stages)} | draw_figures(curves, read_paper()),
+        questions_of_models(pipelines[0].of_kind("evaluate")),
     )
     return _write(page, output)
 

@@ -1,4 +1,4 @@
-"""Tags: where the thoughts end and the answer stands; format rewards; checking words."""
+"""Tags: where the thoughts end and the answer stands; format rewards; reflective words."""
 
 from __future__ import annotations
 

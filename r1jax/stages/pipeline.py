@@ -34,6 +34,7 @@ from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.processes import Processes, lock_workdir
 from r1jax.reports.pipeline import pipeline_tables
+from r1jax.reports.runs import read_run
 from r1jax.reports.table import print_rich
 from r1jax.reports.write import write_pipeline_report
 from r1jax.stages import checked, stage_of
@@ -101,7 +102,7 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
             run_stages(stages, root)
     _write_overview(root, stages)
     if jax.process_index() == 0:
-        for table in pipeline_tables([root]):
+        for table in pipeline_tables([read_run(root)]):
             print_rich(table)
         for path in write_pipeline_report([root], root):
             print(f"wrote {path}")
