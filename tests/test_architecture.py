@@ -17,7 +17,7 @@ PACKAGE = Path(r1jax.__file__).parent
 # for all its modules that have no line of their own. Commands (modules with a `__main__` block) are
 # above everything.
 ROOMS = [
-    ["types", "config", "files", "progress"],
+    ["types", "config", "config_help", "files", "progress"],
     ["machines"],
     ["tasks"],
     ["data", "models", "rewards"],

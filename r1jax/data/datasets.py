@@ -24,9 +24,11 @@ T = TypeVar("T")
 class DataConfig:
     """Exactly one of a JSONL file and a `module:function`."""
 
-    path: str | None = None
-    function: str | None = None  # called with `args`, gives the rows (see rows_of)
-    args: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None  # of a JSONL file
+    # module:function, called with `args`: a list of rows, or a function of a row's index (endless).
+    # r1jax.data.datasets:mixed draws from several sources in fixed shares.
+    function: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)  # of that function
     limit: int | None = None  # the first rows only
 
 
