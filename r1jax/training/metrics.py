@@ -219,9 +219,6 @@ def process_use() -> dict[str, float]:
     return result
 
 
-# ---- progress ----
-
-
 # ---- profiler ----
 
 
