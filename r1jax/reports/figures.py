@@ -272,7 +272,7 @@ def summary_figure(groups: Groups, paper: Paper) -> Figure | None:
     if not names:
         return None
     figure, axes = _panels(["Held-out accuracy (%)", "Held-out length (tokens)"], "")
-    figure.set_size_inches(6.9, 2.6)
+    figure.set_size_inches(6.4, 2.4)
     votes = _names(groups, rf"eval/{re.escape(names[0])}/(cons@\d+)")
     for g, (label, runs) in enumerate(groups.items()):
         for i, metric in enumerate(["pass@1", *votes]):
