@@ -1,7 +1,12 @@
 """Where rows come from: JSONL files, or generators that are pure functions of an index.
 
-Row schemas: SFT reads `{"messages": [...]}` or `{"text": "..."}`; RL and evaluation read
-`{"prompt": "..." | "messages": [...], "answer": "...", "task": "..."}`, other keys become metadata.
+Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are learnt, or
+`{"text": "..."}`. RL and evaluation read `{"prompt": "..." | "messages": [...], "answer": "...",
+"task": "..."}`, other keys become metadata; the tasks are those of r1jax/tasks. Reward models read
+`{"messages", "chosen", "rejected"}`. In a config:
+
+    config.data = {"path": "problems.jsonl"}
+    config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 """
 
 from __future__ import annotations

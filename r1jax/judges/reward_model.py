@@ -135,7 +135,13 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """A reward model's part in a completion's reward, on the prompts it is for."""
+    """A reward model's part in a completion's reward, on the prompts it is for.
+
+        config.reward_models = {"helpful": {"path": "runs/helpful", "kind": "helpful"}}
+
+    adds its scores to the rules', here on the prompts whose metadata says `"kind": "helpful"`.
+    Prompts without an answer have task `general`.
+    """
 
     path: str  # MODEL with a scalar head
     weight: float = 1.0  # of its score in the reward

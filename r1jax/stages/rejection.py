@@ -1,9 +1,11 @@
 """Rejection sampling: SFT rows from what a model gets right (R1 B.3.2 and B.3.3).
 
-Several completions a question; those stay whose rewards reach the minima that the config sets
-(right, in the format, in one language, without repetition, ...) and that a judge, if there is one,
-finds correct. A rewriter may then make them readable; what it returns must pass the same minima.
-At most `per_prompt` of a question's completions become rows `{"messages", "domain", ...}`.
+Several completions a question; those stay whose rewards reach the minima that the config sets, as
+`{"accuracy": 1.0, "language": 1.0, "repetition": -0.2}` (right, in one language, without
+repetition), and that a judge, if there is one, finds correct. A writer (a model of ours or a
+server) or a rewriter (`module:function`) may then make them readable; what it returns must pass the
+same minima. At most `per_prompt` of a question's completions become rows `{"messages", "domain",
+...}`.
 
 With R1-Zero as the model and a rewriter this builds the cold-start data, with the first RL stage's
 checkpoint the reasoning half of the SFT set. Questions are worked off in portions, each written
