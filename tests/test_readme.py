@@ -124,4 +124,4 @@ def test_examples_run_as_printed(tmp_path: Path, compilation_cache: str, number:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 2
