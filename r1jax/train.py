@@ -13,6 +13,7 @@ Start reading at stages/grpo.py.
 """
 
 import contextlib
+import signal
 import sys
 from typing import Any
 
@@ -46,6 +47,7 @@ class HelpConfig(flags.Flag):
 
     def parse(self, stage: Any) -> None:
         check_choice("--help_config", stage, STAGES)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
         print(help_of(stage_of({"stage": stage}).CONFIG))
         sys.exit()
 
