@@ -3,21 +3,27 @@
     python -m r1jax.train --config experiments/FILE.py[:arg,arg=value] --workdir DIR \\
         [--config.section.key=value ...] [--dry_run]
         [--restart_from STAGE] [--only STAGE] [--parallel N]
+    python -m r1jax.train --help_config STAGE
 
 The same command again resumes; what is complete is not run again. `--dry_run` only checks the
-config and prints its numbers of steps. The last three flags are for pipelines.
+config and prints its numbers of steps. The last three flags are for pipelines. `--help_config` says
+what the config of a stage (grpo, sft, ...) may have: every field with type, default and meaning.
 
 Start reading at stages/grpo.py.
 """
 
 import contextlib
+import signal
+import sys
+from typing import Any
 
 from absl import flags
 
 from r1jax.cli import define_config, run_command
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, check_choice
+from r1jax.config_help import help_of
 from r1jax.machines.processes import lock_workdir
-from r1jax.stages import checked, stage_of
+from r1jax.stages import STAGES, checked, stage_of
 
 CONFIG = define_config("FILE.py[:arg,arg=value] of the run.")
 WORKDIR = flags.DEFINE_string(
@@ -34,6 +40,27 @@ PARALLEL = flags.DEFINE_integer(
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only check the config and print its step counts.")
 flags.mark_flag_as_required("config")
+
+
+class HelpConfig(flags.Flag):
+    """Acts when it is read and ends the command, as --help does: no other flag is required."""
+
+    def parse(self, stage: Any) -> None:
+        check_choice("--help_config", stage, STAGES)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
+        print(help_of(stage_of({"stage": stage}).CONFIG))
+        sys.exit()
+
+
+flags.DEFINE_flag(
+    HelpConfig(
+        parser=flags.ArgumentParser(),
+        serializer=None,
+        name="help_config",
+        default=None,
+        help_string=f"Print every field of this stage's config: {', '.join(STAGES)}.",
+    )
+)
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ PACKAGE = Path(r1jax.__file__).parent
 
 # The rooms, bottom first: a file imports from its own room and from those before it. Commands
 # (modules with a `__main__` block) stand above everything.
-ROOMS = """
-    types config files progress
-    machines tasks data models rewards
-    losses rollout weights
-    training reports judges benchmarks
-    stages
-    cli
-""".split()
+ROOMS = [
+    *("types", "config", "config_help", "files", "progress"),
+    *("machines", "tasks", "data", "models", "rewards"),
+    *("losses", "rollout", "weights"),
+    *("training", "reports", "judges", "benchmarks"),
+    *("stages", "cli"),
+]
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -248,7 +248,7 @@ def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixtur
     tables = {
         f"tables/{t}.{s}" for t in ("results", "breakdown", "paper") for s in ("md", "csv", "tex")
     }
-    images = {f"figures/{name}.png" for name in ("accuracy", "length", "rewards")}
+    images = {f"figures/{name}.png" for name in ("accuracy", "length", "rewards", "summary")}
     assert names == tables | images | {"samples.md", "report.md", "report.html"}
     assert all(Path(path).stat().st_size > 0 for path in paths)
     for name in images:

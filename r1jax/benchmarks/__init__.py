@@ -1,0 +1,1 @@
+"""What the paper measures: questions, how they are asked, the statistics of the answers."""

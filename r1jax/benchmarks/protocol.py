@@ -42,17 +42,17 @@ class RewardsConfig(Protocol):
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95 (r1_facts 5)."""
+    """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95."""
 
     data: DataConfig
-    num_samples: int = 16  # k
-    template: str = "chat"
-    max_prompt_tokens: int = 1024
+    num_samples: int = 16  # completions of a problem: k of pass@k and cons@k
+    template: str = "chat"  # a key of data.chat.TEMPLATES
+    max_prompt_tokens: int = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
     )
     prefix: Any = ""  # text that every completion begins with, or one by metadata["language"]
-    rewards: Any = field(  # a dict, or pairs as in load_rewards
+    rewards: Any = field(  # as in training; what is reported are their means
         default_factory=lambda: {STRICT: 1.0, LENIENT: 0.0, "format": 0.0}
     )
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores

@@ -1,0 +1,1 @@
+"""Rows to tokens: where rows come from, templates, tokenizers, packing, decontamination."""

@@ -1,7 +1,12 @@
 """Where rows come from: JSONL files, or generators that are pure functions of an index.
 
-Row schemas: SFT reads `{"messages": [...]}` or `{"text": "..."}`; RL and evaluation read
-`{"prompt": "..." | "messages": [...], "answer": "...", "task": "..."}`, other keys become metadata.
+Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are learnt, or
+`{"text": "..."}`. RL and evaluation read `{"prompt": "..." | "messages": [...], "answer": "...",
+"task": "..."}`, other keys become metadata; the tasks are those of r1jax/tasks. Reward models read
+`{"messages", "chosen", "rejected"}`. In a config:
+
+    config.data = {"path": "problems.jsonl"}
+    config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 """
 
 from __future__ import annotations
@@ -24,9 +29,11 @@ T = TypeVar("T")
 class DataConfig:
     """Exactly one of a JSONL file and a `module:function`."""
 
-    path: str | None = None
-    function: str | None = None  # called with `args`, gives the rows (see rows_of)
-    args: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None  # of a JSONL file
+    # module:function, called with `args`: a list of rows, or a function of a row's index (endless).
+    # r1jax.data.datasets:mixed draws from several sources in fixed shares.
+    function: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)  # of that function
     limit: int | None = None  # the first rows only
 
 

@@ -1,0 +1,1 @@
+"""Models that judge, score or rewrite: reward models, judges of preferences, writers."""

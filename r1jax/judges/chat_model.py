@@ -34,20 +34,20 @@ RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP: come again later
 
 @dataclass(frozen=True)
 class ChatModelConfig:
-    """Exactly one of `path` (a MODEL) and `endpoint`."""
+    """A judge or writer: exactly one of `path` (a model of ours) and `endpoint` (a server)."""
 
-    path: str | None = None
-    template: str = "chat"
+    path: str | None = None  # a MODEL
+    template: str = "chat"  # its own: a key of data.chat.TEMPLATES
     engine: EngineConfig = field(default_factory=EngineConfig)
-    endpoint: str | None = None  # "http://localhost:8000/v1"
+    endpoint: str | None = None  # OpenAI's protocol: "http://localhost:8000/v1"
     name: str = ""  # the model's name there
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if any
     parallel: int = 16  # requests at once
-    timeout_s: float = 120.0
+    timeout_s: float = 120.0  # of a request
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=1024, temperature=0.6, top_p=0.95)
     )
-    seed: int = 0
+    seed: int = 0  # of the samples
 
 
 def open_chat_model(config: ChatModelConfig, mesh: Mesh | None = None) -> ChatModel:

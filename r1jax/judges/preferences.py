@@ -25,7 +25,7 @@ VERDICTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 _VERDICT = re.compile(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
-# Ours, in the words of what the paper says of it (Arena-Hard's; r1_facts 2): an own answer first,
+# Ours, in the words of what the paper says of it (Arena-Hard's): an own answer first,
 # then the comparison, then one of five verdicts.
 JUDGE_PROMPT = """\
 You will judge which of two assistants answered a user better.

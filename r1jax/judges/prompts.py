@@ -2,7 +2,7 @@
 
 They see the question, the trace and the reference answer.
 
-The prompts say, in our words, what the paper's Listings 1 and 4 ask for (r1_facts 3.2).
+The prompts say, in our words, what the paper's Listings 1 and 4 ask for.
 """
 
 from __future__ import annotations

@@ -137,17 +137,23 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """A reward model's part in a completion's reward, on the prompts it is for."""
+    """A reward model's part in a completion's reward, on the prompts it is for.
+
+        config.reward_models = {"helpful": {"path": "runs/helpful", "kind": "helpful"}}
+
+    adds its scores to the rules', here on the prompts whose metadata says `"kind": "helpful"`.
+    Prompts without an answer have task `general`.
+    """
 
     path: str  # MODEL with a scalar head
-    weight: float = 1.0
-    reads: Literal["summary", "response"] = "summary"
-    template: str = "chat"
+    weight: float = 1.0  # of its score in the reward
+    reads: Literal["summary", "response"] = "summary"  # what stands behind the thoughts, or all
+    template: str = "chat"  # a key of data.chat.TEMPLATES
     kind: str | None = None  # only prompts with this metadata["kind"]; None = all
     # A metadata key with a response to compare with: the score is then the probability that the
     # completion is preferred to it (Bradley-Terry).
     against: str | None = None
-    microbatch_rows: int = 8
+    microbatch_rows: int = 8  # packed rows in memory at once
 
 
 class LearnedRewards:

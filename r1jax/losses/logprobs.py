@@ -1,7 +1,7 @@
 """What a model says of packed tokens: log-probabilities under a chunked head, and scalars.
 
 Shape legend: B rows, L tokens, D model, V vocabulary, N chunks of C columns. What the losses make
-of it is in losses.py.
+of it: policy.py, supervised.py, scalar.py.
 """
 
 from __future__ import annotations

@@ -81,14 +81,16 @@ def truncated_importance(old_BL: jax.Array, batch: Batch, cap: float) -> jax.Arr
 
 @dataclass(frozen=True)
 class GrpoLossConfig:
-    """The paper's objective; eps is printed for RL stage 1 only (r1_facts 1.2)."""
+    """The paper's objective. It prints the clipping epsilon for RL stage 1 only, where it is 10."""
 
-    clip_eps_low: float = 0.2
-    clip_eps_high: float = 0.2
-    kl_coef: float = 0.001
+    clip_eps_low: float = 0.2  # the ratio is clipped below at 1 - this
+    clip_eps_high: float = 0.2  # and above at 1 + this; DAPO: higher than clip_eps_low
+    kl_coef: float = 0.001  # of the k3 estimate of KL(policy || reference) in the loss; 0 = none
+    # How tokens weigh: "sequence_mean" 1/|o| each (DeepSeekMath), "token_mean" all alike (DAPO),
+    # "constant" 1/max_tokens (Dr. GRPO).
     loss_agg: str = "sequence_mean"
-    ratio: str = "token"  # "sequence": GSPO
-    surrogate: str = "clipped"  # "cispo"
+    ratio: str = "token"  # pi / pi_old of each "token", or of the "sequence" (GSPO)
+    surrogate: str = "clipped"  # "clipped" (PPO, GRPO) or "cispo"
     # Truncated importance sampling: tokens weigh min(pi_old / pi_sampler, cap); 0 = they don't.
     importance_cap: float = 0.0
 

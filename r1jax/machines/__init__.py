@@ -1,0 +1,1 @@
+"""Where it runs: the mesh and its one table of rules, hosts, processes, what serves one CPU."""

@@ -1,0 +1,1 @@
+"""Pure mathematics, no files: one decoder for all families, its attention, its caches."""

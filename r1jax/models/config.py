@@ -18,19 +18,19 @@ class ModelConfig:
     Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm`.
     """
 
-    vocab_size: int  # V
-    embed_dim: int  # D
-    num_layers: int
-    num_heads: int  # H
-    num_kv_heads: int  # K
-    head_dim: int  # N
-    ffn_dim: int  # F
+    vocab_size: int  # V, tokens of the vocabulary
+    embed_dim: int  # D, width of the residual stream
+    num_layers: int  # decoder blocks
+    num_heads: int  # H, of queries
+    num_kv_heads: int  # K, of keys and values
+    head_dim: int  # N, width of a head
+    ffn_dim: int  # F, width of the MLP
     max_length: int = 2048  # the longest sequence the model is meant for, in tokens
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    tie_embeddings: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-6  # of RMSNorm
+    tie_embeddings: bool = True  # the head is the embedding, transposed
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys: Qwen3
     scalar_head: bool = False  # a number per token beside the vocabulary: reward and value models
     # How it is computed, not what: these never change a result beyond rounding.
     dtype: str = "float32"  # of activations; parameters are float32 masters

@@ -56,6 +56,7 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
         "reflective_words": reflective_words_figure,
         "rewards": rewards_figure,
         "levels": levels_figure,
+        "summary": summary_figure,
     }
     figures = {}
     with matplotlib.rc_context(STYLE):
@@ -262,6 +263,29 @@ def accuracy_figure(groups: Groups, paper: Paper) -> Figure | None:
                     _draw(ax, curve, shown, _colour(groups, g, i), STYLES[i % len(STYLES)])
     _paper_panel(axes[-1], paper["accuracy"], "accuracy (%)", 100)
     _finish(axes, percent=True)
+    return figure
+
+
+def summary_figure(groups: Groups, paper: Paper) -> Figure | None:
+    """Ours alone and small, for a README: held-out accuracy and length over training."""
+    names = _names(groups, r"eval/([^/]+)/pass@1")
+    if not names:
+        return None
+    figure, axes = _panels(["Held-out accuracy (%)", "Held-out length (tokens)"], "")
+    figure.set_size_inches(6.4, 2.4)
+    votes = _names(groups, rf"eval/{re.escape(names[0])}/(cons@\d+)")
+    for g, (label, runs) in enumerate(groups.items()):
+        for i, metric in enumerate(["pass@1", *votes]):
+            curve = make_curve(runs, f"eval/{names[0]}/{metric}", 100)
+            if curve is not None:
+                shown = _prefix(groups, label) + metric
+                _draw(axes[0], curve, shown, _colour(groups, g, i), STYLES[i % len(STYLES)])
+        curve = make_curve(runs, f"eval/{names[0]}/length")
+        if curve is not None:
+            shown = _prefix(groups, label) + f"mean of {len(runs)} runs"
+            _draw(axes[1], curve, shown, _colour(groups, g, 0))
+    _finish(axes[:1], percent=True)
+    _finish(axes[1:])
     return figure
 
 

@@ -2,7 +2,19 @@
 
 A reward function is `fn(example, text, *, length, finish_reason) -> float`; `text` is the
 completion's text, `length` its tokens. What a config may name: REWARDS, or `module:function`. Where
-the answer stands in a text and what equals the reference: r1jax/tasks.
+the answer stands in a text and what equals the reference: r1jax/tasks. So a file my_rewards.py with
+
+    def short(example, text, *, length, finish_reason):
+        return float(length < 100)
+
+is a reward of its own beside the built-in ones; the pairs are name and weight:
+
+    config.rewards = (("accuracy", 1.0), ("format", 1.0), ("my_rewards:short", 0.1))
+    config.rewards = {"overlong": {"weight": 0.5, "max_tokens": 1024, "buffer": 128}, "format": 1.0}
+
+Built in are `accuracy`, `format`, `r1_format` (where the prompt opens `<think>`), `language` (the
+share of the thoughts' words in the target language, R1 eq 7), the penalties `overlong`,
+`repetition`, `code_blocks` and `long_paragraph`, and variants of accuracy.
 """
 
 from __future__ import annotations

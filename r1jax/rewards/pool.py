@@ -39,12 +39,18 @@ _FIELDS = ("id", "messages", "answer", "task", "metadata", "question")
 
 @dataclass(frozen=True)
 class GraderConfig:
-    """Where rewards are computed."""
+    """Where rewards are computed.
+
+    A grader that hangs, crashes or asks for too much memory gives its completion a reward of 0 and
+    is counted (`grpo/reward/failures`).
+    """
 
     workers: int = 0  # processes; 0 = in this one, without a time limit
-    timeout_s: float = 30.0  # wall clock per completion
+    timeout_s: float = 30.0  # wall clock per completion; a worker that is late is killed
     memory_mb: int = 4096  # of a worker's data; 0 = no limit
-    sandbox: Mode = "bwrap"  # what programs under test run in
+    # What programs under test run in: bubblewrap, or limits alone, without a wall to files and the
+    # network (see tasks/sandbox.py).
+    sandbox: Mode = "bwrap"
 
 
 class GraderPool:

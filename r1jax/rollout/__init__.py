@@ -1,0 +1,1 @@
+"""From prompts to completions: the engine and its programs, sampling, questions to rewards."""

@@ -54,8 +54,13 @@ class EngineConfig:
     prefill_batch: int = 8  # prompts prefilled together, a device
     prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
     memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
-    compile_ahead: bool = False  # for all sizes that decoding may come to, with its first step
-    lane_cache: bool = False  # on one CPU decoding reads faster, but compiles half as long again
+    # Decoding is a program for each number of slots and of columns: compile all that may come with
+    # the first prompts, side by side, instead of stopping the first iterations for one by one.
+    compile_ahead: bool = False
+    # On one CPU: keys and values laid out for its vector units. SmolLM2 decodes 64 rows in a tenth
+    # less time at 128 columns and in 20 to 30 % less at 512; a program compiles up to half as long
+    # again.
+    lane_cache: bool = False
 
     def __post_init__(self) -> None:
         for name in ("chunk", "bucket", "prefill_batch", "prefill_chunk"):

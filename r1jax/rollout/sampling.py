@@ -20,11 +20,11 @@ BLOCK = 128  # vocabulary entries summed at once by the inverse-CDF sampler
 class SamplingConfig:
     """How completions are drawn. Log-probabilities are always those without the filters."""
 
-    max_tokens: int = 256
+    max_tokens: int = 256  # of a completion; a longer one is cut
     temperature: float = 1.0  # 0 = greedy
-    top_k: int = 0  # 0 = all
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_k: int = 0  # the likeliest tokens only; 0 = all
+    top_p: float = 1.0  # the smallest set of tokens with this probability; 1 = all
+    min_p: float = 0.0  # tokens of at least this share of the likeliest's probability
     stop: tuple[str, ...] = ()  # texts; a completion ends with the token that completes one
 
     def __post_init__(self) -> None:

@@ -44,10 +44,11 @@ class EvaluateConfig:
     """What is asked of a model; `mesh`, `engine` and `graders` say how, not what."""
 
     benchmarks: dict[str, BenchmarkConfig]
-    stage: str = "evaluate"
-    model: str = ""  # MODEL
+    stage: str = "evaluate"  # only this
+    model: str = ""  # a MODEL; the command evaluate has it from its flag
     label: str = ""  # its name in tables; "" = the workdir's
-    seed: int = 0
+    seed: int = 0  # of the samples
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)

@@ -32,39 +32,47 @@ class EvaluationConfig:
     """What is measured beside training, on held-out problems."""
 
     every: int = 0  # updates between two points of the curves; 0 = no curves
-    curve: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    curve: dict[str, BenchmarkConfig] = field(default_factory=dict)  # asked at every point
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
-    seed: int = 0
+    seed: int = 0  # of the samples
 
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """The paper's numbers where it prints them (r1_facts 1.2), for R1-Zero."""
+    """RL of a policy against rewards. Defaults: the paper's numbers for R1-Zero, where printed."""
 
-    stage: str
+    stage: str  # "grpo"
     model: ModelSource
     data: DataConfig
-    data_at: dict[str, DataConfig] = field(default_factory=dict)  # {"1300": ...}: from there on
-    total_steps: int = 10_400  # optimizer updates
-    rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    reward_models: dict[str, LearnedReward] = field(default_factory=dict)
-    template: str = "r1_zero"
-    max_prompt_tokens: int = 1024
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=32_768))
-    max_tokens_at: dict[str, int] = field(
+    data_at: dict[str, DataConfig] = field(
         default_factory=dict
-    )  # {"8200": 65536}: from that update on
+    )  # {"1300": ...}: from that update on
+    total_steps: int = 10_400  # optimizer updates
+    # Their weights by name (r1jax.rewards.REWARDS, or "module:function"), as a dict or as pairs; in
+    # the place of a weight may stand {"weight": 0.5, argument: value}. See rewards.load_rewards.
+    rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # added to the rewards
+    template: str = "r1_zero"  # how a question becomes a prompt: a key of data.chat.TEMPLATES
+    max_prompt_tokens: int = 1024  # a longer prompt is an error
+    # max_tokens, temperature (of the rollouts, and of all log-probabilities), stop, ...
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=32_768))
+    # {"8200": 65_536}: from that update on; so the paper's R1-Zero, where a config asks for it.
+    max_tokens_at: dict[str, int] = field(default_factory=dict)
     allow_filtered_rollouts: bool = False  # top-p, top-k, min-p bias the ratio: refused unless set
-    group_size: int = 16
-    prompts_per_update: int = 32
-    updates_per_rollout: int = 16
+    group_size: int = 16  # completions of a question, the paper's G
+    prompts_per_update: int = 32  # questions of a minibatch
+    updates_per_rollout: int = 16  # minibatches that a rollout is sampled for and split into
     rollouts_ahead: int = 0  # 1: a rollout is sampled before the updates on the one before it
     dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
-    split_by: str = "question"
+    split_by: str = "question"  # a minibatch has whole groups; "output": outputs at random
+    # What a completion that was cut by its length is worth: "grade" it as it stands, "zero" (its
+    # reward), or "mask" (it is not learnt from).
     truncated: str = "grade"
-    advantage_std_eps: float = 1e-6
-    advantage_scale: bool = True  # divide by the group's standard deviation
-    normalise: str = "sum"  # the sum of the rewards (the paper), or "each" of them and the batch
+    advantage_std_eps: float = 1e-6  # added to the group's standard deviation
+    advantage_scale: bool = True  # divide by the group's standard deviation; False: Dr. GRPO
+    # Advantages are those of the weighted "sum" of the rewards (the paper), or the weighted sum of
+    # "each" reward's own, normalised over the batch.
+    normalise: str = "sum"
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
     ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
@@ -77,12 +85,13 @@ class GrpoConfig:
     microbatch_rows: int = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: int = 128  # positions whose logits exist at once
-    seed: int = 0
+    seed: int = 0  # of the order of questions, of the samples, of a fresh model
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: int = 16  # updates; taken at the end of the iteration
     samples_per_step: int = 4  # completions a rollout shows in samples.jsonl
     keep_rollouts: int = 0  # iterations whose rollout files stay; 0 = all
-    wandb_project: str | None = None
+    wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 

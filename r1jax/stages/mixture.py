@@ -39,13 +39,13 @@ class SourceConfig:
 class MixtureConfig:
     """What goes in, and what must not be in it."""
 
-    stage: str
-    sources: dict[str, SourceConfig]
+    stage: str  # "mixture"
+    sources: dict[str, SourceConfig]  # by their names in the statistics
     tokenizer: str  # a MODEL or a path; tokens are counted with it
-    template: str = "chat"
+    template: str = "chat"  # a key of data.chat.TEMPLATES, to count tokens
     benchmarks: dict[str, DataConfig] = field(default_factory=dict)  # evaluation questions
-    ngram: int = NGRAM
-    seed: int = 0
+    ngram: int = NGRAM  # words in a row that a row must not share with a benchmark
+    seed: int = 0  # of the order of rows
 
 
 CONFIG = MixtureConfig

@@ -45,7 +45,8 @@ from r1jax.training.run_config import changes, jsonable
 class PipelineConfig:
     """Each stage has its own seed, mesh and everything else."""
 
-    stage: str
+    stage: str  # "pipeline"
+    # The configs of its stages by name. A text "@NAME" or "@NAME/FILE" in one is another's workdir.
     stages: dict[str, Any]
     # XLA compiles in half the time, to slower programs: for stages of a few steps.
     quick_compile: bool = False

@@ -36,12 +36,13 @@ from r1jax.training.run_config import check_config
 class PreferencesConfig:
     """Where prompts, responses and verdicts come from."""
 
-    stage: str
+    stage: str  # "preferences"
     data: DataConfig  # {"messages" | "prompt"[, "responses": [first, second]]}
-    judge: ChatModelConfig
+    judge: ChatModelConfig  # says which of two responses is better
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
-    queries: int = QUERIES
-    seed: int = 0
+    queries: int = QUERIES  # verdicts a pair, in random order of the two
+    seed: int = 0  # of that order
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
 
 

@@ -1,9 +1,11 @@
 """Rejection sampling: SFT rows from what a model gets right (R1 B.3.2 and B.3.3).
 
-Several completions a question; those stay whose rewards reach the minima that the config sets
-(right, in the format, in one language, without repetition, ...) and that a judge, if there is one,
-finds correct. A rewriter may then make them readable; what it returns must pass the same minima.
-At most `per_prompt` of a question's completions become rows `{"messages", "domain", ...}`.
+Several completions a question; those stay whose rewards reach the minima that the config sets, as
+`{"accuracy": 1.0, "language": 1.0, "repetition": -0.2}` (right, in one language, without
+repetition), and that a judge, if there is one, finds correct. A writer (a model of ours or a
+server) or a rewriter (`module:function`) may then make them readable; what it returns must pass the
+same minima. At most `per_prompt` of a question's completions become rows `{"messages", "domain",
+...}`.
 
 With R1-Zero as the model and a rewriter this builds the cold-start data, with the first RL stage's
 checkpoint the reasoning half of the SFT set. Questions are worked off in portions, each written
@@ -63,16 +65,16 @@ STAYED, JUDGED, REWRITTEN, SURPLUS = "kept", "judged wrong", "rewriting failed",
 class RejectionConfig:
     """What is sampled, and what stays."""
 
-    stage: str
+    stage: str  # "rejection"
     model: ModelSource
     data: DataConfig  # questions as in RL; an unlimited source needs `limit`
     # What each reward must reach; with arguments: {"minimum": ..., argument: value}. A dict, or
     # pairs as in load_rewards.
     minimum: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    num_samples: int = 16
-    per_prompt: int = 1
-    template: str = "r1_zero"
-    max_prompt_tokens: int = 1024
+    num_samples: int = 16  # completions of a question
+    per_prompt: int = 1  # of them become rows, at most
+    template: str = "r1_zero"  # a key of data.chat.TEMPLATES
+    max_prompt_tokens: int = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=1.0, top_p=1.0)
     )
@@ -80,7 +82,8 @@ class RejectionConfig:
     writer: ChatModelConfig | None = None  # refines what was kept (paper: DeepSeek-V3)
     rewriter: str | None = None  # module:function(example, text) -> text or None, instead
     portion: int = 1024  # questions between two saves
-    seed: int = 0
+    seed: int = 0  # of the samples
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"data": -1})
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)

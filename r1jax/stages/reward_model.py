@@ -48,28 +48,29 @@ class HeldOutConfig:
 
 @dataclass(frozen=True)
 class RewardModelConfig:
-    """The paper: batch 256, learning rate 6e-6, one epoch, length 8,192, for both (r1_facts 2)."""
+    """The paper: batch 256, learning rate 6e-6, one epoch, length 8,192, for both."""
 
-    stage: str
+    stage: str  # "reward_model"
     model: ModelSource
     # Rows {"messages" | "prompt", "chosen", "rejected"}; pointwise also {..., "response", "label"},
     # and there a chosen response has label 1 (safe) and a rejected one 0.
     data: DataConfig
-    kind: Literal["pairwise", "pointwise"] = "pairwise"
-    reads: Literal["summary", "response"] = "summary"
-    epochs: float = 1.0
+    kind: Literal["pairwise", "pointwise"] = "pairwise"  # Bradley-Terry, or safe or not
+    reads: Literal["summary", "response"] = "summary"  # what stands behind the thoughts, or all
+    epochs: float = 1.0  # of finite data
     total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
     batch_size: int = 256  # rows of an update
     pack_length: int = 8192  # tokens of a packed row; a pair (or a response) must fit
-    microbatch_rows: int = 8
-    template: str = "chat"
+    microbatch_rows: int = 8  # packed rows in memory at once
+    template: str = "chat"  # a key of data.chat.TEMPLATES
     overlong: Literal["error", "drop"] = "error"  # rows that don't fit
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    seed: int = 0
+    seed: int = 0  # of the order of rows, of the head
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 100
-    wandb_project: str | None = None
+    checkpoint_every: int = 100  # updates
+    wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 

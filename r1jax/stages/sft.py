@@ -48,9 +48,9 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """The paper: batch 128, length 32,768, cosine 5e-5 -> 5e-6, 2 to 3 epochs (r1_facts 3.4)."""
+    """The paper: batch 128, length 32,768, cosine 5e-5 -> 5e-6, 2 to 3 epochs."""
 
-    stage: str
+    stage: str  # "sft"
     model: ModelSource
     data: DataConfig
     epochs: float = 2.0  # of finite data
@@ -58,18 +58,19 @@ class SftConfig:
     batch_size: int = 128  # sequences of an update
     pack_length: int = 32_768  # tokens of a packed row
     microbatch_rows: int = 8  # packed rows in memory at once
-    template: str = "chat"  # for rows with messages
+    template: str = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
     teacher: TeacherConfig | None = None
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
-    seed: int = 0
+    seed: int = 0  # of the order of rows, of a fresh model
+    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 200
-    log_every: int = 1
+    checkpoint_every: int = 200  # updates
+    log_every: int = 1  # updates between two lines of metrics.jsonl
     logits_chunk: int = 128  # positions whose logits exist at once
-    wandb_project: str | None = None
+    wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 

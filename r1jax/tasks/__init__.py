@@ -1,7 +1,28 @@
 """Kinds of question: how an answer is found and compared. Imports no jax.
 
 An example's `task` names one: a key of TASKS, or `module:NAME` of a Task of the user's own. Where
-the answer stands in a completion is the same for most: answers.py.
+the answer stands in a completion is the same for most: answers.py. Rows are JSON lines; their other
+keys become metadata:
+
+    {"prompt": "What is 2 + 3?", "answer": "5", "task": "integer"}
+    {"messages": [{"role": "user", "content": "Which is prime? A) 4 B) 7"}],
+     "answer": "B", "task": "choice"}
+    {"prompt": "Write f(x) = x + 1 in Python.", "answer": "", "task": "code",
+     "tests": ["assert f(1) == 2", "assert f(-1) == 0"]}
+    {"prompt": "Double the number you read.", "answer": "", "task": "code",
+     "tests": [{"input": "4", "output": "8"}], "time_limit_s": 2}
+
+    math       anything that math-verify compares
+    integer, sorted, letter, choice, countdown
+    knights    knights and knaves
+    gym        any task of reasoning-gym (the extra `gym`)
+    code       a program in a ```python block, run against `tests` in a sandbox, which is bubblewrap
+               (apt install bubblewrap); without it code is refused unless the config says
+               graders.sandbox = "rlimits". The expected values are in another sandbox, so a program
+               can only answer. What that stops and what not: sandbox.py.
+    general    without a reference: its reward is a model's
+
+HumanEval, MBPP, LeetCode- and Codeforces-style files are read by r1jax/benchmarks/code.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An example of task "gym" has in its metadata the `dataset`'s name and the `entry` it made. Some of
 its scorers call `eval` on the answer; there only answers that are plain arithmetic or plain data
-are let through. Sympy's time is limited as in math_reward.
+are let through. Sympy's time is limited as in math_task.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a training stage stands on: its run and config, train state, critic, metrics."""

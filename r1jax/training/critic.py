@@ -28,10 +28,10 @@ from r1jax.weights.load import open_source
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The paper prints lambda only (0.95 is clearly worse than 1.0; r1_facts 1.4)."""
+    """The paper prints lambda only (0.95 is clearly worse than 1.0)."""
 
-    gae_lambda: float = 1.0
-    discount: float = 1.0
+    gae_lambda: float = 1.0  # of generalised advantage estimation; 1: what was earned - value
+    discount: float = 1.0  # of a later token's reward
     kl_coef: float = 0.0  # of the per-token log(pi / pi_ref) that is taken off the reward
     whiten: bool = True  # advantages of an update to mean 0 and standard deviation 1
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))

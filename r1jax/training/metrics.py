@@ -216,9 +216,6 @@ def process_use() -> dict[str, float]:
     return result
 
 
-# ---- progress ----
-
-
 # ---- profiler ----
 
 
@@ -226,7 +223,7 @@ def process_use() -> dict[str, float]:
 class ProfileConfig:
     """Traces steps start_step .. start_step + num_steps - 1 into WORKDIR/profile."""
 
-    start_step: int = 10
+    start_step: int = 10  # the first update that is traced
     num_steps: int = 0  # 0 = no trace
 
 

@@ -25,15 +25,15 @@ SCHEDULES = ("constant", "cosine", "linear")
 class OptimizerConfig:
     """AdamW. The paper prints learning rates only; the rest are common choices."""
 
-    learning_rate: float = 3e-6
+    learning_rate: float = 3e-6  # at the top of the schedule
     schedule: str = "constant"  # after the warm-up: constant, cosine, linear
     final_ratio: float = 0.1  # learning rate at the end / at the top, for cosine and linear
-    warmup_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    warmup_steps: int = 0  # updates over which it rises linearly
+    b1: float = 0.9  # decay of the mean of gradients
+    b2: float = 0.95  # and of their squares
+    eps: float = 1e-8  # added to the root of the latter
     weight_decay: float = 0.0  # on matrices only
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # norm of all gradients together, at most
 
     def __post_init__(self) -> None:
         check_choice("optimizer.schedule", self.schedule, SCHEDULES)

@@ -32,12 +32,13 @@ from r1jax.weights.hf import open_checkpoint
 class ModelSource:
     """Exactly one of `path` (a MODEL) and `config` (fields of ModelConfig, for a fresh model)."""
 
-    path: str | None = None
-    config: dict[str, Any] | None = None
-    override: dict[str, Any] = field(default_factory=dict)  # dtype, remat, max_length, ...
+    path: str | None = None  # a workdir, a checkpoint, a Hugging Face directory, a .gguf file
+    config: dict[str, Any] | None = field(default=None, metadata={"keys": ModelConfig})
+    # Fields of ModelConfig that are other than the model's own: dtype, remat, max_length, ...
+    override: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None  # a path; default: the model's own
     tokenizer_function: str | None = None  # module:function(directory, **tokenizer_args) trains one
-    tokenizer_args: dict[str, Any] = field(default_factory=dict)
+    tokenizer_args: dict[str, Any] = field(default_factory=dict)  # of that function
 
 
 @dataclass(frozen=True)
