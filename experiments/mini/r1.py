@@ -299,7 +299,7 @@ def get_config(arg: str = "") -> ConfigDict:
             seed,
             smoke,
             40 // less,
-            temperature=0.7,
+            sampling={"temperature": 0.7},
             rewards=rules,
             data=problems(seed + 3_000),
             data_at={"1" if smoke else str(30 // less): all_scenarios(seed)},
@@ -315,7 +315,7 @@ def get_config(arg: str = "") -> ConfigDict:
             reward_models={"helpful": reward_models["helpful"]},
             loss=wide_clip,
             curve=("reasoning", "instructions"),
-            temperature=0.7,
+            sampling={"temperature": 0.7},
         ),
         "traces": rejection("@r1", seed + 2, smoke, 1536),
     }

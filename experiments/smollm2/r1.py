@@ -106,7 +106,9 @@ def sft(model: dict, data: str, seed: int, smoke: bool) -> dict:
     }
 
 
-def grpo(model: str, data: dict, seed: int, smoke: bool, steps: int, **changes: object) -> dict:
+def grpo(
+    model: str, data: dict, seed: int, smoke: bool, steps: int, temperature: float = 1.0
+) -> dict:
     return {
         "stage": "grpo",
         "seed": seed,
@@ -115,8 +117,7 @@ def grpo(model: str, data: dict, seed: int, smoke: bool, steps: int, **changes: 
         "rewards": {"accuracy": 1.0, "format": 1.0},
         "template": "chat",
         "max_prompt_tokens": 256,
-        "max_tokens": 32 if smoke else 160,
-        "temperature": 1.0,
+        "sampling": {"max_tokens": 32 if smoke else 160, "temperature": temperature},
         "group_size": 4 if smoke else 16,
         "prompts_per_update": 2 if smoke else 12,
         "updates_per_rollout": 1,
@@ -136,7 +137,6 @@ def grpo(model: str, data: dict, seed: int, smoke: bool, steps: int, **changes: 
         "mesh": {"fsdp": -1},
         "checkpoint_every": 10,
         "evaluation": {"every": 0},
-        **changes,
     }
 
 

@@ -34,7 +34,7 @@ from r1jax.models.layouts import unrolled
 from r1jax.rollout.memory import Demand, Memory, plan_slots
 from r1jax.rollout.programs import Programs, Slots
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.rollout.schedule import Load, Row, Schedule, Start
+from r1jax.rollout.schedule import MOST_READERS, Load, Row, Schedule, Start
 from r1jax.types import Completion
 
 # (a row's tokens, how many of them were seen before) -> how many it keeps; 0 = it goes on
@@ -50,7 +50,7 @@ class EngineConfig:
 
     slots: int = 64  # rows that decode together, on all devices; 0 = as many as memory allows
     chunk: int = 32  # decode steps on the device between two looks from the host
-    bucket: int = 128  # caches have this many columns, or 1.5, 2, 3, 4, 6, 8, ... times as many
+    bucket: int = 128  # caches have this many columns, or 2, 4, ... times as many, for the longest
     prefill_batch: int = 8  # prompts prefilled together, a device
     prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
     memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
@@ -87,6 +87,11 @@ class Statistics:
     def wasted_share(self) -> float:
         """Share of the decoded rows that were idle."""
         return 1.0 - self.tokens / self.slot_steps if self.slot_steps else 0.0
+
+
+def _readers(group_size: int) -> int:
+    """Places for the readers of a prompt row: a power of two."""
+    return min(1 << (group_size - 1).bit_length(), MOST_READERS)
 
 
 class Engine:
@@ -136,15 +141,15 @@ class Engine:
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         memory = self.memory(prompts, limits, group_size)
         slots = min(memory.slots, -(-len(prompts) * group_size // self.shards))
-        held = min(memory.prompts(slots), len(prompts))
-        work = Schedule(len(prompts), group_size, self.shards, slots, held)
+        held = min(memory.prompts(slots), len(prompts) * -(-group_size // MOST_READERS))
+        places = min(_readers(group_size), slots)
+        work = Schedule(len(prompts), group_size, self.shards, slots, held, places)
         self.statistics.slots = slots * self.shards
-        places = min(1 << (group_size - 1).bit_length(), slots)  # readers of a prompt
         params = self.programs.prepare(params)
         drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
-        columns = self._columns(min(max(limits), self.config.chunk))
+        columns = self._columns(min(max(limits), self.config.chunk), max(limits))
         state = self.programs.empty(slots * self.shards, columns)
-        prefix = self.programs.empty_prefix(work.prompt_rows, self._columns(1))
+        prefix = self.programs.empty_prefix(work.prompt_rows, self.config.bucket)
         finished: list[Completion] = []
         while work.queue or any(True for _ in work.busy()):
             loads, starts = work.refill()
@@ -156,7 +161,7 @@ class Engine:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
             while kept := work.shrink():
                 state, prefix = self._shrunk(state, prefix, *kept)
-            needed = max(columns, self._columns(self._longest(work, limits)))
+            needed = max(columns, self._columns(self._longest(work, limits), max(limits)))
             if needed > columns:
                 state = self.programs.resize(state, self._all(work.slots), columns=needed)
                 columns = needed
@@ -182,8 +187,8 @@ class Engine:
         """How many rows decode together: what the config says, or what fits."""
         demand = Demand(
             prompt_columns=self._prompt_columns(max(len(prompt) for prompt in prompts)),
-            columns=self._columns(max(limits)),
-            group_size=group_size,
+            columns=self._columns(max(limits), max(limits)),
+            group_size=min(group_size, MOST_READERS),
             rows=-(-len(prompts) * group_size // self.shards),
         )
         memory = plan_slots(
@@ -211,19 +216,19 @@ class Engine:
     def _limit(self, prompt: np.ndarray, sampling: SamplingConfig) -> int:
         return min(sampling.max_tokens, self.model_config.max_length - len(prompt))
 
-    def _columns(self, tokens: int) -> int:
-        """The first of bucket x (1, 1.5, 2, 3, 4, 6, ...) that holds so many: few programs."""
-        size = self.config.bucket
+    def _columns(self, tokens: int, most: int) -> int:
+        """The first of bucket x (1, 2, 4, ...) that holds so many tokens: few programs. None is
+        larger than `most` tokens need.
+        """
+        size, largest = self.config.bucket, -(-most // self.config.bucket) * self.config.bucket
         while size < tokens:
-            if size + size // 2 >= tokens:
-                return size + size // 2
-            size *= 2
+            size = min(2 * size, largest)
         return size
 
     def _prompt_columns(self, length: int) -> int:
         """For all tokens of a prompt but the last, in whole chunks of the prefill."""
         chunk = self.config.prefill_chunk
-        columns = self._columns(max(length - 1, 1))
+        columns = self._columns(max(length - 1, 1), self.model_config.max_length)
         return columns if columns <= chunk else -(-columns // chunk) * chunk
 
     def _longest(self, work: Schedule, limits: Sequence[int]) -> int:
@@ -245,7 +250,8 @@ class Engine:
         """
         chunk, held = self.config.chunk, prefix.layers[0].columns
         sizes = sorted(work.sizes(), reverse=True)
-        own = sorted({self._columns(min(n, limit)) for n in range(chunk, limit + chunk, chunk)})
+        lengths = range(chunk, limit + chunk, chunk)
+        own = sorted({self._columns(min(n, limit), limit) for n in lengths})
         prompts = [min(work.prompt_rows, slots) for slots in sizes]
         ways = [((a, n), (b, n)) for a, b in pairwise(sizes) for n in own]
         ways += [((n, a), (n, b)) for n in sizes for a, b in pairwise(own)]

@@ -7,11 +7,14 @@ of its own shard, so a group that spans shards has its prompt in each.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+HALVINGS = 3  # of the slots, at most
+MOST_READERS = 16  # of a prompt row; a larger group has several rows
 
 
 @dataclass
@@ -48,8 +51,16 @@ class Schedule:
     """A queue of (prompt, sample), slots that take from it, and the prompts that they read."""
 
     def __init__(
-        self, prompts: int, group_size: int, shards: int, slots: int, prompt_rows: int
+        self,
+        prompts: int,
+        group_size: int,
+        shards: int,
+        slots: int,
+        prompt_rows: int,
+        readers: int = MOST_READERS,
     ) -> None:
+        """`slots`, `prompt_rows` of a shard; at most so many `readers` of a prompt row."""
+        self.most_readers = readers
         self.queue = deque((p, g) for p in range(prompts) for g in range(group_size))
         self.first_slots = slots
         self.rows: list[list[Row | None]] = [[None] * slots for _ in range(shards)]
@@ -98,9 +109,13 @@ class Schedule:
         free = [rows.count(None) for rows in self.rows]
         room = []
         for shard, held in enumerate(self.prompts):
-            if free[shard] and prompt_index in held:
-                return shard, held.index(prompt_index)
-            if free[shard] and None in held:
+            if not free[shard]:
+                continue
+            reading = Counter(row.prompt_row for row in self.rows[shard] if row is not None)
+            for prompt_row, prompt in enumerate(held):
+                if prompt == prompt_index and reading[prompt_row] < self.most_readers:
+                    return shard, prompt_row
+            if None in held:
                 room.append(shard)
         if not room:
             return None
@@ -111,8 +126,10 @@ class Schedule:
         """Frees the rows of prompts that nobody reads or will read."""
         waiting = self.queue[0][0] if self.queue else None  # only this one can be half served
         for shard, held in enumerate(self.prompts):
-            read = {row.prompt_index for row in self.rows[shard] if row is not None}
-            self.prompts[shard] = [p if p in read or p == waiting else None for p in held]
+            read = {row.prompt_row for row in self.rows[shard] if row is not None}
+            self.prompts[shard] = [
+                p if i in read or p == waiting else None for i, p in enumerate(held)
+            ]
 
     def finish(self, shard: int, slot: int) -> None:
         self.rows[shard][slot] = None
@@ -122,8 +139,8 @@ class Schedule:
         return [size for size in _sizes(self.first_slots) if size <= self.slots]
 
     def shrink(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """One step from all slots to 7/8, 6/8, ... 1/8, 1/16, ... of them, where nothing waits and
-        these hold what is busy. None where they do not; it is called again until then.
+        """One step from all slots to half of them, where nothing waits and these hold what is
+        busy. None where they do not; it is called again until then.
 
         So there are few sizes, each a program of its own, and few ways from one to another, which
         are programs too. Returns the slots that stay [Z, S] and the prompt rows that stay [Z, P]:
@@ -165,11 +182,10 @@ class Schedule:
 
 
 def _sizes(slots: int) -> list[int]:
-    """A number of slots, and those that it may shrink to."""
-    sizes = [slots * eighths // 8 for eighths in range(1, 8)] if slots % 8 == 0 else []
-    sizes.append(slots)
-    while min(sizes) % 2 == 0:
-        sizes.append(min(sizes) // 2)
+    """A number of slots, and those that it may shrink to: each is a program to compile."""
+    sizes = [slots]
+    while sizes[-1] % 2 == 0 and len(sizes) <= HALVINGS:
+        sizes.append(sizes[-1] // 2)
     return sizes
 
 
