@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import fmean
+from typing import Any
 
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
@@ -14,8 +15,7 @@ from r1jax.reports.table import Cell, Table
 from r1jax.weights.load import open_model
 
 # Tokens that a stage's updates computed, and that its rollouts generated, by the metrics' names.
-TRAINED = ("sft/data/tokens", "grpo/batch/tokens")
-GENERATED = "grpo/completion/tokens"
+TRAINED, GENERATED, REFERENCE = ("/data/tokens", "/batch/tokens"), "/completion/tokens", "/kl/ref"
 FLOP_NOTE = (
     "TFLOP: 6 x parameters x tokens trained (8 with a reference pass), 2 x tokens generated; no"
     " prefill, no attention."
@@ -46,18 +46,28 @@ COST_HEADER = ("M parameters", "Updates", "k tokens trained", "k tokens generate
 def spent(run: RunRecord, step: int | None = None) -> Spent:
     """Until update `step`, or in all; updates that were not logged count as the others' mean."""
     seen = [line for line in run.metrics if step is None or line["step"] <= step]
-    tokens = [(line["step"], line[name]) for line in seen for name in TRAINED if name in line]
+    tokens = _found(seen, TRAINED)
     updates = max((at for at, _ in tokens), default=0)
     trained = updates * fmean([count for _, count in tokens] or [0])
-    generated = sum(line.get(GENERATED, 0) for line in seen)
-    passes = 8 if any("grpo/kl/ref" in line for line in seen) else 6
+    generated = sum(count for _, count in _found(seen, GENERATED))
+    passes = 8 if _found(seen, REFERENCE) else 6
     flop = run.params * (passes * trained + 2 * generated)
     return Spent(run.params, updates, trained, generated, flop)
 
 
+def _found(
+    lines: Sequence[Mapping[str, Any]], ends: str | tuple[str, ...]
+) -> list[tuple[int, float]]:
+    """(step, value) of the metrics whose names end so, whatever the stage's name before it."""
+    return [(line["step"], line[n]) for line in lines for n in line if n.endswith(ends)]
+
+
 def cost_table(runs: Sequence[RunRecord]) -> Table:
     """What each trained model cost."""
-    rows: list[Sequence[str | Cell]] = [[run.name, *spent(run).cells] for run in runs]
+    costs = {run.name: spent(run) for run in runs}
+    rows: list[Sequence[str | Cell]] = [
+        [name, *cost.cells] for name, cost in costs.items() if cost.updates
+    ]
     return Table("cost", "What the models cost", ["Stage", *COST_HEADER], rows, FLOP_NOTE)
 
 

@@ -67,17 +67,6 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
     return figures
 
 
-KINDS = {  # a stage's kind -> its colour in the picture of a pipeline
-    "sft": "#0072B2",
-    "grpo": "#D55E00",
-    "reward_model": "#CC79A7",
-    "rejection": "#009E73",
-    "mixture": "#009E73",
-    "preferences": "#009E73",
-    "evaluate": "#999999",
-}
-
-
 def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
     """PNG of what came from what; `stages` is that of pipeline.json. Evaluations are left out."""
     shown = {name: stage for name, stage in stages.items() if stage["stage"] != "evaluate"}
@@ -86,10 +75,11 @@ def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
     height = 1 + max((y for _, y in places.values()), default=0)
     figure = Figure(figsize=(1.5 * width + 0.4, 0.9 * height + 0.4), layout="constrained", dpi=150)
     ax = figure.subplots()
+    kinds = sorted({stage["stage"] for stage in shown.values()})
     boxes = {}
     for name, stage in shown.items():
         x, y = places[name]
-        colour = KINDS.get(stage["stage"], "#000000")
+        colour = COLOURS[kinds.index(stage["stage"]) % len(COLOURS)]
         box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": colour, "lw": 1.5}
         box["ls"] = "-" if stage["complete"] else "--"
         text = f"{name}\n{stage['stage'].replace('_', ' ')}"

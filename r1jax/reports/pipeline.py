@@ -101,7 +101,7 @@ def _statistics(pipeline: RunRecord, kind: str) -> dict[str, Mapping[str, Any]]:
 
 
 def costs(pipeline: RunRecord) -> Table:
-    return cost_table(pipeline.of_kind("sft") + pipeline.of_kind("grpo"))
+    return cost_table(list(pipeline.runs.values()))
 
 
 def pipeline_tables(pipelines: Sequence[RunRecord]) -> list[Table]:
