@@ -99,7 +99,7 @@ def generate(
     template = template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
     mesh = make_mesh()
-    engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=slots), mesh)
+    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, EngineConfig(slots=slots))
     params = opened.load(mesh, seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}
     with Progress("generating", len(prompts) * num_samples, 0, {}) as progress:

@@ -8,6 +8,7 @@ from helpers import MODEL
 
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
 from r1jax.rollout.memory import MIB, Memory, free_bytes, plan_slots
 
 CONFIG = ModelConfig(vocab_size=1024, **MODEL)  # type: ignore[arg-type]
@@ -24,7 +25,7 @@ def plan(**changes: Any) -> Memory:
         "wanted": 1000,
         "devices": jax.devices()[:1],
     }
-    return plan_slots(CONFIG, **arguments | changes)
+    return plan_slots(Transformer(CONFIG), **arguments | changes)
 
 
 def need(slots: int) -> int:
@@ -58,7 +59,7 @@ def test_tensor_parallel_devices_share_a_row() -> None:
 def test_not_one_row_fits() -> None:
     with pytest.raises(ConfigError, match="one row of 512 prompt and 8192 own columns needs 5 MiB"):
         plan_slots(
-            CONFIG,
+            Transformer(CONFIG),
             slots=8,
             budget_mib=1,
             prompt_columns=512,

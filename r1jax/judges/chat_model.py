@@ -60,7 +60,7 @@ def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
     mesh = mesh or make_mesh()
     opened = open_model(str(config.path))
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
-    engine = Engine(opened.config, tokenizer.stop_ids, config.engine, mesh)
+    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, config.engine)
 
     def answer(conversations: Sequence[list[Message]]) -> list[str]:
         prompts = [

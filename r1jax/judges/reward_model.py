@@ -18,6 +18,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import sequence_scalars
 from r1jax.machines.mesh import make_mesh, to_global
+from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
 from r1jax.training.train_state import batch_shardings
@@ -122,7 +123,8 @@ class RewardModel:
         mesh = mesh or make_mesh()
         self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
         self._params = opened.load(mesh, 0)
-        self._scorer = Scorer(Transformer(opened.config, mesh), mesh, microbatch_rows)
+        model = opened.transformer(mesh, choose_kernel(opened.compute, mesh))
+        self._scorer = Scorer(model, mesh, microbatch_rows)
 
     def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """float32 [N], of (messages, response); logits for a pointwise model."""

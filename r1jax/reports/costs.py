@@ -12,7 +12,6 @@ from typing import Any
 from etils import epath
 
 from r1jax.files import CONFIG, MODEL_JSON, STATISTICS, absolute
-from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
 from r1jax.reports.results import ROWS, Row, last_cell
 from r1jax.reports.runs import RunRecord, metric_names, read_run
@@ -65,8 +64,8 @@ def spent(run: RunRecord, step: int | None = None) -> Spent:
 
 def params_of(workdir: epath.PathLike) -> int:
     """Parameters of the model that a workdir trained; 0 where it says nothing of one."""
-    path = absolute(workdir) / MODEL_JSON
-    return count_params(ModelConfig(**json.loads(path.read_text()))) if path.exists() else 0
+    path = absolute(workdir)
+    return count_params(open_model(str(path)).config) if (path / MODEL_JSON).exists() else 0
 
 
 def cost_table(runs: Sequence[RunRecord]) -> Table:

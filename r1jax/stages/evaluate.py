@@ -150,7 +150,7 @@ def _run(
     """Samples and grades these benchmarks; each is written down as it ends."""
     mesh = make_mesh(config.mesh)
     params = opened.load(mesh, config.seed)
-    engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, mesh)
+    engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
     for name, items in examples.items():
         benchmark = config.benchmarks[name]
         with Progress(name, len(items) * benchmark.num_samples, 0, {}) as progress:

@@ -105,7 +105,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         open_pool(config.rewards, config.graders) as pool,
     ):
         check_shapes(config, stage)
-        engine = Engine(stage.model.config, stage.tokenizer.stop_ids, config.engine, stage.mesh)
+        engine = Engine(stage.model, stage.tokenizer.stop_ids, config.engine)
         critic = open_critic(config, stage)
         programs = Programs(config, stage, critic)
         learned = LearnedRewards(config.reward_models, stage.mesh)

@@ -192,8 +192,8 @@ class _Sampler:
         if self._engine is None:
             opened = open_source(config.model, self._path)
             self._tokenizer, self._params = opened.tokenizer, opened.load(self._mesh, config.seed)
-            stop_ids = opened.tokenizer.stop_ids
-            self._engine = Engine(opened.config, stop_ids, config.engine, self._mesh)
+            model, stop_ids = opened.transformer(self._mesh), opened.tokenizer.stop_ids
+            self._engine = Engine(model, stop_ids, config.engine)
         prompts = [
             make_prompt(e, self._tokenizer, config.template, config.max_prompt_tokens)
             for e in examples

@@ -24,7 +24,6 @@ from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_values
 from r1jax.losses.scalar import value_loss
 from r1jax.models.kernels import choose_kernel
-from r1jax.models.transformer import Transformer
 from r1jax.training.train_state import (
     OptimizerConfig,
     abstract_state,
@@ -71,15 +70,15 @@ class Critic:
         """
         source = dataclasses.replace(source, override=source.override | {"scalar_head": True})
         opened = open_source(source, workdir)
-        kernel = choose_kernel(opened.config, mesh, share_prompts)
-        model = Transformer(dataclasses.replace(opened.config, attention=kernel), mesh)
+        kernel = choose_kernel(opened.compute, mesh, share_prompts)
+        model = opened.transformer(mesh, kernel)
         schedule = make_schedule(config.optimizer, total_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        shardings = state_shardings(opened.config, optimizer, mesh)
+        shardings = state_shardings(model, optimizer)
         self._config, self._model = config, model
         self._checkpoints = Checkpoints(workdir / CRITIC)
         if start:
-            abstract = abstract_state(opened.config, optimizer, shardings)
+            abstract = abstract_state(model, optimizer, shardings)
             saved, _ = self._checkpoints.restore(start, _tree(abstract))
             self.state = TrainState(**saved)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,25 +113,26 @@ def open_run(
     path = absolute(workdir)
     mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
-    kernel = choose_kernel(source.config, mesh, shared_prompts)
+    kernel = choose_kernel(source.compute, mesh, shared_prompts)
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", kernel)
     check_config(path, config_dict)
+    model = source.transformer(mesh, kernel)
     schedule = make_schedule(config.optimizer, config.total_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    shardings = state_shardings(source.config, optimizer, mesh)
+    shardings = state_shardings(model, optimizer)
     checkpoints = Checkpoints(path)
     latest = checkpoints.latest_step()
     if latest is None:  # later these files are not touched: a kill could tear them
         if jax.process_index() == 0:
-            write_model_json(path, dataclasses.asdict(source.config))
+            write_model_json(path, source.fields)
             source.tokenizer.save(str(path / TOKENIZER))
         params = source.load(mesh, config.seed)
         ref_params = jax.tree.map(jnp.copy, params) if reference else None
         state = new_state(params, optimizer, shardings)
         del params
     else:
-        abstract = abstract_state(source.config, optimizer, shardings)
+        abstract = abstract_state(model, optimizer, shardings)
         tree = _saved(abstract, abstract.params if reference else None)
         saved, _ = checkpoints.restore(latest, tree)
         ref_params = saved.pop("ref_params", None)
@@ -150,7 +150,7 @@ def open_run(
         run = TrainingRun(
             workdir=path,
             mesh=mesh,
-            model=Transformer(dataclasses.replace(source.config, attention=kernel), mesh),
+            model=model,
             tokenizer=source.tokenizer,
             optimizer=optimizer,
             schedule=schedule,
