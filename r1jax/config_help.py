@@ -104,6 +104,14 @@ def _paragraph(config: type) -> str:
 
 def _written(config: type) -> dict[str, tuple[str, str]]:
     """{field: (its annotation, its comment)} as the source has them."""
+    found: dict[str, tuple[str, str]] = {}
+    for part in filter(dataclasses.is_dataclass, config.__mro__):
+        found = _written_in(part) | found
+    return found
+
+
+def _written_in(config: type) -> dict[str, tuple[str, str]]:
+    """Those of one class, without what it inherits."""
     source = textwrap.dedent(inspect.getsource(config))
     comments, alone = _comments(source)
     found = {}

@@ -108,7 +108,7 @@ def generate(
     template = how.template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
     mesh = make_mesh()
-    engine = Engine(config, tokenizer.stop_ids, EngineConfig(slots=how.slots), mesh)
+    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, EngineConfig(slots=how.slots))
     sampler = Sampler(engine, tokenizer)
     params, key = opened.load(mesh, how.seed), jax.random.key(how.seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}

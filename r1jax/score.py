@@ -26,7 +26,7 @@ from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.machines.hosts import set_up_jax
 from r1jax.machines.mesh import check_divisible, make_mesh, replicated
-from r1jax.models.transformer import Transformer
+from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch
@@ -122,7 +122,7 @@ def _parts(batch: Batch, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
 
 def _program(opened: OpenModel, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], np.ndarray]:
     """(params, [1, B, L] batch) -> float32 [1, B, L], compiled once for a whole file."""
-    model = Transformer(opened.config, mesh)
+    model = opened.transformer(mesh, choose_kernel(opened.compute, mesh))
 
     def logprobs(params: Any, batch: Batch) -> jax.Array:
         with jax.default_matmul_precision("highest"):  # accelerators round float32 otherwise

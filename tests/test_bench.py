@@ -15,6 +15,7 @@ from r1jax.config import ConfigError
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params, random_params
+from r1jax.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -95,7 +96,7 @@ def test_one_iteration_by_hand() -> None:
 
 def test_parameters_are_counted() -> None:
     model: dict[str, Any] = {"vocab_size": 24, **MODEL}
-    params = random_params(ModelConfig(**model), 0, make_mesh({"data": -1}))
+    params = random_params(Transformer(ModelConfig(**model), make_mesh({"data": -1})), 0)
     assert count_params(ModelConfig(**model)) == sum(x.size for x in jax.tree.leaves(params))
 
 

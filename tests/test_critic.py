@@ -97,8 +97,8 @@ def test_token_advantages_replace_the_groups() -> None:
 def test_a_tokens_value_does_not_know_it() -> None:
     """Changing token 5 changes the values of the states behind it, not the one before it."""
     config = ModelConfig(vocab_size=32, scalar_head=True, **MODEL)  # type: ignore[arg-type]
-    mesh = make_mesh(devices=jax.devices()[:1])
-    model, params = Transformer(config, mesh), random_params(config, 0, mesh)
+    model = Transformer(config, make_mesh(devices=jax.devices()[:1]))
+    params = random_params(model, 0)
     params = params | {"scalar_head": jnp.ones_like(params["scalar_head"])}
     tokens = np.arange(1, 9, dtype=np.int32)[None]
     one = np.ones_like(tokens)
@@ -119,7 +119,7 @@ def test_ppo_resumes_exactly(
     shared: list[bool] = []
     monkeypatch.setattr(
         "r1jax.training.run.choose_kernel",
-        lambda config, mesh, prompts: shared.append(prompts) or "xla",
+        lambda compute, mesh, prompts: shared.append(prompts) or "xla",
     )
     critic = {"gae_lambda": 0.95, "kl_coef": 0.01, "optimizer": {"learning_rate": 1e-2}}
     config = grpo_config(tokenizer_dir, critic=critic, loss={"kl_coef": 0.0})

@@ -19,8 +19,10 @@ from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.machines.mesh import make_mesh
+from r1jax.models.caches import LayerCache
 from r1jax.models.config import ModelConfig
-from r1jax.models.layouts import unrolled
+from r1jax.models.lane_cache import LaneCache
+from r1jax.models.layouts import Compute
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -44,7 +46,9 @@ Key = tuple[int, int]  # (prompt, sample)
 @functools.cache
 def params() -> Any:
     """Sharp enough that a wrong cache or position changes the tokens."""
-    params = jax.device_get(random_params(CONFIG, 0, make_mesh(devices=jax.devices()[:1])))
+    params = jax.device_get(
+        random_params(Transformer(CONFIG, make_mesh(devices=jax.devices()[:1])), 0)
+    )
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.asarray(x if path[-1].key.endswith("norm") else x * 15), params
     )
@@ -55,7 +59,9 @@ def engine(slots: int, chunk: int, bucket: int, prefill_batch: int, mesh: str = 
     """One engine per setting, so that its programs are compiled once."""
     sizes = dict(item.split("=") for item in mesh.split()) if mesh else {}
     devices = make_mesh({axis: int(size) for axis, size in sizes.items()}) if mesh else None
-    return Engine(CONFIG, STOP, EngineConfig(slots, chunk, bucket, prefill_batch), devices)
+    return Engine(
+        Transformer(CONFIG, devices), STOP, EngineConfig(slots, chunk, bucket, prefill_batch)
+    )
 
 
 def prompts_of(lengths: Sequence[int]) -> list[np.ndarray]:
@@ -169,7 +175,7 @@ def test_eight_devices(mesh: str) -> None:
 def test_a_cache_in_lanes() -> None:
     """It grows from 8 columns to 24 and shrinks from 4 rows to 1 (seen by its shapes)."""
     sizes = EngineConfig(slots=4, chunk=3, bucket=8, prefill_batch=2, lane_cache=True)
-    by = Engine(CONFIG, STOP, sizes)
+    by = Engine(Transformer(CONFIG), STOP, sizes)
     prompts = prompts_of([5, 30, 2])
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
     for (p, _), completion in found.items():
@@ -179,15 +185,17 @@ def test_a_cache_in_lanes() -> None:
 def test_lanes_are_for_one_cpu() -> None:
     sizes = EngineConfig(lane_cache=True)
     alone, both = (make_mesh({"data": n}, devices=jax.devices()[:n]) for n in (1, 2))
-    found = [Engine(CONFIG, STOP, sizes, mesh).programs.lanes for mesh in (None, alone, both)]
-    assert found == [True, True, False]
+    models = [Transformer(CONFIG, mesh) for mesh in (None, alone, both)]
+    found = [Engine(model, STOP, sizes).programs.row_cache for model in models]
+    assert found == [LaneCache, LaneCache, LayerCache]
 
 
 def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a TPU: its own matrices for query, key, value, gate and up."""
-    monkeypatch.setattr("r1jax.rollout.engine.unrolled", lambda model, _: unrolled(model, "tpu"))
-    by = Engine(CONFIG, STOP, EngineConfig(3, 8, 64, 3))
-    assert not by.model_config.fused
+    ours = Compute.for_rollouts
+    monkeypatch.setattr(Compute, "for_rollouts", lambda compute, _: ours(compute, "tpu"))
+    by = Engine(Transformer(CONFIG), STOP, EngineConfig(3, 8, 64, 3))
+    assert not by.model.compute.fused
     prompts = prompts_of([5, 30])
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=2)
     for (p, _), completion in found.items():
@@ -195,7 +203,7 @@ def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_without_stop_tokens() -> None:
-    by = Engine(CONFIG, [], EngineConfig(3, 8, 64, 3))
+    by = Engine(Transformer(CONFIG), [], EngineConfig(3, 8, 64, 3))
     found = generate(by, prompts_of([5, 30]), SamplingConfig(max_tokens=11))
     assert {(len(c.tokens), c.finish_reason) for c in found.values()} == {(11, "length")}
 
@@ -245,7 +253,7 @@ def test_prompt_without_room(length: int) -> None:
 def test_long_prompts_in_chunks() -> None:
     """Prefilled 16 tokens at a time, beside short ones, into fewer prompt rows than there are."""
     sizes = EngineConfig(slots=4, chunk=5, bucket=16, prefill_batch=2, prefill_chunk=16)
-    by = Engine(CONFIG, STOP, sizes)
+    by = Engine(Transformer(CONFIG), STOP, sizes)
     prompts = prompts_of([1, 40, 17, 2, 33, 16, 18])
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=2)
     for (p, _), completion in found.items():
@@ -263,7 +271,7 @@ def test_groups_larger_than_the_slots_of_a_shard() -> None:
 def test_memory_decides_the_slots() -> None:
     """A budget gives fewer rows, the same completions, and a word in the log."""
     prompts = prompts_of([5, 30, 2])
-    by = Engine(CONFIG, STOP, EngineConfig(slots=0, chunk=8, bucket=64, memory_mib=1))
+    by = Engine(Transformer(CONFIG), STOP, EngineConfig(slots=0, chunk=8, bucket=64, memory_mib=1))
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=8)
     assert 1 < by.statistics.slots < 24
     others = generate(engine(8, 8, 64, 3), prompts, SAMPLINGS["plain"], group_size=8)
@@ -327,7 +335,8 @@ def test_each_shape_is_compiled_once(mesh: str, caplog: pytest.LogCaptureFixture
     """Whoever the state comes from: empty, freshly filled, resized or of the chunk before."""
     sizes = {axis: int(size) for axis, size in (item.split("=") for item in mesh.split())}
     devices = jax.devices()[: math.prod(sizes.values())]
-    by = Engine(CONFIG, STOP, EngineConfig(8, 4, 8, 1), make_mesh(sizes, devices=devices))
+    model = Transformer(CONFIG, make_mesh(sizes, devices=devices))
+    by = Engine(model, STOP, EngineConfig(8, 4, 8, 1))
     shapes: Counter[str] = Counter()
     seen = set()
 
@@ -371,7 +380,7 @@ def test_compiled_ahead(
     axes = {axis: int(size) for axis, size in (item.split("=") for item in mesh.split())}
     devices = make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())])
     config = EngineConfig(slots, chunk=8, bucket=16, compile_ahead=True)
-    by = Engine(CONFIG, STOP, config, devices)
+    by = Engine(Transformer(CONFIG, devices), STOP, config)
     ahead = []
     compile_decode = by.programs.compile_decode
     monkeypatch.setattr(
@@ -391,7 +400,9 @@ def test_compiled_ahead(
 @pytest.mark.slow
 def test_ten_thousand_completions_need_no_more_memory() -> None:
     """Nor more programs, whatever the lengths: 20 calls of 500, with one prompt of 60 tokens."""
-    by = Engine(CONFIG, STOP, EngineConfig(slots=64, chunk=8, bucket=16, prefill_batch=4))
+    by = Engine(
+        Transformer(CONFIG), STOP, EngineConfig(slots=64, chunk=8, bucket=16, prefill_batch=4)
+    )
     rng = np.random.default_rng(0)
     programs, memory = [], []
     for call in range(20):
@@ -427,7 +438,9 @@ def test_one_long_row_among_short_ones() -> None:
     """Slots are refilled, then given up while the long row goes on: little is decoded in vain."""
     prompts = prompts_of([4] + [60] * 15)  # 60 tokens leave room for 4
     never = (VOCAB,)
-    by = Engine(CONFIG, never, EngineConfig(slots=8, chunk=4, bucket=64, prefill_batch=3))
+    by = Engine(
+        Transformer(CONFIG), never, EngineConfig(slots=8, chunk=4, bucket=64, prefill_batch=3)
+    )
     sampling = SamplingConfig(max_tokens=40)
     finished = list(by.generate(params(), prompts, sampling, jax.random.key(0)))
     assert [len(c.tokens) for c in finished] == [4] * 15 + [40]

@@ -20,6 +20,7 @@ from r1jax.evaluate import read_config
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
+from r1jax.models.transformer import Transformer
 from r1jax.stages import evaluate
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("model")
-    params = random_params(CONFIG, 0, make_mesh(devices=jax.devices()[:1]))
+    params = random_params(Transformer(CONFIG, make_mesh(devices=jax.devices()[:1])), 0)
     save_model(directory, params, dataclasses.asdict(CONFIG))
     train_sentencepiece(TEXTS, 305, directory / "tokenizer")
     rows = [{"prompt": f"{i} + 1 = ", "answer": str(i + 1), "task": "integer"} for i in range(3)]

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def params() -> Any:
     """Sharp enough that another token's probability would be seen."""
-    small = random_params(CONFIG, 0, make_mesh(devices=jax.devices()[:1]))
+    small = random_params(Transformer(CONFIG, make_mesh(devices=jax.devices()[:1])), 0)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key.endswith("norm") else x * 15, small
     )

@@ -14,6 +14,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.weights.hf import LAYOUT, open_checkpoint, parameter_names, save_hf
@@ -245,7 +246,8 @@ def test_greedy_completions_are_those_of_transformers(exported: Exported) -> Non
     chats = [({"role": "user", "content": question},) for question in QUESTIONS]
     prompts = [np.array(render_prompt(chat, exported.tokenizer, "chat")) for chat in chats]
     stop_ids = exported.tokenizer.stop_ids
-    engine = Engine(exported.config, stop_ids, EngineConfig(slots=4, chunk=16, prefill_batch=4))
+    sizes = EngineConfig(slots=4, chunk=16, prefill_batch=4)
+    engine = Engine(Transformer(exported.config), stop_ids, sizes)
     params = jax.tree.map(jnp.asarray, exported.params)
     sampling = SamplingConfig(max_tokens=32, temperature=0.0)
     found = {

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 from r1jax.config import ConfigError, DataError
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
-from r1jax.models.layouts import unstack_layers
+from r1jax.models.layouts import Compute, unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer, head_weights
+from r1jax.weights.checkpoint import write_model_json
 from r1jax.weights.hf import (
     config_from_hf,
     open_checkpoint,
@@ -67,7 +68,7 @@ def edit_config(directory: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_and_shapes_are_those_of_the_model(family: str) -> None:
-    shapes, _ = param_axes(FAMILIES[family])
+    shapes, _ = param_axes(Transformer(FAMILIES[family]))
     ours = {
         name: parameter_shape(FAMILIES[family], name) for name in parameter_names(FAMILIES[family])
     }
@@ -115,11 +116,25 @@ def test_a_model_with_its_layers_apart(tmp_path: Path) -> None:
     params, mesh = export(tmp_path / "hf"), make_mesh({"tensor": 2, "data": -1})
     apart = open_model(str(tmp_path / "hf"), {"scan_layers": False}).load(mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, apart, unstack_layers(params))
-    save_model(tmp_path / "ours", apart, asdict(replace(TINY, scan_layers=False)))
+    save_model(tmp_path / "ours", apart, asdict(TINY) | {"scan_layers": False})
     again = open_model(str(tmp_path / "ours")).load(mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, again, apart)
     stacked = open_model(str(tmp_path / "ours"), {"scan_layers": True}).load(mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, stacked, params)
+
+
+def test_what_a_model_is_and_how_it_is_computed_are_set_together(tmp_path: Path) -> None:
+    """By an override, and by model.json, which has the keys of both; a wrong one is refused."""
+    export(tmp_path / "hf")
+    opened = open_model(str(tmp_path / "hf"), {"dtype": "bfloat16", "max_length": 77})
+    assert opened.config == replace(TINY, max_length=77)
+    assert opened.compute == Compute(dtype="bfloat16")
+    write_model_json(tmp_path, opened.fields)
+    again = open_model(str(tmp_path), {"remat": "dots", "attention": "xla"})
+    assert again.config == opened.config
+    assert again.compute == Compute("bfloat16", "dots", "xla")
+    with pytest.raises(ConfigError, match=r"unknown key config.model.override.dtyp; did you mean"):
+        open_model(str(tmp_path / "hf"), {"dtyp": "bfloat16"})
 
 
 INDICES = {

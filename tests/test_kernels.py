@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
-from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
-from r1jax.models.packed_attention import Span, attend_causally, packed_mask, see
+from r1jax.models.kernels import SeenByCudnn, SeenBySplash, choose_kernel
+from r1jax.models.layouts import Compute
+from r1jax.models.packed_attention import Span, packed_mask, see
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -58,8 +59,8 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, see(mask)))
-    (_, found), grads = total(lambda *a: attend_by_segments(*a, segments, None, span, True))
+    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a))
+    (_, found), grads = total(lambda *a: SeenBySplash(segments, None, span, True).attend(*a))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
@@ -83,8 +84,8 @@ def test_cudnn_is_xla(head_dim: int) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: attend_causally(*a, see(mask)))
-    (_, found), grads = total(lambda *a: attend_by_cudnn(*a, mask))
+    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a))
+    (_, found), grads = total(lambda *a: SeenByCudnn(mask).attend(*a))
     np.testing.assert_allclose(*map(np.float32, (found, expected)), atol=0.03)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(*map(np.float32, (one, other)), atol=0.1)
@@ -114,9 +115,9 @@ def fake_mesh(platform: str) -> Any:
     ],
 )
 def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) -> None:
-    config = replace(CONFIG, dtype=dtype)
-    assert choose_kernel(config, fake_mesh(platform), shared) == chosen
-    assert choose_kernel(replace(config, attention=chosen), fake_mesh(platform), shared) == chosen
+    mesh = fake_mesh(platform)
+    assert choose_kernel(Compute(dtype), mesh, shared) == chosen
+    assert choose_kernel(Compute(dtype, attention=chosen), mesh, shared) == chosen
 
 
 @pytest.mark.parametrize(
@@ -129,13 +130,15 @@ def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) 
 )
 def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_kernel(replace(CONFIG, attention=kernel), fake_mesh(platform), shared)
+        choose_kernel(Compute(attention=kernel), fake_mesh(platform), shared)
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash", "cudnn"])
 def test_parameters_are_made_anywhere(kernel: str) -> None:
     """What the mesh chose does not run on the one device where shapes are asked for."""
-    assert abstract_params(replace(CONFIG, attention=kernel)) == abstract_params(CONFIG)
+    assert abstract_params(Transformer(CONFIG, kernel=kernel)) == abstract_params(
+        Transformer(CONFIG)
+    )
 
 
 # -- the real TPU compiler, without a TPU ----------------------------------------------------------
@@ -170,11 +173,12 @@ def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Shape
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"fsdp": 2, "tensor": 2}, monkeypatch)
-    config = replace(CONFIG, dtype="bfloat16")
-    model = Transformer(config, mesh, Span(prefix=0, window=200))
+    compute = Compute("bfloat16")
+    kernel = choose_kernel(compute, mesh)
+    model = Transformer(CONFIG, mesh, Span(prefix=0, window=200), compute, kernel)
     optimizer = optax.adamw(1e-3)
-    shardings = state_shardings(config, optimizer, mesh)
-    state = abstract_state(config, optimizer, shardings)
+    shardings = state_shardings(model, optimizer)
+    state = abstract_state(model, optimizer, shardings)
 
     step = make_step(sft.make_loss(model, 128), optimizer, optax.constant_schedule(1e-3), shardings)
     program = step.lower(state, abstract_batch(mesh, 4, 512)).compile()  # type: ignore[attr-defined]
@@ -191,11 +195,12 @@ def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPa
 def test_decoding_keeps_its_cache_in_place(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = tpu_mesh(topology, {"data": 2, "tensor": 2}, monkeypatch)
     # With one head a kv head XLA copies the caches; 134 MB a device do not fit beside the cores.
-    config = replace(CONFIG, dtype="bfloat16", head_dim=128, num_heads=8)
-    engine = Engine(config, [0], EngineConfig(slots=64, chunk=8), mesh)
+    config = replace(CONFIG, head_dim=128, num_heads=8)
+    model = Transformer(config, mesh, compute=Compute("bfloat16"))
+    engine = Engine(model, [0], EngineConfig(slots=64, chunk=8))
     slots, columns, prompts = 32, 2048, 10
 
-    params = jax.eval_shape(engine.programs.prepare, abstract_params(config))
+    params = jax.eval_shape(engine.programs.prepare, abstract_params(model))
     params = jax.tree.map(with_sharding, params, engine.programs.param_shardings())
     program = engine.programs.compile_decode(
         params, (slots, columns), (prompts, 128, 8), SamplingConfig(max_tokens=1), 8

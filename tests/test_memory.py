@@ -8,6 +8,7 @@ from helpers import MODEL
 
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
 from r1jax.rollout.memory import MIB, Demand, Memory, free_bytes, plan_slots
 
 CONFIG = ModelConfig(vocab_size=1024, **MODEL)  # type: ignore[arg-type]
@@ -19,7 +20,7 @@ DEMAND = Demand(prompt_columns=512, columns=1024, group_size=8, rows=1000)
 
 def plan(demand: Demand = DEMAND, **changes: Any) -> Memory:
     arguments: dict[str, Any] = {"slots": 64, "budget_mib": 0} | changes
-    return plan_slots(CONFIG, demand, jax.devices()[:1], **arguments)
+    return plan_slots(Transformer(CONFIG), demand, jax.devices()[:1], **arguments)
 
 
 def need(slots: int) -> int:

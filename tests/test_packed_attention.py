@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.models import packed_attention
-from r1jax.models.packed_attention import Span, attend_causally, packed_mask, see
+from r1jax.models.packed_attention import Span, packed_mask, see
 
 
 def softmax_attention(q_BLHN: Any, k_BKLN: Any, v_BKLN: Any, mask_BLL: Any) -> Any:
@@ -58,7 +58,7 @@ def test_blocks_of_queries_are_one_attention(
 
     atol = 1e-5 if dtype == jnp.float32 else 0.05
     for found, expected in zip(
-        outcome(lambda *a: attend_causally(*a[:3], see(a[3], span))),
+        outcome(lambda *a: see(a[3], span).attend(*a[:3])),
         outcome(softmax_attention),
         strict=True,
     ):
@@ -94,7 +94,7 @@ def test_a_block_takes_the_nearest_window_that_shows_all(monkeypatch: pytest.Mon
         grads, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
         return [mixed, *grads]
 
-    found = outcome(lambda *qkv: attend_causally(*qkv, seen))
+    found = outcome(seen.attend)
     expecteds = outcome(lambda *qkv: softmax_attention(*qkv, mask))
     for one, expected in zip(found, expecteds, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)

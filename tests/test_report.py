@@ -286,7 +286,9 @@ def test_wrong_workdirs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has neither metrics\.jsonl nor results\.json nor"):
         read_run(tmp_path)
     (tmp_path / "model.json").write_text('{"no_such_field": 0}')
-    with pytest.raises(DataError, match=r"model\.json is not a model's: TypeError"):
+    with pytest.raises(
+        DataError, match=r"model\.json is not a model's: unknown key model.json.no_such_field"
+    ):
         read_run(tmp_path)
     (tmp_path / "results.json").write_text('{"step": 0}')
     with pytest.raises(DataError, match=r"results\.json is not an evaluation: KeyError"):

@@ -175,9 +175,10 @@ class OneStep:
         make_loss, make_batch = STAGES[stage]
         schedule = make_schedule(OPTIMIZER, 10)
         optimizer = make_optimizer(OPTIMIZER, schedule)
-        self.shardings = state_shardings(TINY, optimizer, mesh)
-        self.abstract = abstract_state(TINY, optimizer, self.shardings)
-        step = make_step(make_loss(Transformer(TINY, mesh)), optimizer, schedule, self.shardings)
+        model = Transformer(TINY, mesh)
+        self.shardings = state_shardings(model, optimizer)
+        self.abstract = abstract_state(model, optimizer, self.shardings)
+        step = make_step(make_loss(model), optimizer, schedule, self.shardings)
         self.params = jax.tree.map(np.asarray, make_params(TINY))
         params = to_global(self.params, self.shardings.params)
         batch = make_batch()
@@ -225,7 +226,7 @@ def test_eight_devices_are_one(pair: tuple[OneStep, OneStep]) -> None:
 
 def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -> None:
     eight, _ = pair
-    shapes, axes = param_axes(TINY)
+    shapes, axes = param_axes(Transformer(TINY))
     split = {"vocab": 2, "heads": 2, "kv_heads": 2, "ffn": 2, "embed": 2}  # devices an axis
 
     def check(path: Any, shape: Any, names: tuple[str, ...], value: jax.Array) -> None:
@@ -269,8 +270,8 @@ def test_abstract_state_is_that_of_the_state(pair: tuple[OneStep, OneStep]) -> N
 
 @pytest.mark.slow
 def test_fresh_parameters_do_not_depend_on_the_mesh() -> None:
-    one = random_params(TINY, 0, make_mesh(None, jax.devices()[:1]))
-    eight = random_params(TINY, 0, make_mesh(EIGHT))
+    one = random_params(Transformer(TINY, make_mesh(None, jax.devices()[:1])), 0)
+    eight = random_params(Transformer(TINY, make_mesh(EIGHT)), 0)
     assert eight["embedding"].addressable_shards[0].data.shape == (32, 8)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(eight), jax.device_get(one))
 
@@ -292,4 +293,4 @@ def test_fresh_parameters_do_not_depend_on_the_mesh() -> None:
 def test_a_parameter_that_does_not_divide_is_refused(change: dict[str, int], message: str) -> None:
     config = replace(TINY, **change)
     with pytest.raises(ConfigError, match=message):
-        param_shardings(config, make_mesh(EIGHT))
+        param_shardings(Transformer(config, make_mesh(EIGHT)))

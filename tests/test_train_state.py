@@ -95,7 +95,9 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
 def test_weight_decay_is_for_matrices() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     model = replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
-    params = jax.tree.map(lambda _: jnp.ones((1, 2)), param_axes(model)[0])  # the name decides
+    params = jax.tree.map(
+        lambda _: jnp.ones((1, 2)), param_axes(Transformer(model))[0]
+    )  # the name decides
     updates, _ = one_update(config, params, jax.tree.map(jnp.zeros_like, params))
     decayed = {"embedding", "head", "query", "key", "value", "output", "gate", "up", "down"}
     flat = updates | updates["layers"]

@@ -11,10 +11,10 @@ import pytest
 
 from r1jax.config import ConfigError
 from r1jax.losses.logprobs import token_logprobs
-from r1jax.models.caches import Cache, LayerCache, SharedPrefix, attend_with_lse, update_cache
+from r1jax.models.caches import Cache, LayerCache, RowCache, SharedPrefix
 from r1jax.models.config import ModelConfig
-from r1jax.models.lane_cache import attend_to_lanes, from_lanes, to_lanes, update_lanes
-from r1jax.models.layouts import fuse_layers, unrolled, unstack_layers
+from r1jax.models.lane_cache import LaneCache
+from r1jax.models.layouts import Compute, fuse_layers, unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.types import Batch
@@ -36,7 +36,7 @@ def make_params(config: ModelConfig, seed: int = 0) -> Any:
         mean = 1.0 if path[-1].key.endswith("norm") else 0.0
         return jnp.asarray(rng.normal(mean, 0.2, shape.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(one, param_axes(config)[0])
+    return jax.tree_util.tree_map_with_path(one, param_axes(Transformer(config))[0])
 
 
 def random_tokens(rows: int, length: int = L) -> jax.Array:
@@ -131,7 +131,8 @@ def test_hidden_states_are_those_of_the_formula(family: str) -> None:
 
 
 def test_shapes_of_the_parameters() -> None:
-    shapes, axes = param_axes(replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False))
+    config = replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+    shapes, axes = param_axes(Transformer(config))
     assert {name: shapes[name].shape for name in ("embedding", "head", "final_norm")} == {
         "embedding": (31, 16),
         "head": (16, 31),
@@ -159,7 +160,7 @@ def test_shapes_of_the_parameters() -> None:
 
 
 def test_what_a_plain_model_does_not_have() -> None:
-    shapes, _ = param_axes(TINY)
+    shapes, _ = param_axes(Transformer(TINY))
     assert set(shapes) == {"embedding", "layers", "final_norm"}
     assert not [name for name in shapes["layers"] if name.endswith(("_bias", "key_norm"))]
 
@@ -234,25 +235,27 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
     trained = replace(TINY, **family)
     params = make_params(trained)
     lanes = platform == "lanes"
-    config = unrolled(trained, "cpu" if lanes else platform)
+    compute = Compute(remat="full").for_rollouts("cpu" if lanes else platform)
+    model = Transformer(trained, compute=compute)
     layers = unstack_layers(params)
-    if config.fused:
-        layers = fuse_layers(layers, config)
-    on_cpu = lanes or platform == "cpu"
-    assert (config.fused, config.weights_left) == (platform != "tpu", on_cpu)
+    if compute.fused:
+        layers = fuse_layers(layers, compute)
+    assert compute == Compute(
+        scan_layers=False, fused=platform != "tpu", weights_left=platform in ("cpu", "lanes")
+    )
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 
     @jax.jit
     def extend(cache: Cache, tokens: jax.Array, positions: jax.Array) -> Any:
-        output = forward(Transformer(config), layers, tokens, positions, cache=cache)
+        output = forward(model, layers, tokens, positions, cache=cache)
         return output.hidden, output.cache
 
-    def unread(rows: int, columns: int) -> tuple[LayerCache, ...]:
-        values = jnp.full((rows, config.num_kv_heads, columns, config.head_dim), 1e3)
-        return (LayerCache(values, values),) * config.num_layers
+    def unread(kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
+        zeros = kind.zeros(trained, compute, rows, columns)
+        return (jax.tree.map(lambda x: x + 1e3, zeros),) * trained.num_layers
 
-    prompts = unread(2, 6)
+    prompts = unread(LayerCache, 2, 6)
     for begin in (0, 3):
         positions = jnp.broadcast_to(begin + jnp.arange(3), (2, 3))
         seen = jnp.arange(6) <= positions[:, :, None]
@@ -268,8 +271,8 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
         members=jnp.array([[[1, 3], [0, 2]]]),  # 3 = nobody
         places=jnp.array([[2, 0, 3]]),
     )
-    ring: Any = unread(3, 5)
-    ring, columns = tuple(map(to_lanes, ring)) if lanes else ring, 5
+    columns = 5
+    ring = unread(LaneCache if lanes else LayerCache, 3, columns)
     for step in range(5):
         column = (step + 3) % columns
         age = (column - jnp.arange(columns)) % columns
@@ -278,50 +281,17 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
         cache = Cache(ring, jnp.int32(column), seen, prefix)
         hidden, ring = extend(cache, tokens[reads, places][:, None], places[:, None])
         np.testing.assert_allclose(hidden[:, 0], expected[reads, places], atol=1e-5)
-    assert len(ring) == config.num_layers
+    assert len(ring) == trained.num_layers
 
 
-@pytest.mark.parametrize("columns", [96, 5])
-@pytest.mark.parametrize("head_dim", [64, 24])
-def test_lanes(columns: int, head_dim: int) -> None:
-    """A cache in lanes is written and attended to as the plain one, and becomes it again."""
-    rows, heads, kv_heads = 3, 6, 2
-    keys = iter(jax.random.split(jax.random.key(0), 5))
-
-    def normal(*shape: int) -> jax.Array:
-        return jax.random.normal(next(keys), shape)
-
-    cache = LayerCache(*(normal(rows, kv_heads, columns, head_dim) for _ in range(2)))
-    new = [normal(rows, 1, kv_heads, head_dim) for _ in range(2)]
-    query = normal(rows, 1, heads, head_dim)
-    seen = jnp.arange(columns) <= jnp.array([0, 3, columns])[:, None, None]
-    for column in (0, columns - 2):
-        plain = update_cache(cache, *new, jnp.int32(column))
-        lanes = update_lanes(to_lanes(cache), *new, jnp.int32(column))
-        assert lanes.columns == columns
-        jax.tree.map(np.testing.assert_array_equal, from_lanes(lanes), plain)
-        for found, expected in zip(
-            attend_to_lanes(query, lanes, seen), attend_with_lse(query, plain, seen), strict=True
-        ):
-            np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_sums_over_lanes_stay_apart() -> None:
-    """XLA must not fuse them with what stands around them: that takes twice as long and longer."""
-    cache = to_lanes(LayerCache(*(jnp.ones((2, 1, 64, 64)),) * 2))
-    args = jnp.ones((2, 1, 3, 64)), cache, jnp.ones((2, 1, 64), bool)
-    compiled = jax.jit(attend_to_lanes).lower(*args).compile().as_text()
-    assert compiled is not None
-    assert compiled.count("to_apply=%_parts_of_sums") == 2  # over keys, over values
-
-
-def loss_and_grads(config: ModelConfig, params: Any) -> Any:
+def loss_and_grads(compute: Compute, params: Any) -> Any:
     """A loss that every hidden state takes part in, with gradients, compiled."""
     tokens = random_tokens(2)
-    target = jax.random.normal(jax.random.key(3), (2, L, config.embed_dim))
+    target = jax.random.normal(jax.random.key(3), (2, L, TINY.embed_dim))
+    model = Transformer(TINY, compute=compute)
 
     def loss(params: Any) -> jax.Array:
-        hidden = forward(Transformer(config), params, *plain(tokens)).hidden
+        hidden = forward(model, params, *plain(tokens)).hidden
         return jnp.sum(hidden.astype(jnp.float32) * target)
 
     return jax.jit(jax.value_and_grad(loss))(params)
@@ -329,7 +299,7 @@ def loss_and_grads(config: ModelConfig, params: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def scanned(params: Any) -> Any:
-    return loss_and_grads(TINY, params)
+    return loss_and_grads(Compute(), params)
 
 
 def assert_close(first: Any, second: Any, atol: float) -> None:
@@ -337,19 +307,19 @@ def assert_close(first: Any, second: Any, atol: float) -> None:
 
 
 def test_unrolled_is_scanned(params: Any, scanned: Any) -> None:
-    loss, grads = loss_and_grads(replace(TINY, scan_layers=False), unstack_layers(params))
+    loss, grads = loss_and_grads(Compute(scan_layers=False), unstack_layers(params))
     assert_close((loss, grads), (scanned[0], unstack_layers(scanned[1])), atol=1e-4)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_number(params: Any, scanned: Any, remat: str) -> None:
-    assert_close(loss_and_grads(replace(TINY, remat=remat), params), scanned, atol=1e-4)
+    assert_close(loss_and_grads(Compute(remat=remat), params), scanned, atol=1e-4)
 
 
 def test_remat_keeps_less(params: Any) -> None:
     def kept(remat: str) -> int:
         """Numbers that the forward pass leaves for the backward pass."""
-        model = Transformer(replace(TINY, remat=remat))
+        model = Transformer(TINY, compute=Compute(remat=remat))
         tokens = random_tokens(2)
         _, pull_back = jax.eval_shape(
             lambda p: jax.vjp(lambda p: forward(model, p, *plain(tokens)).hidden, p), params
@@ -362,7 +332,7 @@ def test_remat_keeps_less(params: Any) -> None:
 def test_remat_of_dots_runs_attention_once(params: Any) -> None:
     def maxima(remat: str) -> int:
         """Softmaxes of attention in both passes: the backward pass takes their maxima as given."""
-        model, tokens = Transformer(replace(TINY, remat=remat)), random_tokens(2)
+        model, tokens = Transformer(TINY, compute=Compute(remat=remat)), random_tokens(2)
         grad = jax.grad(lambda p: jnp.sum(forward(model, p, *plain(tokens)).hidden))
         return str(jax.make_jaxpr(grad)(params)).count("reduce_max")
 
@@ -370,10 +340,11 @@ def test_remat_of_dots_runs_attention_once(params: Any) -> None:
 
 
 def test_bfloat16_computes_on_float32_masters(params: Any, scanned: Any) -> None:
-    config = replace(TINY, dtype="bfloat16")
-    fresh, _ = param_axes(config)
+    compute = Compute("bfloat16")
+    model = Transformer(TINY, compute=compute)
+    fresh, _ = param_axes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-    loss, grads = loss_and_grads(config, params)
+    loss, grads = loss_and_grads(compute, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     assert float(loss) != float(scanned[0])
     assert float(loss) == pytest.approx(float(scanned[0]), abs=3.0)
@@ -381,7 +352,6 @@ def test_bfloat16_computes_on_float32_masters(params: Any, scanned: Any) -> None
         assert float(jnp.linalg.norm(grad - exact)) < 0.1 * float(jnp.linalg.norm(exact))
     tokens, positions, segment_ids, _ = plain(random_tokens(1))
     batch = Batch(tokens, positions, segment_ids, segment_ids, segment_ids.astype(jnp.float32))
-    model = Transformer(config)
     hidden = jax.eval_shape(lambda: forward(model, params, tokens, positions, segment_ids).hidden)
     logprobs, entropy = jax.eval_shape(lambda: token_logprobs(model, params, batch))
     assert [x.dtype.name for x in (hidden, logprobs, entropy)] == ["bfloat16", "float32", "float32"]
@@ -395,10 +365,22 @@ def test_bfloat16_computes_on_float32_masters(params: Any, scanned: Any) -> None
     [
         ({"num_kv_heads": 3}, "num_heads 4 is not divisible by num_kv_heads 3"),
         ({"head_dim": 7}, "head_dim 7 is odd; RoPE needs an even one"),
-        ({"remat": "some"}, "remat 'some' is not one of none, full, dots"),
-        ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
     ],
 )
 def test_a_bad_config_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(TINY, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"remat": "some"}, "remat 'some' is not one of none, full, dots"),
+        ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
+        ({"attention": "x"}, "attention 'x' is not one of auto, xla, splash, cudnn"),
+        ({"weights_left": True}, "set fused as well"),
+    ],
+)
+def test_a_bad_way_to_compute_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Compute(**change)

@@ -60,7 +60,8 @@ def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
     mesh = mesh or make_mesh()
     opened = open_model(str(config.path))
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
-    sampler = Sampler(Engine(opened.config, tokenizer.stop_ids, config.engine, mesh), tokenizer)
+    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, config.engine)
+    sampler = Sampler(engine, tokenizer)
 
     def answer(conversations: Sequence[list[Message]]) -> list[str]:
         prompts = [

@@ -19,6 +19,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import sequence_scalars
 from r1jax.machines.mesh import make_mesh
+from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
 from r1jax.training.train_state import on_mesh
@@ -119,7 +120,8 @@ class RewardModel:
         mesh = mesh or make_mesh()
         self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
         self._load = functools.partial(opened.load, mesh, 0)
-        self._scorer = Scorer(Transformer(opened.config, mesh), mesh, microbatch_rows)
+        model = opened.transformer(mesh, choose_kernel(opened.compute, mesh))
+        self._scorer = Scorer(model, mesh, microbatch_rows)
 
     @functools.cached_property
     def _params(self) -> Any:

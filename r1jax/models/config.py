@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 from r1jax.config import ConfigError
 
-REMAT_POLICIES = ("none", "full", "dots")
-DTYPES = ("float32", "bfloat16")
-KERNELS = ("auto", "xla", "splash", "cudnn")
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -32,13 +28,6 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # RMSNorm of each head's queries and keys: Qwen3
     scalar_head: bool = False  # a number per token beside the vocabulary: reward and value models
-    # How it is computed, not what: these never change a result beyond rounding.
-    dtype: str = "float32"  # of activations; parameters are float32 masters
-    scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
-    fused: bool = False  # query, key and value in one matrix, gate and up in another (engine)
-    weights_left: bool = False  # fused matrices [out, in] and cached keys stand left (engine, CPU)
-    attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
-    remat: str = "none"  # what the backward pass recomputes: none, full, dots (no products)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -47,11 +36,3 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
-        if self.remat not in REMAT_POLICIES:
-            raise ConfigError(f"remat {self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-        if self.attention not in KERNELS:
-            raise ConfigError(f"attention {self.attention!r} is not one of {', '.join(KERNELS)}")
-        if self.weights_left and not self.fused:
-            raise ConfigError("weights_left is a form of the fused matrices: set fused as well")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")

@@ -6,29 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import spec_of
-from r1jax.models.config import ModelConfig
-from r1jax.models.packed_attention import ATTENTION, Span
+from r1jax.models.layouts import Compute
+from r1jax.models.packed_attention import ATTENTION, Seen, Span, packed_mask, see
 
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 
 
-def choose_kernel(config: ModelConfig, mesh: Mesh | None, shared_prompts: bool = False) -> str:
-    """What attention over packed rows runs on this mesh: config.attention, "auto" resolved.
+def choose_kernel(compute: Compute, mesh: Mesh | None, shared_prompts: bool = False) -> str:
+    """What attention over packed rows runs on this mesh: compute.attention, "auto" resolved.
 
     The splash kernel compares segments and nothing else, so it cannot run rows in which completions
     share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits.
     """
     platform = "cpu" if mesh is None else mesh.devices.flat[0].platform
     gpu = platform in ("gpu", "cuda")
-    kernel = config.attention
+    kernel = compute.attention
     if kernel == "auto" and platform == "tpu" and not shared_prompts:
         return "splash"
     if kernel == "auto":
-        return "cudnn" if gpu and config.dtype == "bfloat16" else "xla"
+        return "cudnn" if gpu and compute.dtype == "bfloat16" else "xla"
     if kernel == "splash" and shared_prompts:
         raise ConfigError(
             "attention 'splash' cannot run rows in which completions share a prompt: set"
@@ -40,73 +41,92 @@ def choose_kernel(config: ModelConfig, mesh: Mesh | None, shared_prompts: bool =
     return kernel
 
 
-def attend_by_segments(
-    q_BLHN: jax.Array,
-    k_BKLN: jax.Array,
-    v_BKLN: jax.Array,
+def see_packed(
+    kernel: str,
     segment_ids_BL: jax.Array,
+    completion_ids_BL: jax.Array | None,
     mesh: Mesh | None,
-    span: Span | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """Causal attention within segments by the splash kernel for TPUs -> [B, L, H, N].
+    span: Span | None,
+) -> Seen:
+    """What the queries of packed rows see, for the kernel of this name."""
+    if kernel == "splash":
+        return SeenBySplash(segment_ids_BL, mesh, span)
+    mask_BLL = packed_mask(segment_ids_BL, completion_ids_BL)
+    if kernel == "cudnn":
+        return SeenByCudnn(mask_BLL)
+    return see(mask_BLL, span, mesh is None or mesh.size == 1)
+
+
+@struct.dataclass
+class SeenBySplash:
+    """Causal attention within segments by the splash kernel for TPUs.
 
     It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
     prefix, those before the window. Each device runs it on its own rows and heads. `interpret` runs
     it on any platform, slowly.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
-    length = q_BLHN.shape[1]
-    padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
-    block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
-    pad = padded - length
-    visible: Any = splash.CausalMask((padded, padded))
-    if span is not None and span.prefix == 0:
-        visible = splash.LocalMask((padded, padded), (span.window - 1, 0), 0)
+    segment_ids: jax.Array  # [B, L]
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+    span: Span | None = struct.field(pytree_node=False, default=None)
+    interpret: bool = struct.field(pytree_node=False, default=False)
 
-    def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        mask = splash.MultiHeadMask([visible] * q.shape[1])
-        sizes = splash.BlockSizes(*(block,) * 8)
-        kernel = splash.make_splash_mha(
-            mask,
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            residual_checkpoint_name=ATTENTION,
-            interpret=interpret,
-        )
-        ids = splash.SegmentIds(q=segments, kv=segments)
-        return jax.vmap(kernel)(q, k, v, ids)
+    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+        from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
-    q_BHLN = q_BLHN.swapaxes(1, 2) * q_BLHN.shape[-1] ** -0.5
-    q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLN))
-    segments = jnp.pad(segment_ids_BL, [(0, 0), (0, pad)])
-    if mesh is not None and mesh.size > 1:
-        heads, kv_heads, rows = (
-            spec_of(("batch", "heads", None, None)),
-            spec_of(("batch", "kv_heads", None, None)),
-            spec_of(("batch", None)),
-        )
-        one_device = jax.shard_map(
-            one_device,
-            mesh=mesh,
-            in_specs=(heads, kv_heads, kv_heads, rows),
-            out_specs=heads,
-            check_vma=False,
-        )
-    mixed_BHLN = one_device(q, k, v, segments)
-    return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLN.dtype)
+        length = q_BLHN.shape[1]
+        padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
+        block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
+        pad = padded - length
+        visible: Any = splash.CausalMask((padded, padded))
+        if self.span is not None and self.span.prefix == 0:
+            visible = splash.LocalMask((padded, padded), (self.span.window - 1, 0), 0)
+
+        def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+            mask = splash.MultiHeadMask([visible] * q.shape[1])
+            sizes = splash.BlockSizes(*(block,) * 8)
+            kernel = splash.make_splash_mha(
+                mask,
+                block_sizes=sizes,
+                head_shards=1,
+                q_seq_shards=1,
+                residual_checkpoint_name=ATTENTION,
+                interpret=self.interpret,
+            )
+            ids = splash.SegmentIds(q=segments, kv=segments)
+            return jax.vmap(kernel)(q, k, v, ids)
+
+        q_BHLN = q_BLHN.swapaxes(1, 2) * q_BLHN.shape[-1] ** -0.5
+        q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLN))
+        segments = jnp.pad(self.segment_ids, [(0, 0), (0, pad)])
+        if self.mesh is not None and self.mesh.size > 1:
+            heads, kv_heads, rows = (
+                spec_of(("batch", "heads", None, None)),
+                spec_of(("batch", "kv_heads", None, None)),
+                spec_of(("batch", None)),
+            )
+            one_device = jax.shard_map(
+                one_device,
+                mesh=self.mesh,
+                in_specs=(heads, kv_heads, kv_heads, rows),
+                out_specs=heads,
+                check_vma=False,
+            )
+        mixed_BHLN = one_device(q, k, v, segments)
+        return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLN.dtype)
 
 
-def attend_by_cudnn(
-    q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, mask_BLL: jax.Array
-) -> jax.Array:
+@struct.dataclass
+class SeenByCudnn:
     """Masked attention by cuDNN's kernel for NVIDIA GPUs (bfloat16 or float16)."""
-    return jax.nn.dot_product_attention(
-        q_BLHN,
-        k_BKLN.swapaxes(1, 2),
-        v_BKLN.swapaxes(1, 2),
-        mask=mask_BLL[:, None],
-        implementation="cudnn",
-    )
+
+    mask: jax.Array  # bool [B, L, L]
+
+    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q_BLHN,
+            k_BKLN.swapaxes(1, 2),
+            v_BKLN.swapaxes(1, 2),
+            mask=self.mask[:, None],
+            implementation="cudnn",
+        )

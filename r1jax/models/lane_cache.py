@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import Mesh
 
 from r1jax.models.attention import softmax
-from r1jax.models.caches import LayerCache
+from r1jax.models.caches import Attended, LayerCache
+from r1jax.models.config import ModelConfig
+from r1jax.models.layouts import Compute
 
 TERMS = 16  # written out in a loop: as many lines of the memory as a core has registers for
 LANES = 16  # floats that lie side by side: a line of the memory
@@ -28,28 +31,65 @@ LANES = 16  # floats that lie side by side: a line of the memory
 
 @struct.dataclass
 class LaneCache:
-    """A LayerCache's keys, whose sums go over N, and values, whose sums go over T columns."""
+    """A LayerCache's keys, whose sums go over N, and values, whose sums go over T columns.
+
+    For one new token a row, on one device. Fastest where columns and head dimension are multiples
+    of 16.
+    """
 
     keys: jax.Array  # [P, B, K, J, C, I] of S = N and R = T
     values: jax.Array  # [P, B, K, J, C, I] of S = T and R = N
 
+    @classmethod
+    def zeros(cls, config: ModelConfig, compute: Compute, rows: int, columns: int) -> LaneCache:
+        return cls.of(LayerCache.zeros(config, compute, rows, columns))
+
+    @classmethod
+    def of(cls, plain: LayerCache) -> LaneCache:
+        return cls(_to_lanes(plain.keys.swapaxes(2, 3)), _to_lanes(plain.values))
+
+    def plain(self) -> LayerCache:
+        """The inverse of `of`."""
+        return LayerCache(_from_lanes(self.keys).swapaxes(2, 3), _from_lanes(self.values))
+
     @property
     def columns(self) -> int:
-        """T"""
         return self.keys.shape[3] * self.keys.shape[5]
 
+    def write(self, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array) -> LaneCache:
+        keys, values = self.keys, self.values
+        parts, rows, heads, _, terms, lanes = keys.shape
+        k_BKPC = k_B1KN.astype(keys.dtype).reshape(rows, heads, parts, terms)
+        k_PBK1C1 = jnp.moveaxis(k_BKPC, 2, 0)[:, :, :, None, :, None]
+        keys = jax.lax.dynamic_update_slice(
+            keys, k_PBK1C1, (0, 0, 0, column // lanes, 0, column % lanes)
+        )
+        terms, lanes = values.shape[4:]
+        v_1BKJ1I = v_B1KN.astype(values.dtype).reshape(1, rows, heads, -1, 1, lanes)
+        values = jax.lax.dynamic_update_slice(
+            values, v_1BKJ1I, (column // terms, 0, 0, 0, column % terms, 0)
+        )
+        return LaneCache(keys, values)
 
-RowCache = LayerCache | LaneCache
+    def attend(self, q_B1HN: jax.Array, mask_B1T: jax.Array) -> Attended:
+        rows, _, heads, head_dim = q_B1HN.shape
+        grouped = rows, self.keys.shape[2], -1  # the queries of a kv head
+        scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), self.keys)
+        scores_BH1T = scores_BKMT.reshape(rows, heads, 1, -1)
+        weights_BH1T, total_BH11, lse_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
+        mixed_BKMN = _sums(weights_BH1T.reshape(*grouped, self.columns), self.values)
+        mixed_B1HN = mixed_BKMN.reshape(q_B1HN.shape) / total_BH11.swapaxes(1, 2)
+        return mixed_B1HN.astype(q_B1HN.dtype), lse_BH11[..., 0].swapaxes(1, 2)
 
+    def resized(
+        self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
+    ) -> LaneCache:
+        if columns == self.columns:  # rows alone stay as they lie
+            return jax.tree.map(lambda x_PBKJCI: x_PBKJCI[:, keep_ZS[0]], self)
+        return self.of(self.plain().resized(keep_ZS, column, columns, mesh))
 
-def to_lanes(cache: LayerCache) -> LaneCache:
-    """Fastest where columns and head dimension are multiples of 16."""
-    return LaneCache(_to_lanes(cache.keys.swapaxes(2, 3)), _to_lanes(cache.values))
-
-
-def from_lanes(cache: LaneCache) -> LayerCache:
-    """The inverse of `to_lanes`."""
-    return LayerCache(_from_lanes(cache.keys).swapaxes(2, 3), _from_lanes(cache.values))
+    def pinned(self, mesh: Mesh | None) -> LaneCache:
+        return self  # there is one device
 
 
 def _to_lanes(x_BKSR: jax.Array) -> jax.Array:
@@ -62,39 +102,6 @@ def _from_lanes(x_PBKJCI: jax.Array) -> jax.Array:
     parts, rows, heads, pieces, terms, lanes = x_PBKJCI.shape
     x_BKPCJI = x_PBKJCI.transpose(1, 2, 0, 4, 3, 5)
     return x_BKPCJI.reshape(rows, heads, parts * terms, pieces * lanes)
-
-
-def update_lanes(
-    cache: LaneCache, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array
-) -> LaneCache:
-    """Writes every row's new token into this column."""
-    keys, values = cache.keys, cache.values
-    parts, rows, heads, _, terms, lanes = keys.shape
-    k_BKPC = k_B1KN.astype(keys.dtype).reshape(rows, heads, parts, terms)
-    k_PBK1C1 = jnp.moveaxis(k_BKPC, 2, 0)[:, :, :, None, :, None]
-    keys = jax.lax.dynamic_update_slice(
-        keys, k_PBK1C1, (0, 0, 0, column // lanes, 0, column % lanes)
-    )
-    terms, lanes = values.shape[4:]
-    v_1BKJ1I = v_B1KN.astype(values.dtype).reshape(1, rows, heads, -1, 1, lanes)
-    values = jax.lax.dynamic_update_slice(
-        values, v_1BKJ1I, (column // terms, 0, 0, 0, column % terms, 0)
-    )
-    return LaneCache(keys, values)
-
-
-def attend_to_lanes(
-    q_B1HN: jax.Array, cache: LaneCache, mask_B1T: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """caches.attend_with_lse for one query a row."""
-    rows, _, heads, head_dim = q_B1HN.shape
-    grouped = rows, cache.keys.shape[2], -1  # the queries of a kv head
-    scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), cache.keys)
-    scores_BH1T = scores_BKMT.reshape(rows, heads, 1, -1)
-    weights_BH1T, total_BH11, lse_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
-    mixed_BKMN = _sums(weights_BH1T.reshape(*grouped, cache.columns), cache.values)
-    mixed_B1HN = mixed_BKMN.reshape(q_B1HN.shape) / total_BH11.swapaxes(1, 2)
-    return mixed_B1HN.astype(q_B1HN.dtype), lse_BH11[..., 0].swapaxes(1, 2)
 
 
 def _sums(weights_BKMS: jax.Array, x_PBKJCI: jax.Array) -> jax.Array:

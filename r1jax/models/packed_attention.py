@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.models.attention import by_kv_head, per_kv_head, scaled, softmax_mix
 
-MIN_BLOCK, MAX_BLOCKS = 96, 12  # queries of a block in attend_causally; blocks of two spans
+MIN_BLOCK, MAX_BLOCKS = 96, 12  # queries of a block; blocks of two spans
 ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
 NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
@@ -47,17 +47,28 @@ def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) 
     return mask | jnp.eye(length, dtype=bool)
 
 
+class Seen(Protocol):
+    """What the queries of packed rows see, as a kernel wants it: found once, for all layers."""
+
+    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+        """Softmax attention of whole rows to what they see -> [B, L, H, N]."""
+        ...
+
+
 @struct.dataclass
-class Seen:
-    """What the queries of packed rows see: found once, for all layers."""
+class SeenInBlocks:
+    """For XLA, on any platform; scores in float32."""
 
     mask: jax.Array  # bool [B, L, L]
     windows: tuple[jax.Array, ...]  # which of its windows each block takes; int32 [times]
     blocks: tuple[_Block, ...] = struct.field(pytree_node=False)
 
+    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+        return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, self.mask, self.windows, self.blocks)
 
-def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False) -> Seen:
-    """A causal mask in blocks of queries, which `attend_causally` computes one by one.
+
+def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False) -> SeenInBlocks:
+    """A causal mask in blocks of queries, which are computed one by one.
 
     Each is for the keys up to its own end; where the mask shows no more than a `span`, for those of
     a prefix and of the window only. So most of the scores that the mask hides are not computed. On
@@ -66,14 +77,7 @@ def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False)
     """
     length = mask_BLL.shape[1]
     blocks = _blocks(length, span or Span(length, length), one_device)
-    return Seen(mask_BLL, tuple(block.nearest(mask_BLL) for block in blocks), blocks)
-
-
-def attend_causally(
-    q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: Seen
-) -> jax.Array:
-    """Softmax attention of whole rows to what they see, scores in float32 -> [B, L, H, N]."""
-    return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, seen.mask, seen.windows, seen.blocks)
+    return SeenInBlocks(mask_BLL, tuple(block.nearest(mask_BLL) for block in blocks), blocks)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.config import ModelConfig
@@ -18,21 +17,22 @@ from r1jax.models.transformer import Transformer
 def init_params(model: Transformer, key: jax.Array) -> Any:
     """Random float32 parameters, boxed with their logical axes (see `param_axes`)."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    config = dataclasses.replace(model.config, attention="xla")  # which runs anywhere
-    variables = model.clone(config=config, mesh=None).init(key, tokens, tokens, tokens + 1)
-    return variables["params"]
+    alone = model.clone(mesh=None, kernel="xla")  # which runs anywhere
+    return alone.init(key, tokens, tokens, tokens + 1)["params"]
 
 
-def param_axes(config: ModelConfig) -> tuple[Any, Any]:
+def param_axes(model: Transformer) -> tuple[Any, Any]:
     """(shapes as ShapeDtypeStruct, logical axis names as tuples), both in the parameters' tree."""
-    boxed = jax.eval_shape(lambda: init_params(Transformer(config), jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
     return nn.unbox(boxed), axes
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
+def param_shardings(model: Transformer) -> Any:
     """A NamedSharding per parameter; raises when a dimension does not divide over the mesh."""
-    shapes, axes = param_axes(config)
+    assert model.mesh is not None, "parameters are split over a mesh"
+    mesh = model.mesh
+    shapes, axes = param_axes(model)
 
     def one(path: Any, shape: Any, names: tuple[str, ...]) -> NamedSharding:
         check_divisible(
@@ -50,18 +50,17 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.Partitioned)
 
 
-def abstract_params(config: ModelConfig) -> Any:
+def abstract_params(model: Transformer) -> Any:
     """Shapes and types of the parameters."""
-    return jax.eval_shape(lambda: nn.unbox(init_params(Transformer(config), jax.random.key(0))))
+    return param_axes(model)[0]
 
 
 def count_params(config: ModelConfig) -> int:
-    return sum(x.size for x in jax.tree.leaves(abstract_params(config)))
+    return sum(x.size for x in jax.tree.leaves(abstract_params(Transformer(config))))
 
 
-def random_params(config: ModelConfig, seed: int, mesh: Mesh) -> Any:
+def random_params(model: Transformer, seed: int) -> Any:
     """Fresh parameters, made shard by shard; the same numbers on any mesh."""
     return jax.jit(
-        lambda key: nn.unbox(init_params(Transformer(config), key)),
-        out_shardings=param_shardings(config, mesh),
+        lambda key: nn.unbox(init_params(model, key)), out_shardings=param_shardings(model)
     )(jax.random.key(seed))

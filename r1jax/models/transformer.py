@@ -18,20 +18,11 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r1jax.machines.mesh import constrain
-from r1jax.models.caches import (
-    Cache,
-    LayerCache,
-    SharedPrefix,
-    attend_shared,
-    attend_with_lse,
-    merge,
-    update_cache,
-)
+from r1jax.models.caches import Cache, Continued, RowCache
 from r1jax.models.config import ModelConfig
-from r1jax.models.kernels import attend_by_cudnn, attend_by_segments, choose_kernel
-from r1jax.models.lane_cache import LaneCache, RowCache, attend_to_lanes, update_lanes
-from r1jax.models.layouts import project, project_left
-from r1jax.models.packed_attention import ATTENTION, Span, attend_causally, packed_mask, see
+from r1jax.models.kernels import see_packed
+from r1jax.models.layouts import Compute, project, project_left
+from r1jax.models.packed_attention import ATTENTION, Seen, Span
 from r1jax.models.rope import rope, rotary
 
 INIT_STD = 0.02
@@ -44,7 +35,7 @@ class Output:
     """What a forward pass gives; the head is applied by whoever needs logits."""
 
     hidden: jax.Array  # [B, L, D], after the final norm
-    cache: tuple[RowCache, ...] | None = None
+    cache: tuple[Any, ...] | None = None  # per layer a RowCache
     aux: dict[str, jax.Array] = struct.field(default_factory=dict)  # expert load, balance loss
 
 
@@ -59,15 +50,15 @@ class Block(nn.Module):
     """Attention and gated MLP, each behind a norm and a residual connection."""
 
     config: ModelConfig
-    mesh: Mesh | None = None
-    span: Span | None = None
+    compute: Compute
+    mesh: Mesh | None
 
     def _param(
         self, name: str, shape: Sequence[int], axes: Sequence[str], std: float | None = INIT_STD
     ) -> jax.Array:
         init = nn.initializers.ones if std is None else nn.initializers.normal(std)
         value: Any = self.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape))
-        return value if std is None else value.astype(self.config.dtype)  # norms stay float32
+        return value if std is None else value.astype(self.compute.dtype)  # norms stay float32
 
     def _residual_std(self) -> float:
         """Initial spread of what a residual connection adds."""
@@ -78,11 +69,11 @@ class Block(nn.Module):
     ) -> jax.Array:
         """x's last axes, `inner`, times the matrix of this name -> [..., outer]."""
         (into, into_names), (out, out_names) = inner, outer
-        if self.config.weights_left:
+        if self.compute.weights_left:
             weight = self._param(name, [*out, *into], [*out_names, *into_names], std)
             return project_left(x, weight, len(into))
         weight = self._param(name, [*into, *out], [*into_names, *out_names], std)
-        if self.config.fused:  # `tensor` splits F, which is not the outer axis of a flat 2 F
+        if self.compute.fused:  # `tensor` splits F, which is not the outer axis of a flat 2 F
             return jnp.tensordot(x, weight, len(into))
         return project(x, weight, len(into))
 
@@ -91,25 +82,17 @@ class Block(nn.Module):
         self,
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
-        seen: Any,  # Transformer._seen's, or a cache's mask
-        cache: RowCache | None = None,
-        column: jax.Array | None = None,
-        shared: tuple[LayerCache, SharedPrefix] | None = None,
+        seen: Seen | None,
+        before: Continued | None = None,
     ) -> tuple[jax.Array, RowCache | None]:
+        """What packed rows see, or what came before rows that continue -> x, and that with them."""
         q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
-        if cache is None:
-            k_BKLN, v_BKLN = k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2)
-            mixed_BLHN = self._packed_attention(q_BLHN, k_BKLN, v_BKLN, seen)
+        cache = None
+        if before is not None:
+            mixed_BLHN, cache = before.attend(q_BLHN, k_BLKN, v_BLKN)
         else:
-            assert column is not None
-            left = self.config.weights_left
-            if isinstance(cache, LaneCache):
-                cache = update_lanes(cache, k_BLKN, v_BLKN, column)
-                own = attend_to_lanes(q_BLHN, cache, seen)
-            else:
-                cache = update_cache(cache, k_BLKN, v_BLKN, column)
-                own = attend_with_lse(q_BLHN, cache, seen, left)
-            mixed_BLHN = merge(own, attend_shared(q_BLHN, *shared, left)) if shared else own[0]
+            assert seen is not None
+            mixed_BLHN = seen.attend(q_BLHN, k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2))
         attention_BLD = self._output(mixed_BLHN)
         x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
         x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")
@@ -122,7 +105,7 @@ class Block(nn.Module):
         c = self.config
         norm_D = self._param("attention_norm", [c.embed_dim], ["norm"], None)
         x_BLD = rms_norm(x_BLD, norm_D, c.norm_eps)
-        if not c.fused:
+        if not self.compute.fused:
             q_BLHN = rope(self._project(x_BLD, "query", c.num_heads, "heads"), sin_cos)
             k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
             return q_BLHN, k_BLKN, self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
@@ -135,17 +118,6 @@ class Block(nn.Module):
         q, k, v = jnp.split(y, [heads - 2, heads - 1], axis=3)
         q, k, v = (part.reshape(*y.shape[:2], -1, c.head_dim) for part in (q, k, v))
         return rope(self._normed(q, "query"), sin_cos), rope(self._normed(k, "key"), sin_cos), v
-
-    def _packed_attention(
-        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array, seen: Any
-    ) -> jax.Array:
-        """`seen` is what Transformer._seen gives."""
-        kernel = choose_kernel(self.config, self.mesh)
-        if kernel == "splash":
-            return attend_by_segments(q_BLHN, k_BKLN, v_BKLN, seen, self.mesh, self.span)
-        if kernel == "cudnn":
-            return attend_by_cudnn(q_BLHN, k_BKLN, v_BKLN, seen)
-        return attend_causally(q_BLHN, k_BKLN, v_BKLN, seen)
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config
@@ -180,7 +152,7 @@ class Block(nn.Module):
         c = self.config
         x_BLD = rms_norm(x_BLD, self._param("ffn_norm", [c.embed_dim], ["norm"], None), c.norm_eps)
         embed, ffn = ([c.embed_dim], ["embed"]), ([c.ffn_dim], ["ffn"])
-        if c.fused:
+        if self.compute.fused:
             both = self._dot(x_BLD, "gate_up", embed, ([2, c.ffn_dim], ["gate_up", "ffn"]))
             gate_BLF, up_BLF = both[:, :, 0], both[:, :, 1]
         else:
@@ -202,6 +174,8 @@ class Transformer(nn.Module):
     config: ModelConfig
     mesh: Mesh | None = None
     span: Span | None = None
+    compute: Compute = Compute()
+    kernel: str = "xla"  # attention over packed rows: what choose_kernel gives
 
     @nn.compact
     def __call__(
@@ -225,13 +199,12 @@ class Transformer(nn.Module):
             self.param("scalar_head", nn.with_partitioning(normal, ("norm",)), (c.embed_dim,))
             self.param("scalar_bias", nn.with_partitioning(zeros, ()), ())
         table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
-        x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(c.dtype)
+        x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(self.compute.dtype)
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
+        seen = None
         if cache is None:
             assert segment_ids_BL is not None, "without a cache the rows are packed"
-            seen = self._seen(segment_ids_BL, completion_ids_BL)
-        else:
-            seen = cache.mask
+            seen = see_packed(self.kernel, segment_ids_BL, completion_ids_BL, self.mesh, self.span)
         sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
         if cache is not None and cache.sin_cos is not None:
             sin_cos = cache.sin_cos
@@ -241,47 +214,29 @@ class Transformer(nn.Module):
         )
         return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=layers)
 
-    def _seen(self, segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) -> Any:
-        """Which keys of packed rows a query sees, as the kernel wants it: for splash the segment
-        ids, for cuDNN the mask [B, L, L].
-        """
-        kernel = choose_kernel(self.config, self.mesh)
-        if kernel == "splash":
-            return segment_ids_BL
-        mask_BLL = packed_mask(segment_ids_BL, completion_ids_BL)
-        if kernel == "cudnn":
-            return mask_BLL
-        return see(mask_BLL, self.span, self.mesh is None or self.mesh.size == 1)
-
     def _layers(
         self,
         x_BLD: jax.Array,
         sin_cos: tuple[jax.Array, jax.Array],
-        seen: Any,
+        seen: Seen | None,
         cache: Cache | None,
-    ) -> tuple[jax.Array, tuple[RowCache, ...] | None]:
-        c = self.config
-        block = _remat(Block, c.remat)
-        if not c.scan_layers:
-            new = []
-            block = nn.jit(block)
-            for i in range(c.num_layers):
-                layer = block(c, self.mesh, self.span, name=f"layers_{i}")
-                given: tuple[Any, ...] = ()
-                if cache is not None:
-                    prefix = cache.prefix
-                    shared = None if prefix is None else (prefix.layers[i], prefix)
-                    given = (cache.layers[i], cache.column, shared)
-                x_BLD, layer_cache = layer(x_BLD, sin_cos, seen, *given)
-                new.append(layer_cache)
-            return x_BLD, tuple(new) if cache is not None else None
-        assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
-        scanned = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
-            length=c.num_layers, metadata_params={nn.PARTITION_NAME: "layers"},
-        )  # fmt: skip
-        x_BLD, _ = scanned(c, self.mesh, self.span, name="layers")(x_BLD, sin_cos, seen)
-        return x_BLD, None
+    ) -> tuple[jax.Array, tuple[RowCache | None, ...] | None]:
+        block, count = _remat(Block, self.compute.remat), self.config.num_layers
+        given = self.config, self.compute, self.mesh
+        if self.compute.scan_layers:
+            assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
+            scanned = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": True},
+                in_axes=nn.broadcast, length=count, metadata_params={nn.PARTITION_NAME: "layers"},
+            )  # fmt: skip
+            x_BLD, _ = scanned(*given, name="layers")(x_BLD, sin_cos, seen)
+            return x_BLD, None
+        block, new = nn.jit(block), []
+        for i in range(count):
+            before = None if cache is None else cache.layer(i)
+            x_BLD, layer = block(*given, name=f"layers_{i}")(x_BLD, sin_cos, seen, before)
+            new.append(layer)
+        return x_BLD, None if cache is None else tuple(new)
 
 
 def _remat(block: type[Block], policy: str) -> Any:

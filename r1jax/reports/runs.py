@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 from r1jax.files import (
     CONFIG,
     EVALUATIONS,
@@ -28,8 +28,8 @@ from r1jax.files import (
     absolute,
     read_metrics,
 )
-from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params
+from r1jax.weights.load import ModelFields
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 
@@ -136,13 +136,14 @@ def _read_params(path: epath.Path) -> int:
     """0 where there is no such file."""
     try:
         return _count_params(path.read_text()) if path.exists() else 0
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a model's: {error!r}") from None
+    except (ValueError, ConfigError) as error:
+        raise DataError(f"{path} is not a model's: {error}") from None
 
 
 @cache
 def _count_params(model_json: str) -> int:
-    return count_params(ModelConfig(**json.loads(model_json)))
+    config, _ = ModelFields.read(json.loads(model_json), MODEL_JSON)
+    return count_params(config)
 
 
 def _read_evaluations(path: epath.Path) -> list[Evaluation]:

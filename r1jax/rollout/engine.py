@@ -25,12 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
-from r1jax.models.caches import SharedPrefix
-from r1jax.models.config import ModelConfig
-from r1jax.models.layouts import unrolled
+from r1jax.models.caches import LayerCache, SharedPrefix
+from r1jax.models.lane_cache import LaneCache
+from r1jax.models.transformer import Transformer
 from r1jax.rollout.memory import Demand, Memory, plan_slots
 from r1jax.rollout.programs import Programs, Slots
 from r1jax.rollout.sampling import SamplingConfig
@@ -99,18 +98,17 @@ class Engine:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Transformer,
         stop_ids: Sequence[int],
         config: EngineConfig | None = None,
-        mesh: Mesh | None = None,
     ) -> None:
         self.config = config or EngineConfig()
+        self.mesh = mesh = model.mesh
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self.model_config = unrolled(model, platform)
-        self.mesh = mesh
+        self.model = model.clone(compute=model.compute.for_rollouts(platform))
         one_cpu = platform == "cpu" and (mesh is None or mesh.size == 1)
-        lanes = self.config.lane_cache and one_cpu
-        self.programs = Programs(self.model_config, stop_ids, mesh, lanes)
+        row_cache = LaneCache if self.config.lane_cache and one_cpu else LayerCache
+        self.programs = Programs(self.model, stop_ids, row_cache)
         self.shards = self.programs.shards
         self.stop_ids = tuple(stop_ids)
         self.statistics = Statistics()
@@ -192,7 +190,7 @@ class Engine:
             rows=-(-len(prompts) * group_size // self.shards),
         )
         memory = plan_slots(
-            self.model_config,
+            self.model,
             demand,
             jax.local_devices() if self.mesh is None else self.mesh.local_devices,
             slots=-(-self.config.slots // self.shards),
@@ -205,7 +203,7 @@ class Engine:
         return memory
 
     def _check(self, prompts: Sequence[np.ndarray]) -> None:
-        limit = self.model_config.max_length
+        limit = self.model.config.max_length
         for index, prompt in enumerate(prompts):
             if not 1 <= len(prompt) < limit:
                 raise ConfigError(
@@ -214,7 +212,7 @@ class Engine:
                 )
 
     def _limit(self, prompt: np.ndarray, sampling: SamplingConfig) -> int:
-        return min(sampling.max_tokens, self.model_config.max_length - len(prompt))
+        return min(sampling.max_tokens, self.model.config.max_length - len(prompt))
 
     def _columns(self, tokens: int, most: int) -> int:
         """The first of bucket x (1, 2, 4, ...) that holds so many tokens: few programs. None is
@@ -228,7 +226,7 @@ class Engine:
     def _prompt_columns(self, length: int) -> int:
         """For all tokens of a prompt but the last, in whole chunks of the prefill."""
         chunk = self.config.prefill_chunk
-        columns = self._columns(max(length - 1, 1), self.model_config.max_length)
+        columns = self._columns(max(length - 1, 1), self.model.config.max_length)
         return columns if columns <= chunk else -(-columns // chunk) * chunk
 
     def _longest(self, work: Schedule, limits: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from r1jax.config import ConfigError
 from r1jax.machines.hosts import least_of_all
-from r1jax.models.config import ModelConfig
+from r1jax.models.transformer import Transformer
 
 MIB = 1 << 20
 FREE_SHARE = 0.8  # of the memory that is free, where the config names no budget
@@ -42,7 +42,7 @@ class Demand:
 
 
 def plan_slots(
-    model: ModelConfig,
+    model: Transformer,
     demand: Demand,
     devices: Sequence[jax.Device],
     *,
@@ -61,9 +61,10 @@ def plan_slots(
         return Memory(slots, demand.group_size)
     # All processes plan the same, whatever is free on each.
     budget = (budget_mib or least_of_all(int(FREE_SHARE * free_bytes(devices)) // MIB)) * MIB
-    heads = model.num_kv_heads // tensor
-    column = 2 * model.num_layers * heads * model.head_dim * jnp.dtype(model.dtype).itemsize
-    row = 2 * demand.columns * column + LOGITS_COPIES * 4 * model.vocab_size // tensor
+    c = model.config
+    numbers = 2 * c.num_layers * (c.num_kv_heads // tensor) * c.head_dim
+    column = numbers * jnp.dtype(model.compute.dtype).itemsize
+    row = 2 * demand.columns * column + LOGITS_COPIES * 4 * c.vocab_size // tensor
     most = min(slots or demand.rows, demand.rows)
 
     def need(count: int) -> int:

@@ -15,12 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
-from r1jax.models.caches import Cache, LayerCache, SharedPrefix
-from r1jax.models.config import ModelConfig
-from r1jax.models.lane_cache import LaneCache, RowCache, from_lanes, to_lanes
+from r1jax.models.caches import Cache, LayerCache, RowCache, SharedPrefix, by_shard, kept_rows
 from r1jax.models.layouts import fuse_layers, unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
@@ -32,7 +30,7 @@ from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
 class Slots:
     """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
 
-    layers: tuple[RowCache, ...]  # T columns
+    layers: tuple[Any, ...]  # per layer a RowCache of T columns
     column: jax.Array  # int32 scalar, the ring's column of the next step
     token: jax.Array  # int32 [B]
     position: jax.Array  # int32 [B]
@@ -44,23 +42,21 @@ class Slots:
 
 
 class Programs:
-    """The programs for one model (as layouts.unrolled gives it) on one mesh.
+    """The programs for one model, computed as for rollouts, on its mesh.
 
-    With `lanes`, for one CPU, rows have a LaneCache; prompts have a LayerCache always.
+    Rows that decode have caches of type `row_cache`; prompts have plain ones.
     """
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Transformer,
         stop_ids: Sequence[int],
-        mesh: Mesh | None,
-        lanes: bool = False,
+        row_cache: type[RowCache] = LayerCache,
     ) -> None:
-        self.model_config = model
-        self.lanes = lanes
-        self.model = Transformer(model, mesh)
+        self.model = model
+        self.row_cache = row_cache
         self.stop_ids = tuple(stop_ids)
-        self.mesh = mesh
+        self.mesh = mesh = model.mesh
         self.shards = 1
         if mesh is not None:
             self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
@@ -87,14 +83,14 @@ class Programs:
         """For rollouts parameters are split over `tensor` only: every step reads all of them."""
         if self.mesh is None:
             return None
-        _, axes = param_axes(self.model_config)
+        _, axes = param_axes(self.model)
         mesh = self.mesh
 
         def one(names: tuple[str, ...]) -> NamedSharding:
             kept = (name if "fsdp" not in RULES[name] else None for name in names)
             return NamedSharding(mesh, spec_of(tuple(kept)))
 
-        if self.model_config.weights_left:
+        if self.model.compute.weights_left:
             axes = axes | {"head": ("embed", "vocab")}
         return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -116,28 +112,22 @@ class Programs:
         """Training parameters -> a fused set per layer, in the rollout's type."""
         if "layers" in params:
             params = unstack_layers(params)
-        if self.model_config.fused:
-            params = fuse_layers(params, self.model_config)
-        if self.model_config.weights_left:  # here, or every chunk of steps would transpose it
+        compute = self.model.compute
+        if compute.fused:
+            params = fuse_layers(params, compute)
+        if compute.weights_left:  # here, or every chunk of steps would transpose it
             params = params | {"head": head_weights(params)}
-        return jax.tree.map(lambda x: x.astype(self.model_config.dtype), params)
+        return jax.tree.map(lambda x: x.astype(compute.dtype), params)
 
-    def _pin(self, layers: tuple[LayerCache, ...]) -> tuple[LayerCache, ...]:
-        def pin(x: jax.Array) -> jax.Array:
-            return constrain(x, self.mesh, "batch", "kv_heads", "length", "head_dim")
-
-        return jax.tree.map(pin, layers)
-
-    def _zero_layers(self, rows: int, columns: int) -> tuple[LayerCache, ...]:
-        c = self.model_config
-        zeros = jnp.zeros((rows, c.num_kv_heads, columns, c.head_dim), c.dtype)
-        return self._pin((LayerCache(zeros, zeros),) * c.num_layers)
+    def _zeros(self, kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
+        config, compute = self.model.config, self.model.compute
+        layer = kind.zeros(config, compute, rows, columns).pinned(self.mesh)
+        return (layer,) * config.num_layers
 
     def _empty(self, rows: int, columns: int) -> Slots:
         zeros = jnp.zeros(rows, jnp.int32)
-        layers = self._zero_layers(rows, columns)
         return Slots(
-            layers=tuple(map(to_lanes, layers)) if self.lanes else layers,
+            layers=self._zeros(self.row_cache, rows, columns),
             column=jnp.int32(0),
             token=zeros,
             position=zeros,
@@ -150,7 +140,7 @@ class Programs:
 
     def _empty_prefix(self, prompts: int, columns: int) -> SharedPrefix:
         return SharedPrefix(
-            layers=self._zero_layers(self.shards * prompts, columns),
+            layers=self._zeros(LayerCache, self.shards * prompts, columns),
             lengths=jnp.zeros((self.shards, prompts), jnp.int32),
             members=jnp.zeros((self.shards, 0, 0), jnp.int32),  # every decode brings its own
             places=jnp.zeros((self.shards, 0), jnp.int32),
@@ -198,11 +188,6 @@ class Programs:
         end = np.int32(size[1])
         self.resize_layer.lower(prefix.layers[0], keep, end, columns=new[1]).compile()
 
-    def _split(self, x: jax.Array) -> jax.Array:
-        """[Z n, ...] -> [Z, n, ...]"""
-        x = x.reshape(self.shards, -1, *x.shape[1:])
-        return constrain(x, self.mesh, "batch", *(None,) * (x.ndim - 1))
-
     def _prefill(
         self,
         params: Any,
@@ -220,17 +205,17 @@ class Programs:
 
         def rows_of(x: jax.Array) -> jax.Array:
             found = jax.vmap(lambda held, rows: held.at[rows].get(mode="clip"))(
-                self._split(x), rows_ZR
+                by_shard(x, shards, self.mesh), rows_ZR
             )
             return found.reshape(shards * size, *x.shape[1:])
 
         def put(held: jax.Array, new: jax.Array) -> jax.Array:
             whole = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
-                self._split(held), rows_ZR, self._split(new)
+                by_shard(held, shards, self.mesh), rows_ZR, by_shard(new, shards, self.mesh)
             )
             return whole.reshape(held.shape)
 
-        layers = self._pin(jax.tree.map(rows_of, prefix.layers))
+        layers = self._pinned(jax.tree.map(rows_of, prefix.layers))
         tokens = tokens_ZRL.reshape(-1, length)
         positions = jnp.broadcast_to(begin + jnp.arange(length), tokens.shape)
         columns = layers[0].columns
@@ -239,7 +224,7 @@ class Programs:
         lengths = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
             prefix.lengths, rows_ZR, lengths_ZR
         )
-        layers = self._pin(jax.tree.map(put, prefix.layers, output.cache))
+        layers = self._pinned(jax.tree.map(put, prefix.layers, output.cache))
         return replace(prefix, layers=layers, lengths=lengths)
 
     def _insert(
@@ -288,39 +273,23 @@ class Programs:
         """A layer at a time: one program for all of them takes far longer to compile."""
         return tuple(self.resize_layer(x, keep_ZS, column, columns=columns) for x in layers)
 
-    def _kept(self, x: jax.Array, keep_ZS: jax.Array) -> jax.Array:
-        """[Z n, ...] -> the rows `keep` of every shard [Z S, ...]"""
-        return _of_each_shard(self._split(x), keep_ZS).reshape(-1, *x.shape[1:])
+    def _pinned(self, layers: tuple[RowCache, ...]) -> tuple[RowCache, ...]:
+        return tuple(layer.pinned(self.mesh) for layer in layers)
 
     def _keep(self, slots: Slots, keep_ZS: jax.Array) -> Slots:
         """The slots `keep` without their layers."""
-        kept = jax.tree.map(lambda x: self._kept(x, keep_ZS), replace(slots, column=slots.token))
-        return replace(kept, column=slots.column)
+        rows = replace(slots, column=slots.token)
+        rows = jax.tree.map(lambda x: kept_rows(x, keep_ZS, self.mesh), rows)
+        return replace(rows, column=slots.column)
 
     def _keep_prefix(self, prefix: SharedPrefix, keep_ZP: jax.Array) -> SharedPrefix:
         """The prompts `keep` without their layers."""
-        return replace(prefix, lengths=_of_each_shard(prefix.lengths, keep_ZP))
+        return replace(prefix, lengths=jnp.take_along_axis(prefix.lengths, keep_ZP, axis=1))
 
     def _resize_layer(
         self, layer: RowCache, keep_ZS: jax.Array, column: jax.Array, columns: int
     ) -> RowCache:
-        """The rows `keep`, with `columns` columns (never fewer): new ones from `column` on."""
-        if isinstance(layer, LaneCache) and columns == layer.columns:
-            return jax.tree.map(lambda x_PBKJCI: x_PBKJCI[:, keep_ZS[0]], layer)
-        if isinstance(layer, LaneCache):
-            plain: Any = self._resize_layer(from_lanes(layer), keep_ZS, column, columns)
-            return to_lanes(plain)
-
-        def one(x_BKTN: jax.Array) -> jax.Array:
-            x_BKTN = self._kept(x_BKTN, keep_ZS)
-            more = columns - x_BKTN.shape[2]
-            if more == 0:
-                return x_BKTN
-            before, after = ([(0, 0), (0, 0), ends, (0, 0)] for ends in ((more, 0), (0, more)))
-            is_old = jnp.arange(columns)[:, None] < column
-            return jnp.where(is_old, jnp.pad(x_BKTN, after), jnp.pad(x_BKTN, before))
-
-        return self._pin((jax.tree.map(one, layer),))[0]
+        return layer.resized(keep_ZS, column, columns, self.mesh)
 
     def _decode(
         self,
@@ -341,7 +310,7 @@ class Programs:
         head_DV = head_weights(params)
 
         def angles(slots: Slots) -> tuple[jax.Array, jax.Array]:
-            c = self.model_config
+            c = self.model.config
             return rotary(slots.position[:, None], c.head_dim, c.rope_theta)
 
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -369,7 +338,7 @@ class Programs:
             stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
             slots = replace(
                 slots,
-                layers=layers if self.lanes else self._pin(layers),
+                layers=self._pinned(layers),
                 column=(slots.column + 1) % columns,
                 token=jnp.where(busy, token, slots.token),
                 position=slots.position + busy,
@@ -392,9 +361,3 @@ class Programs:
         )
         taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
         return slots, (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
-
-
-@jax.vmap
-def _of_each_shard(held: jax.Array, keep: jax.Array) -> jax.Array:
-    """[Z, n, ...] and indices [Z, S] -> [Z, S, ...]"""
-    return held[keep]

@@ -145,7 +145,7 @@ def _run(
     """Samples and grades these benchmarks; each is written down as it ends."""
     mesh = make_mesh(config.mesh)
     params = opened.load(mesh, config.seed)
-    engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, mesh)
+    engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
     rollouts = {}
     with open_sampler(engine, opened.tokenizer, config.graders, benchmarks.values()) as sampler:
         for name, benchmark in benchmarks.items():

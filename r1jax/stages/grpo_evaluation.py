@@ -29,7 +29,7 @@ def open_evaluation(config: GrpoConfig, stage: TrainingRun) -> Iterator[tuple[Sa
     limit = stage.trained.model.config.max_length
     curve = open_benchmarks(config.evaluation.curve, f"{key}.curve", tokenizer, limit)
     full = open_benchmarks(config.evaluation.benchmarks, f"{key}.benchmarks", tokenizer, limit)
-    engine = Engine(stage.trained.model.config, tokenizer.stop_ids, config.engine, stage.mesh)
+    engine = Engine(stage.trained.model, tokenizer.stop_ids, config.engine)
     asking = [*curve.values(), *full.values()]
     with open_sampler(engine, tokenizer, config.graders, asking, {REWARDS: config}) as sampler:
         yield sampler, HeldOut(config, stage, sampler, curve, full)

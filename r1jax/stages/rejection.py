@@ -209,7 +209,7 @@ class _Source:
         config = self._config
         opened = open_source(config.model, self._path)
         params = opened.load(self._mesh, config.seed)
-        engine = Engine(opened.config, opened.tokenizer.stop_ids, config.engine, self._mesh)
+        engine = Engine(opened.transformer(self._mesh), opened.tokenizer.stop_ids, config.engine)
         return Sampler(engine, opened.tokenizer, self._pool), params
 
 

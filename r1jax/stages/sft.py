@@ -148,8 +148,7 @@ def open_teacher(
             f"config.teacher.model has a vocabulary of {size} tokens, the student one of {wanted}:"
             " logits are distilled between models with the same tokenizer"
         )
-    kernel = choose_kernel(opened.config, stage.mesh, False)
-    teacher = Transformer(dataclasses.replace(opened.config, attention=kernel), stage.mesh)
+    teacher = opened.transformer(stage.mesh, choose_kernel(opened.compute, stage.mesh))
     return teacher, (opened.load(stage.mesh, config.seed),)
 
 

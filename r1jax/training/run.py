@@ -6,7 +6,6 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import TOKENIZER, absolute
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.kernels import choose_kernel
-from r1jax.models.transformer import Transformer
 from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.run_config import check_config
@@ -85,11 +83,11 @@ class Trainable:
         of their prompt.
         """
         self._opened, self._mesh = opened, mesh
-        self.kernel = choose_kernel(opened.config, mesh, shared_prompts)
-        self.model = Transformer(dataclasses.replace(opened.config, attention=self.kernel), mesh)
+        self.kernel = choose_kernel(opened.compute, mesh, shared_prompts)
+        self.model = opened.transformer(mesh, self.kernel)
         self._schedule = make_schedule(optimizer, total_steps)
         self._optimizer = make_optimizer(optimizer, self._schedule)
-        self._shardings = state_shardings(opened.config, self._optimizer, mesh)
+        self._shardings = state_shardings(self.model, self._optimizer)
         self._checkpoints = Checkpoints(directory)
         self.ref_params: Any = None  # the frozen reference policy, where there is one
 
@@ -110,7 +108,7 @@ class Trainable:
 
     def resume(self, step: int, reference: bool = False) -> None:
         """From the checkpoint of that step."""
-        abstract = abstract_state(self._opened.config, self._optimizer, self._shardings)
+        abstract = abstract_state(self.model, self._optimizer, self._shardings)
         tree = _saved(abstract, abstract.params if reference else None)
         saved, _ = self._checkpoints.restore(step, tree)
         self.ref_params = saved.pop("ref_params", None)
@@ -205,7 +203,7 @@ def open_run(
     latest = trained.latest_step()
     if latest is None:
         if jax.process_index() == 0:  # later these files are not touched: a kill could tear them
-            write_model_json(path, dataclasses.asdict(source.config))
+            write_model_json(path, source.fields)
             source.tokenizer.save(str(path / TOKENIZER))
         trained.begin(config.seed, reference)
     else:

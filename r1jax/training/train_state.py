@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from r1jax.config import check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
 from r1jax.machines.mesh import replicated, spec_of, to_global
-from r1jax.models.config import ModelConfig
 from r1jax.models.params import abstract_params, param_shardings
+from r1jax.models.transformer import Transformer
 from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -80,15 +80,14 @@ def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
     """The sharding of every leaf of the train state: moments follow their parameters."""
-    params = param_shardings(config, mesh)
+    assert model.mesh is not None, "a train state is split over a mesh"
+    params, mesh = param_shardings(model), model.mesh
     opt_state = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, abstract_params(config)),
+        jax.eval_shape(optimizer.init, abstract_params(model)),
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
@@ -96,10 +95,10 @@ def state_shardings(
 
 
 def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+    model: Transformer, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
     """The train state as ShapeDtypeStructs with their shardings, to restore a checkpoint into."""
-    params = abstract_params(config)
+    params = abstract_params(model)
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=params,

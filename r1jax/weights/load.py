@@ -20,21 +20,39 @@ from r1jax.data.tokenizer import FILES, Tokenizer
 from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
 from r1jax.machines.hosts import wait_for_all
 from r1jax.models.config import ModelConfig
-from r1jax.models.layouts import stack_layers
+from r1jax.models.layouts import Compute, stack_layers
 from r1jax.models.params import param_axes, param_shardings, random_params
-from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS
+from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, Transformer
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
 
 
 @dataclass(frozen=True)
+class ModelFields(Compute, ModelConfig):
+    """All that a config or a model.json says of a model, in one section."""
+
+    @classmethod
+    def read(cls, values: Any, path: str) -> tuple[ModelConfig, Compute]:
+        """ConfigError names `path` for what is wrong."""
+        both = section(cls, values, path)
+
+        def part(of: type[Any]) -> Any:
+            return of(**{f.name: getattr(both, f.name) for f in dataclasses.fields(of)})
+
+        return part(ModelConfig), part(Compute)
+
+
+@dataclass(frozen=True)
 class ModelSource:
-    """Exactly one of `path` (a MODEL) and `config` (fields of ModelConfig, for a fresh model)."""
+    """Exactly one of `path` (a MODEL) and `config` (for a fresh model).
+
+    `config` and `override` have the fields of ModelConfig and of layouts.Compute.
+    """
 
     path: str | None = None  # a workdir, a checkpoint, a Hugging Face directory, a .gguf file
-    config: dict[str, Any] | None = field(default=None, metadata={"keys": ModelConfig})
-    # Fields of ModelConfig that are other than the model's own: dtype, remat, max_length, ...
+    config: dict[str, Any] | None = field(default=None, metadata={"keys": ModelFields})
+    # Of these fields what is to be other than the model's own: dtype, remat, max_length, ...
     override: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None  # a path; default: the model's own
     tokenizer_function: str | None = None  # module:function(directory, **tokenizer_args) trains one
@@ -46,6 +64,7 @@ class OpenModel:
     """A model whose parameters (and tokenizer) have not been read yet."""
 
     config: ModelConfig
+    compute: Compute
     read_tokenizer: Callable[[], Tokenizer]
     load: Callable[[Mesh, int], Any]  # (mesh, seed) -> float32 params with their shardings
 
@@ -53,6 +72,15 @@ class OpenModel:
     def tokenizer(self) -> Tokenizer:
         """Read when it is asked for: tokens are scored without one."""
         return self.read_tokenizer()
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As a workdir's model.json has them."""
+        return dataclasses.asdict(self.config) | dataclasses.asdict(self.compute)
+
+    def transformer(self, mesh: Mesh, kernel: str = "xla") -> Transformer:
+        """The model on this mesh; for packed rows with a kernel that choose_kernel gave."""
+        return Transformer(self.config, mesh, compute=self.compute, kernel=kernel)
 
 
 def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
@@ -64,10 +92,12 @@ def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
     else:
         tokenizer = _fresh_tokenizer(source, workdir)
         fields = {"vocab_size": tokenizer.vocab_size} | dict(source.config or {}) | source.override
-        config = section(ModelConfig, fields, "config.model.config")
-        opened = OpenModel(
-            config, lambda: tokenizer, lambda mesh, seed: random_params(config, seed, mesh)
-        )
+        config, compute = ModelFields.read(fields, "config.model.config")
+
+        def load(mesh: Mesh, seed: int) -> Any:
+            return random_params(Transformer(config, mesh, compute=compute), seed)
+
+        opened = OpenModel(config, compute, lambda: tokenizer, load)
     if opened.tokenizer.vocab_size > opened.config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {opened.tokenizer.vocab_size} tokens, more than the model's"
@@ -94,17 +124,20 @@ def open_model(
     if _is_workdir(root):
         return _open_workdir(root, override or {}, tokenizer)
     checkpoint = open_checkpoint(str(root))
-    config = dataclasses.replace(checkpoint.config, **(override or {}))
+    fields = dataclasses.asdict(checkpoint.config) | (override or {})
+    config, compute = ModelFields.read(fields, "config.model.override")
 
     def load(mesh: Mesh, seed: int) -> Any:
-        return _from_slices(config, mesh, checkpoint.read_slice, SCALAR_PARAMS, seed)
+        model = Transformer(config, mesh, compute=compute)
+        return _from_slices(model, checkpoint.read_slice, SCALAR_PARAMS, seed)
 
-    return OpenModel(config, lambda: load_tokenizer(tokenizer or str(root)), load)
+    return OpenModel(config, compute, lambda: load_tokenizer(tokenizer or str(root)), load)
 
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    config = section(ModelConfig, _read_json(home / MODEL_JSON) | override, str(home / MODEL_JSON))
+    fields = _read_json(home / MODEL_JSON) | override
+    config, compute = ModelFields.read(fields, str(home / MODEL_JSON))
 
     def load(mesh: Mesh, seed: int) -> Any:
         params = load_params(root)
@@ -113,26 +146,28 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
             for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params))
         }
         absent = [name for name in SCALAR_PARAMS if (name,) not in flat]
-        return _from_slices(config, mesh, lambda name, index: flat[name][index], absent, seed)
+        model = Transformer(config, mesh, compute=compute)
+        return _from_slices(model, lambda name, index: flat[name][index], absent, seed)
 
-    return OpenModel(config, lambda: load_tokenizer(tokenizer or str(home / TOKENIZER)), load)
+    read_tokenizer = functools.partial(load_tokenizer, tokenizer or str(home / TOKENIZER))
+    return OpenModel(config, compute, read_tokenizer, load)
 
 
 def _from_slices(
-    config: ModelConfig,
-    mesh: Mesh,
+    model: Transformer,
     read_slice: Callable[..., np.ndarray],
     absent: Sequence[str],
     seed: int,
 ) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    `read_slice(name, index)` gives parts of stacked layers, whatever config.scan_layers is. Those
-    that the model has not got yet, a scalar head's, are drawn as for a fresh model.
+    `read_slice(name, index)` gives parts of stacked layers, whatever scan_layers is. Those that
+    the model has not got yet, a scalar head's, are drawn as for a fresh model.
     """
-    shapes, _ = param_axes(config)
+    shapes, _ = param_axes(model)
+    normal = np.random.default_rng(seed).standard_normal(model.config.embed_dim)
     fresh = {
-        "scalar_head": INIT_STD * np.random.default_rng(seed).standard_normal(config.embed_dim),
+        "scalar_head": INIT_STD * normal,
         "scalar_bias": np.zeros(()),
     }
 
@@ -151,7 +186,7 @@ def _from_slices(
 
         return jax.make_array_from_callback(shape.shape, sharding, read)
 
-    return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(config, mesh))
+    return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(model))
 
 
 def _is_workdir(path: epath.Path) -> bool:
