@@ -31,7 +31,7 @@ from r1jax.models.caches import LayerCache, SharedPrefix
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.memory import Demand, Memory, plan_slots
-from r1jax.rollout.programs import Programs, Slots
+from r1jax.rollout.programs import NewRows, Programs, Slots
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.schedule import MOST_READERS, Load, Row, Schedule, Start
 from r1jax.types import Completion
@@ -336,16 +336,14 @@ class Engine:
     ) -> Slots:
         """Puts new rows into slots; the arrays are padded to the number of slots."""
         total = state.token.shape[0]
-        columns = [[total] * total] + [[0] * total for _ in range(5)]
-        slot_ids, token, position, limit, prompt_ids, sample_ids = columns
+        new = NewRows(np.full(total, total, np.int32), *np.zeros((5, total), np.int32))
         for i, start in enumerate(starts):
             index = start.row.prompt_index
-            slot_ids[i] = start.shard * work.slots + start.slot
-            token[i], position[i] = int(prompts[index][-1]), len(prompts[index]) - 1
-            limit[i] = limits[index]
-            prompt_ids[i], sample_ids[i] = numbers[index], start.row.sample_index
-        arrays = (np.asarray(values, np.int32) for values in columns)
-        rows = self.programs.insert(replace(state, layers=()), key, *arrays)
+            new.slot[i] = start.shard * work.slots + start.slot
+            new.token[i], new.position[i] = prompts[index][-1], len(prompts[index]) - 1
+            new.limit[i] = limits[index]
+            new.prompt[i], new.sample[i] = numbers[index], start.row.sample_index
+        rows = self.programs.insert(replace(state, layers=()), key, new)
         return replace(rows, layers=state.layers)
 
     def _shrunk(

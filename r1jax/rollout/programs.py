@@ -41,6 +41,18 @@ class Slots:
     done: jax.Array  # bool [B]; a row without work is done
 
 
+@struct.dataclass
+class NewRows:
+    """Rows that begin, int32 [B] each."""
+
+    slot: Any  # of all shards' slots
+    token: Any  # the prompt's last
+    position: Any  # of that token
+    limit: Any  # tokens that the row may have
+    prompt: Any  # numbers of prompt and sample, for the random key
+    sample: Any
+
+
 class Programs:
     """The programs for one model, computed as for rollouts, on its mesh.
 
@@ -227,30 +239,20 @@ class Programs:
         layers = self._pinned(jax.tree.map(put, prefix.layers, output.cache))
         return replace(prefix, layers=layers, lengths=lengths)
 
-    def _insert(
-        self,
-        slots: Slots,
-        key: jax.Array,
-        slot_ids: jax.Array,
-        token: jax.Array,
-        position: jax.Array,
-        limit: jax.Array,
-        prompt_ids: jax.Array,
-        sample_ids: jax.Array,
-    ) -> Slots:
+    def _insert(self, slots: Slots, key: jax.Array, rows: NewRows) -> Slots:
         """Starts rows in slots; a slot id past the end (padding) is dropped."""
 
         def put(into: jax.Array, values: Any) -> jax.Array:
-            return into.at[slot_ids].set(values, mode="drop")
+            return into.at[rows.slot].set(values, mode="drop")
 
         return replace(
             slots,
-            token=put(slots.token, token),
-            position=put(slots.position, position),
-            start=put(slots.start, position),
-            keys=put(slots.keys, row_keys(key, prompt_ids, sample_ids)),
+            token=put(slots.token, rows.token),
+            position=put(slots.position, rows.position),
+            start=put(slots.start, rows.position),
+            keys=put(slots.keys, row_keys(key, rows.prompt, rows.sample)),
             count=put(slots.count, 0),
-            limit=put(slots.limit, limit),
+            limit=put(slots.limit, rows.limit),
             done=put(slots.done, False),
         )
 
