@@ -27,6 +27,8 @@ from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
 
+GONE = ("fused", "weights_left")  # keys of model.json in workdirs of earlier versions
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -134,8 +136,8 @@ def open_model(
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    fields = _read_json(home / MODEL_JSON) | override
-    config, compute = _Fields.read(fields, str(home / MODEL_JSON))
+    kept = {k: v for k, v in _read_json(home / MODEL_JSON).items() if k not in GONE}
+    config, compute = _Fields.read(kept | override, str(home / MODEL_JSON))
 
     def load(mesh: Mesh, seed: int) -> Any:
         params = load_params(root)
