@@ -22,7 +22,6 @@ from r1jax.machines.mesh import make_mesh
 from r1jax.models.caches import LayerCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache
-from r1jax.models.layouts import Compute
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -188,18 +187,6 @@ def test_lanes_are_for_one_cpu() -> None:
     models = [Transformer(CONFIG, mesh) for mesh in (None, alone, both)]
     found = [Engine(model, STOP, sizes).programs.row_cache for model in models]
     assert found == [LaneCache, LaneCache, LayerCache]
-
-
-def test_a_model_that_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a TPU: its own matrices for query, key, value, gate and up."""
-    ours = Compute.for_rollouts
-    monkeypatch.setattr(Compute, "for_rollouts", lambda compute, _: ours(compute, "tpu"))
-    by = Engine(Transformer(CONFIG), STOP, EngineConfig(3, 8, 64, 3))
-    assert not by.model.compute.fused
-    prompts = prompts_of([5, 30])
-    found = generate(by, prompts, SAMPLINGS["plain"], group_size=2)
-    for (p, _), completion in found.items():
-        assert_equal(completion, prompts[p], SAMPLINGS["plain"])
 
 
 def test_a_model_without_stop_tokens() -> None:

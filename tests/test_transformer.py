@@ -14,7 +14,7 @@ from r1jax.losses.logprobs import token_logprobs
 from r1jax.models.caches import Cache, LayerCache, RowCache, SharedPrefix
 from r1jax.models.config import ModelConfig
 from r1jax.models.lane_cache import LaneCache
-from r1jax.models.layouts import Compute, fuse_layers, unstack_layers
+from r1jax.models.layouts import Compute, unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.types import Batch
@@ -228,21 +228,16 @@ def test_only_distances_between_positions_matter(params: Any) -> None:
 # -- ways to run it --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cpu", "lanes", "gpu", "tpu"])  # left, left, fused, not
+@pytest.mark.parametrize("kind", [LayerCache, LaneCache])
 @pytest.mark.parametrize("family", [{}, {"qkv_bias": True}, {"qk_norm": True}])
-def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
+def test_cached_is_uncached(family: dict[str, Any], kind: type[RowCache]) -> None:
     """Two prompts in chunks of 3, then rows that read them, out of order, and their own ring."""
     trained = replace(TINY, **family)
     params = make_params(trained)
-    lanes = platform == "lanes"
-    compute = Compute(remat="full").for_rollouts("cpu" if lanes else platform)
+    compute = Compute(remat="full").for_rollouts()
+    assert compute == Compute(scan_layers=False)
     model = Transformer(trained, compute=compute)
     layers = unstack_layers(params)
-    if compute.fused:
-        layers = fuse_layers(layers, compute)
-    assert compute == Compute(
-        scan_layers=False, fused=platform != "tpu", weights_left=platform in ("cpu", "lanes")
-    )
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 
@@ -272,7 +267,7 @@ def test_cached_is_uncached(family: dict[str, Any], platform: str) -> None:
         places=jnp.array([[2, 0, 3]]),
     )
     columns = 5
-    ring = unread(LaneCache if lanes else LayerCache, 3, columns)
+    ring = unread(kind, 3, columns)
     for step in range(5):
         column = (step + 3) % columns
         age = (column - jnp.arange(columns)) % columns
@@ -378,7 +373,6 @@ def test_a_bad_config_is_refused(change: dict[str, Any], message: str) -> None:
         ({"remat": "some"}, "remat 'some' is not one of none, full, dots"),
         ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
         ({"attention": "x"}, "attention 'x' is not one of auto, xla, splash, cudnn"),
-        ({"weights_left": True}, "set fused as well"),
     ],
 )
 def test_a_bad_way_to_compute_is_refused(change: dict[str, Any], message: str) -> None:

@@ -27,9 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
-    "queries": (),
     "head_dim": (),
-    "gate_up": (),
     "ffn": ("tensor",),
     "norm": (),
 }

@@ -5,7 +5,6 @@ Shape legend: attention.py's; Z shards of the mesh's batch axes, S of their rows
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import jax
@@ -14,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r1jax.machines.mesh import constrain
-from r1jax.models.attention import by_kv_head, per_kv_head, softmax_mix
+from r1jax.models.attention import per_kv_head, softmax_mix
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute
 
@@ -62,19 +61,16 @@ class RowCache(Protocol):
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values as they come. `keys_left` gives the same numbers, for few queries faster on
-    CPUs.
-    """
+    """Keys and values as they come."""
 
     keys: jax.Array  # [B, K, T, N]
     values: jax.Array  # [B, K, T, N]
-    keys_left: bool = struct.field(pytree_node=False, default=False)
 
     @classmethod
     def zeros(cls, config: ModelConfig, compute: Compute, rows: int, columns: int) -> LayerCache:
         shape = (rows, config.num_kv_heads, columns, config.head_dim)
         zeros = jnp.zeros(shape, compute.dtype)
-        return cls(zeros, zeros, compute.weights_left)
+        return cls(zeros, zeros)
 
     @property
     def columns(self) -> int:
@@ -83,16 +79,11 @@ class LayerCache:
     def write(self, k_BLKN: jax.Array, v_BLKN: jax.Array, column: jax.Array) -> LayerCache:
         put = jax.lax.dynamic_update_slice_in_dim
         k_BKLN, v_BKLN = (x.swapaxes(1, 2).astype(self.keys.dtype) for x in (k_BLKN, v_BLKN))
-        return replace(
-            self, keys=put(self.keys, k_BKLN, column, 2), values=put(self.values, v_BKLN, column, 2)
-        )
+        return LayerCache(put(self.keys, k_BKLN, column, 2), put(self.values, v_BKLN, column, 2))
 
     def attend(self, q_BLHN: jax.Array, mask_BLT: jax.Array) -> Attended:
         q_BHLN = q_BLHN.swapaxes(1, 2)
-        if self.keys_left:
-            scores_BHLT = _scores_left(q_BHLN, self.keys)
-        else:
-            scores_BHLT = per_kv_head("bkmn,bktn->bkmt", q_BHLN, self.keys)
+        scores_BHLT = per_kv_head("bkmn,bktn->bkmt", q_BHLN, self.keys)
         mixed_BHLN, lse_BHL1 = softmax_mix(scores_BHLT, mask_BLT, self.values)
         return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL1[..., 0].swapaxes(1, 2)
 
@@ -174,17 +165,6 @@ def kept_rows(x: jax.Array, keep_ZS: jax.Array, mesh: Mesh | None) -> jax.Array:
     """[Z n, ...] -> the rows `keep` of every shard [Z S, ...]"""
     of_each_shard = jax.vmap(lambda held, keep: held[keep])
     return of_each_shard(by_shard(x, len(keep_ZS), mesh), keep_ZS).reshape(-1, *x.shape[1:])
-
-
-def _scores_left(q_BHLN: jax.Array, k_BKTN: jax.Array) -> jax.Array:
-    """Products of queries and keys, float32 [B, H, L, T], as keys q^T, transposed.
-
-    For a few queries XLA on CPUs reads the keys faster so (see layouts.project_left).
-    """
-    q_BKMN = by_kv_head(q_BHLN, k_BKTN)
-    scores_BKTM = jnp.einsum("bktn,bkmn->bktm", k_BKTN, q_BKMN, preferred_element_type=jnp.float32)
-    scores_BKMT = jax.lax.optimization_barrier(scores_BKTM).swapaxes(2, 3)
-    return scores_BKMT.reshape(*q_BHLN.shape[:3], -1)
 
 
 def attend_shared(q_B1HN: jax.Array, layer: RowCache, prefix: SharedPrefix) -> Attended:

@@ -21,7 +21,7 @@ from r1jax.machines.mesh import constrain
 from r1jax.models.caches import Cache, Continued, RowCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.kernels import see_packed
-from r1jax.models.layouts import Compute, project, project_left
+from r1jax.models.layouts import Compute, project
 from r1jax.models.packed_attention import ATTENTION, Seen, Span
 from r1jax.models.rope import rope, rotary
 
@@ -64,17 +64,12 @@ class Block(nn.Module):
         """Initial spread of what a residual connection adds."""
         return INIT_STD / (2 * self.config.num_layers) ** 0.5
 
-    def _dot(
+    def _project(
         self, x: jax.Array, name: str, inner: Axes, outer: Axes, std: float = INIT_STD
     ) -> jax.Array:
         """x's last axes, `inner`, times the matrix of this name -> [..., outer]."""
         (into, into_names), (out, out_names) = inner, outer
-        if self.compute.weights_left:
-            weight = self._param(name, [*out, *into], [*out_names, *into_names], std)
-            return project_left(x, weight, len(into))
         weight = self._param(name, [*into, *out], [*into_names, *out_names], std)
-        if self.compute.fused:  # `tensor` splits F, which is not the outer axis of a flat 2 F
-            return jnp.tensordot(x, weight, len(into))
         return project(x, weight, len(into))
 
     @nn.compact
@@ -105,25 +100,15 @@ class Block(nn.Module):
         c = self.config
         norm_D = self._param("attention_norm", [c.embed_dim], ["norm"], None)
         x_BLD = rms_norm(x_BLD, norm_D, c.norm_eps)
-        if not self.compute.fused:
-            q_BLHN = rope(self._project(x_BLD, "query", c.num_heads, "heads"), sin_cos)
-            k_BLKN = rope(self._project(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
-            return q_BLHN, k_BLKN, self._project(x_BLD, "value", c.num_kv_heads, "kv_heads")
-        heads = c.num_heads // c.num_kv_heads + 2  # of a kv head: its queries, key, value
-        shape, axes = [c.num_kv_heads, heads, c.head_dim], ["kv_heads", "queries", "head_dim"]
-        y = self._dot(x_BLD, "qkv", ([c.embed_dim], ["embed"]), (shape, axes))
-        if c.qkv_bias:
-            y += self._param("qkv_bias", shape, axes, 0.0)
-        y = constrain(y, self.mesh, "batch", "length", *axes)
-        q, k, v = jnp.split(y, [heads - 2, heads - 1], axis=3)
-        q, k, v = (part.reshape(*y.shape[:2], -1, c.head_dim) for part in (q, k, v))
-        return rope(self._normed(q, "query"), sin_cos), rope(self._normed(k, "key"), sin_cos), v
+        q_BLHN = rope(self._heads(x_BLD, "query", c.num_heads, "heads"), sin_cos)
+        k_BLKN = rope(self._heads(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
+        return q_BLHN, k_BLKN, self._heads(x_BLD, "value", c.num_kv_heads, "kv_heads")
 
     def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
         c = self.config
         mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
         heads = [c.num_heads, c.head_dim], ["heads", "head_dim"]
-        return self._dot(
+        return self._project(
             mixed_BLHN, "output", heads, ([c.embed_dim], ["embed"]), self._residual_std()
         )
 
@@ -136,10 +121,10 @@ class Block(nn.Module):
             x_BLHN, self._param(f"{name}_norm", [c.head_dim], ["norm"], None), c.norm_eps
         )
 
-    def _project(self, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+    def _heads(self, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         """Query, key or value heads [B, L, heads, N], with bias (Qwen2) and norm (Qwen3)."""
         c = self.config
-        y = self._dot(
+        y = self._project(
             x_BLD, name, ([c.embed_dim], ["embed"]), ([heads, c.head_dim], [axis, "head_dim"])
         )
         if c.qkv_bias:
@@ -152,15 +137,10 @@ class Block(nn.Module):
         c = self.config
         x_BLD = rms_norm(x_BLD, self._param("ffn_norm", [c.embed_dim], ["norm"], None), c.norm_eps)
         embed, ffn = ([c.embed_dim], ["embed"]), ([c.ffn_dim], ["ffn"])
-        if self.compute.fused:
-            both = self._dot(x_BLD, "gate_up", embed, ([2, c.ffn_dim], ["gate_up", "ffn"]))
-            gate_BLF, up_BLF = both[:, :, 0], both[:, :, 1]
-        else:
-            gate_BLF = self._dot(x_BLD, "gate", embed, ffn)
-            up_BLF = self._dot(x_BLD, "up", embed, ffn)
+        gate_BLF, up_BLF = (self._project(x_BLD, name, embed, ffn) for name in ("gate", "up"))
         h_BLF = jax.nn.silu(gate_BLF) * up_BLF
         h_BLF = constrain(h_BLF, self.mesh, "batch", "length", "ffn")
-        return self._dot(h_BLF, "down", ffn, embed, self._residual_std())
+        return self._project(h_BLF, "down", ffn, embed, self._residual_std())
 
 
 class Transformer(nn.Module):

@@ -29,7 +29,7 @@ from r1jax.files import (
     read_metrics,
 )
 from r1jax.models.params import count_params
-from r1jax.weights.load import ModelFields
+from r1jax.weights.load import read_model_json
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 
@@ -135,15 +135,12 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
 def _read_params(path: epath.Path) -> int:
     """0 where there is no such file."""
     try:
-        return _count_params(path.read_text()) if path.exists() else 0
+        return _count_params(read_model_json(path)[0]) if path.exists() else 0
     except (ValueError, ConfigError) as error:
         raise DataError(f"{path} is not a model's: {error}") from None
 
 
-@cache
-def _count_params(model_json: str) -> int:
-    config, _ = ModelFields.read(json.loads(model_json), MODEL_JSON)
-    return count_params(config)
+_count_params = cache(count_params)
 
 
 def _read_evaluations(path: epath.Path) -> list[Evaluation]:

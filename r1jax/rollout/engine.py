@@ -105,7 +105,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.mesh = mesh = model.mesh
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self.model = model.clone(compute=model.compute.for_rollouts(platform))
+        self.model = model.clone(compute=model.compute.for_rollouts())
         one_cpu = platform == "cpu" and (mesh is None or mesh.size == 1)
         row_cache = LaneCache if self.config.lane_cache and one_cpu else LayerCache
         self.programs = Programs(self.model, stop_ids, row_cache)

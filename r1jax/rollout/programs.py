@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 
 from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
 from r1jax.models.caches import Cache, LayerCache, RowCache, SharedPrefix, by_shard, kept_rows
-from r1jax.models.layouts import fuse_layers, unstack_layers
+from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
@@ -102,8 +102,6 @@ class Programs:
             kept = (name if "fsdp" not in RULES[name] else None for name in names)
             return NamedSharding(mesh, spec_of(tuple(kept)))
 
-        if self.model.compute.weights_left:
-            axes = axes | {"head": ("embed", "vocab")}
         return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
 
     def _sharding(self, *names: str) -> NamedSharding | None:
@@ -121,15 +119,10 @@ class Programs:
         return SharedPrefix(layers=cache, lengths=rows, members=rows, places=rows)
 
     def _prepare(self, params: Any) -> Any:
-        """Training parameters -> a fused set per layer, in the rollout's type."""
+        """Training parameters -> a set per layer, in the rollout's type."""
         if "layers" in params:
             params = unstack_layers(params)
-        compute = self.model.compute
-        if compute.fused:
-            params = fuse_layers(params, compute)
-        if compute.weights_left:  # here, or every chunk of steps would transpose it
-            params = params | {"head": head_weights(params)}
-        return jax.tree.map(lambda x: x.astype(compute.dtype), params)
+        return jax.tree.map(lambda x: x.astype(self.model.compute.dtype), params)
 
     def _zeros(self, kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
         config, compute = self.model.config, self.model.compute

@@ -27,6 +27,8 @@ from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
 
+GONE = ("fused", "weights_left")  # keys of model.json in workdirs of earlier versions
+
 
 @dataclass(frozen=True)
 class ModelFields(Compute, ModelConfig):
@@ -136,8 +138,7 @@ def open_model(
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    fields = _read_json(home / MODEL_JSON) | override
-    config, compute = ModelFields.read(fields, str(home / MODEL_JSON))
+    config, compute = read_model_json(home / MODEL_JSON, override)
 
     def load(mesh: Mesh, seed: int) -> Any:
         params = load_params(root)
@@ -151,6 +152,14 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
 
     read_tokenizer = functools.partial(load_tokenizer, tokenizer or str(home / TOKENIZER))
     return OpenModel(config, compute, read_tokenizer, load)
+
+
+def read_model_json(
+    path: epath.Path, override: dict[str, Any] | None = None
+) -> tuple[ModelConfig, Compute]:
+    """What a workdir says of its model."""
+    kept = {key: value for key, value in _read_json(path).items() if key not in GONE}
+    return ModelFields.read(kept | (override or {}), str(path))
 
 
 def _from_slices(
