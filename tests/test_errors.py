@@ -94,7 +94,7 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         ("grpo", {"dynamic_sampling": -1}, "config.dynamic_sampling -1 must be at least 0"),
         ("grpo", {"max_tokens_at": {"8": 0}}, "max_tokens 0 must be at least 1"),
         ("grpo", {"sampling": {"top_p": 2.0}}, "top_p 2.0 must be in"),
-        ("grpo", {"stop": ("",)}, "must be made of texts that are not empty"),
+        ("grpo", {"sampling": {"stop": ("",)}}, "must be made of texts that are not empty"),
         ("grpo", {"rewards": {"acuracy": 1.0}}, "reward 'acuracy' is neither module:function nor"),
         ("grpo", {"rewards": {"nowhere:f": 1.0}}, "reward 'nowhere:f' cannot be imported"),
         ("grpo", {"template": "r2"}, "template 'r2' is not one of"),
