@@ -10,7 +10,8 @@ the old ones (the parameters at the start of the iteration's updates, computed a
 frozen reference policy's, and the current ones. The gap between the first two is logged.
 
 A run that was killed goes on at the iteration after its newest checkpoint, with the rollouts that
-it had written down (stages/grpo_rollouts.py). The config is in stages/grpo_config.py.
+it had written down (stages/grpo_rollouts.py). Beside training it is measured on held-out problems
+(stages/grpo_evaluation.py). The config is in stages/grpo_config.py.
 """
 
 from __future__ import annotations
