@@ -125,9 +125,10 @@ def open_sampler(
 ) -> Sampler:
     """For benchmarks, and for `more` that have rewards, by name."""
     asking = {benchmark.key: benchmark.config for benchmark in benchmarks} | dict(more or {})
-    pool = GraderPool({name: config.rewards for name, config in asking.items()}, graders)
     models = {name: config.reward_models for name, config in asking.items()}
-    return Sampler(engine, tokenizer, pool, open_judges(models, engine.mesh or make_mesh()))
+    judges = open_judges(models, engine.mesh or make_mesh())  # a wrong one fails before workers run
+    pool = GraderPool({name: config.rewards for name, config in asking.items()}, graders)
+    return Sampler(engine, tokenizer, pool, judges)
 
 
 def summarise(examples: Sequence[Example], rollouts: Sequence[Rollout], k: int) -> Scores:
