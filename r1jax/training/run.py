@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import TOKENIZER, absolute
-from r1jax.machines.mesh import make_mesh
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
@@ -55,6 +54,8 @@ class StageConfig(Protocol):
     def seed(self) -> int: ...
     @property
     def mesh(self) -> dict[str, int]: ...
+    @property
+    def microbatch_rows(self) -> int: ...
     @property
     def wandb_project(self) -> str | None: ...
     @property
@@ -103,7 +104,7 @@ class Trainable:
         """From the model's own parameters; with `reference`, a copy of them is kept."""
         params = self._opened.load(self._mesh, seed)
         if reference:
-            self.ref_params = jax.tree.map(jnp.copy, params)
+            self.ref_params = _copy(params)
         self.state = new_state(params, self._optimizer, self._shardings)
 
     def resume(self, step: int, reference: bool = False) -> None:
@@ -126,11 +127,16 @@ class Trainable:
 
     def renew_reference(self) -> None:
         """The reference policy becomes the current one."""
-        self.ref_params = jax.tree.map(jnp.copy, self.params)
+        self.ref_params = _copy(self.params)
 
     def save(self, step: int) -> None:
         """A checkpoint of everything that the next step needs."""
         self._checkpoints.save(step, _saved(self.state, self.ref_params))
+
+
+@jax.jit
+def _copy(params: Any) -> Any:
+    return jax.tree.map(jnp.copy, params)
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -194,8 +200,8 @@ def open_run(
     `shared_prompts`: the stage packs completions behind one copy of their prompt.
     """
     path = absolute(workdir)
-    mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
+    mesh = source.mesh(config.mesh, config.microbatch_rows)
     trained = Trainable(source, config.optimizer, config.total_steps, mesh, path, shared_prompts)
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)

@@ -91,7 +91,16 @@ class Checkpoints:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    """Devices of one process do not share the writing of what each of them has: to cut an array
+    into their parts is a program for each shape and device.
+    """
+    kinds = ocp.type_handlers
+    arrays = kinds.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+    registry = kinds.create_type_handler_registry(
+        (np.ndarray, kinds.NumpyHandler()), (jax.Array, arrays)
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    return ocp.Checkpointer(handler)
 
 
 def _restore(
