@@ -11,11 +11,12 @@ import difflib
 import importlib
 import importlib.util
 import itertools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from ml_collections import config_dict
 
@@ -35,6 +36,35 @@ class DataError(UserError):
     """A wrong or missing input file."""
 
 
+# ---- what numbers may be ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """`least` and `most` may be reached, `above` and `below` may not."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        said = {"at least": self.least, "above": self.above, "at most": self.most}
+        said |= {"below": self.below}
+        return " and ".join(f"{name} {x:g}" for name, x in said.items() if math.isfinite(x))
+
+
+Count = Annotated[int, Bounds(least=0)]
+Size = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[float, Bounds(least=0)]
+Positive = Annotated[float, Bounds(above=0)]
+Share = Annotated[float, Bounds(least=0, most=1)]
+Decay = Annotated[float, Bounds(least=0, below=1)]  # of a running mean
+
+
 # ---- sections as dataclasses ----
 
 
@@ -45,15 +75,16 @@ def section(
 
     A key that is left out has the value of `default`, or else the field's own default; so a section
     that sets one key keeps what its parent prefers for the others. Fields may be bool, int, float,
-    str, Literal, Optional, tuple, list, dict, Any and further dataclasses. Raises ConfigError for
-    unknown and missing keys and for wrong types.
+    str, Literal, Optional, tuple, list, dict, Any and further dataclasses, numbers also Annotated
+    with Bounds. Raises ConfigError for unknown and missing keys, wrong types and numbers that
+    cannot be.
     """
     if isinstance(config_section, dataclass_type):
         return config_section
     if not isinstance(config_section, (config_dict.ConfigDict, Mapping)):
         raise _type_error(path, config_section, "a section of keys")
     fields = {f.name: f for f in dataclasses.fields(dataclass_type) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(dataclass_type)
+    hints = typing.get_type_hints(dataclass_type, include_extras=True)
     values = {}
     for key in config_section:
         if key not in fields:
@@ -119,6 +150,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _plain(value)
+    if origin is Annotated:
+        return _bounded(args[1], _convert(args[0], value, path), path)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, path)
     if origin is typing.Literal:
@@ -134,6 +167,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
         raise _type_error(path, value, _describe(hint))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} {value} must be a finite number")
+    return value
+
+
+def _bounded(bounds: Bounds, value: Any, path: str) -> Any:
+    if value not in bounds:
+        raise ConfigError(f"{path} {value:g} must be {bounds}")
     return value
 
 
@@ -177,6 +218,8 @@ def _plain(value: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
     if hint is types.NoneType:
         return "None"
     if typing.get_origin(hint) is None and isinstance(hint, type):

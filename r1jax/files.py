@@ -17,6 +17,7 @@ from r1jax.config import DataError
 CONFIG, MODEL_JSON, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 ROLLOUTS, EVALUATIONS, CRITIC = "rollouts", "evaluations", "critic"
+SKIPPED_BATCHES = "skipped"  # of updates that were no numbers
 TENSORBOARD, PROFILE = "tensorboard", "profile"
 # Of an evaluation: what an unfinished one was asked for, and the end.
 ASKED, RESULTS = "evaluation.json", "results.json"

@@ -68,7 +68,7 @@ def test_the_command() -> None:
     done = train("--help_config", "grpo")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert "config.total_steps: int = 10400  # optimizer updates" in lines
+    assert "config.total_steps: int (at least 1) = 10400  # optimizer updates" in lines
     assert any(
         line.startswith("config.critic.optimizer.learning_rate: float = 1e-05") for line in lines
     )

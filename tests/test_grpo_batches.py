@@ -26,13 +26,12 @@ from r1jax.stages.grpo import Minibatch
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     Packing,
-    is_due,
     longest_completion,
     packing_of,
     sampling_at,
 )
 from r1jax.stages.grpo_rollouts import rewarded
-from r1jax.training.run import Trainable
+from r1jax.training.run import Trainable, is_due
 from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout, TrainState
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax.config import ConfigError, DataError, import_function, section
+from r1jax.config import ConfigError, DataError, Size, import_function, section
 from r1jax.files import read_jsonl
 from r1jax.types import Example, Message
 
@@ -34,7 +34,7 @@ class DataConfig:
     # r1jax.data.datasets:mixed draws from several sources in fixed shares.
     function: str | None = None
     args: dict[str, Any] = field(default_factory=dict)  # of that function
-    limit: int | None = None  # the first rows only
+    limit: Size | None = None  # the first rows only
 
 
 def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row]:

@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
+from r1jax.config import Count, Positive
 from r1jax.machines.processes import end_with_parent
 from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
 from r1jax.tasks.sandbox import Mode, choose_sandbox
@@ -45,9 +46,9 @@ class GraderConfig:
     is counted (`grpo/reward/failures`).
     """
 
-    workers: int = 0  # processes; 0 = in this one, without a time limit
-    timeout_s: float = 30.0  # wall clock per completion; a worker that is late is killed
-    memory_mb: int = 4096  # of a worker's data; 0 = no limit
+    workers: Count = 0  # processes; 0 = in this one, without a time limit
+    timeout_s: Positive = 30.0  # wall clock per completion; a worker that is late is killed
+    memory_mb: Count = 4096  # of a worker's data; 0 = no limit
     # What programs under test run in: bubblewrap, or limits alone, without a wall to files and the
     # network (see tasks/sandbox.py).
     sandbox: Mode = "bwrap"

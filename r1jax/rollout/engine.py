@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, Count, Size
 from r1jax.models.caches import LayerCache, SharedPrefix
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
@@ -47,12 +47,12 @@ class EngineConfig:
     A run that must resume to the bit names its slots, or memory_mib: what is free may differ.
     """
 
-    slots: int = 64  # rows that decode together, on all devices; 0 = as many as memory allows
-    chunk: int = 32  # decode steps on the device between two looks from the host
-    bucket: int = 128  # columns of a cache: so many, 2, 4, ... times as many, or for the longest
-    prefill_batch: int = 8  # prompts prefilled together, a device
-    prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
-    memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
+    slots: Count = 64  # rows that decode together, on all devices; 0 = as many as memory allows
+    chunk: Size = 32  # decode steps on the device between two looks from the host
+    bucket: Size = 128  # columns of a cache: so many, 2, 4, ... times as many, or for the longest
+    prefill_batch: Size = 8  # prompts prefilled together, a device
+    prefill_chunk: Size = 512  # tokens of a prompt that are prefilled at once
+    memory_mib: Count = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
     # Decoding is a program for each number of slots and of columns: compile all that may come with
     # the first prompts, side by side, instead of stopping the first iterations for one by one.
     compile_ahead: bool = False
@@ -60,14 +60,6 @@ class EngineConfig:
     # less time at 128 columns and in 20 to 30 % less at 512; a program compiles up to half as long
     # again.
     lane_cache: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("chunk", "bucket", "prefill_batch", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"engine.{name} {getattr(self, name)} must be at least 1")
-        for name in ("slots", "memory_mib"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"engine.{name} {getattr(self, name)} must not be negative")
 
 
 @dataclass

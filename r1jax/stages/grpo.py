@@ -38,7 +38,7 @@ from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
+from r1jax.stages.grpo_config import GrpoConfig, check, longest_completion, packing_of
 from r1jax.stages.grpo_evaluation import open_evaluation
 from r1jax.stages.grpo_rollouts import (
     Rewarded,
@@ -50,7 +50,7 @@ from r1jax.stages.grpo_rollouts import (
 )
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.critic import Critic, open_critic
-from r1jax.training.run import FINITE, Trainable, TrainingRun, open_run
+from r1jax.training.run import Trainable, TrainingRun, is_due, open_run
 from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch, Rollout
 
@@ -104,7 +104,6 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         source = Rollouts(config, stage, sampler, examples)
         held_out.run_benchmarks(0)
         held_out.measure_curves(0)
-        finite = FINITE if critic is None else (*FINITE, *critic.finite)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
@@ -123,7 +122,8 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                         metrics |= critic.update(batch)
                 tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
                 stage.note({"update/tokens_per_s": tokens_per_s})
-                stage.log(step, "grpo", summary | metrics | packed, finite)
+                stage.log(step, "grpo", summary | metrics | packed)
+                stage.watch(step, metrics, batch)
                 summary = {}  # on the iteration's first line only
                 held_out.measure_curves(step)
             if ahead is not None:  # before the checkpoint, which cannot sample it any more

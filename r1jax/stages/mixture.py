@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, DataError, Size, section
 from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, finite_examples, rows_of
 from r1jax.data.decontaminate import NGRAM, Benchmarks
@@ -44,7 +44,7 @@ class MixtureConfig:
     tokenizer: str  # a MODEL or a path; tokens are counted with it
     template: str = "chat"  # a key of data.chat.TEMPLATES, to count tokens
     benchmarks: dict[str, DataConfig] = field(default_factory=dict)  # evaluation questions
-    ngram: int = NGRAM  # words in a row that a row must not share with a benchmark
+    ngram: Size = NGRAM  # words in a row that a row must not share with a benchmark
     seed: int = 0  # of the order of rows
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, DataError, Size, section
 from r1jax.data.datasets import DataConfig, messages_of, rows_of
 from r1jax.files import (
     CANDIDATES,
@@ -40,7 +40,7 @@ class PreferencesConfig:
     data: DataConfig  # {"messages" | "prompt"[, "responses": [first, second]]}
     judge: ChatModelConfig  # says which of two responses is better
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
-    queries: int = QUERIES  # verdicts a pair, in random order of the two
+    queries: Size = QUERIES  # verdicts a pair, in random order of the two
     seed: int = 0  # of that order
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})

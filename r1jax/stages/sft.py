@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, Count, DataError, Positive, Share, Size, section
 from r1jax.data.chat import render
 from r1jax.data.datasets import DataConfig, Row, rows_of, stream
 from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_group
@@ -29,7 +29,7 @@ from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import FINITE, TrainingRun, open_run
+from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource, open_source
@@ -42,8 +42,8 @@ class TeacherConfig:
     """Distillation on a teacher's logits (`distill`), beside or instead of the text (`sft`)."""
 
     model: ModelSource  # with the student's tokenizer
-    weight: float = 1.0  # of KL(teacher || student); the negative log-likelihood has the rest
-    temperature: float = 1.0  # of both
+    weight: Share = 1.0  # of KL(teacher || student); the negative log-likelihood has the rest
+    temperature: Positive = 1.0  # of both
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class SftConfig:
     stage: str  # "sft"
     model: ModelSource
     data: DataConfig
-    epochs: float = 2.0  # of finite data
-    total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
-    batch_size: int = 128  # sequences of an update
-    pack_length: int = 32_768  # tokens of a packed row
-    microbatch_rows: int = 8  # packed rows in memory at once
+    epochs: Positive = 2.0  # of finite data
+    total_steps: Count = 0  # updates; 0 = as many as `epochs` of the rows have
+    batch_size: Size = 128  # sequences of an update
+    pack_length: Size = 32_768  # tokens of a packed row
+    microbatch_rows: Size = 8  # packed rows in memory at once
     template: str = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
     teacher: TeacherConfig | None = None
@@ -67,9 +67,9 @@ class SftConfig:
     seed: int = 0  # of the order of rows, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 200  # updates
-    log_every: int = 1  # updates between two lines of metrics.jsonl
-    logits_chunk: int = 128  # positions whose logits exist at once
+    checkpoint_every: Count = 200  # updates
+    log_every: Size = 1  # updates between two lines of metrics.jsonl
+    logits_chunk: Size = 128  # positions whose logits exist at once
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -104,11 +104,12 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 batch = on_mesh(batch, stage.mesh)
             with stage.timer("update"):
                 metrics = trained.update(step_fn, batch, *frozen)
+            stage.watch(step, metrics, batch)
             if step % config.log_every == 0 or step == config.total_steps:
                 with stage.timer("update"):  # the device is waited for here
                     metrics = jax.device_get(metrics)
-                stage.log(step, "sft", metrics | packed, FINITE)
-            if step % config.checkpoint_every == 0 or step == config.total_steps:
+                stage.log(step, "sft", metrics | packed)
+            if is_due(config.checkpoint_every, step) or step == config.total_steps:
                 stage.save(step)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import jax
 from etils import epath
 
-from r1jax.config import ConfigError, UserError
+from r1jax.config import ConfigError, Count
 from r1jax.files import (
     METRICS,
     PROFILE,
@@ -34,11 +34,6 @@ from r1jax.files import (
     drop_after,
     plain_number,
 )
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient is not a number any more."""
-
 
 # ---- JSON lines ----
 
@@ -81,20 +76,14 @@ class MetricsWriter:
         step: int,
         metrics: Mapping[str, Any],
         timings: Mapping[str, Any] | None = None,
-        finite: Iterable[str] = (),
     ) -> None:
-        """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`.
-
-        Raises NonFiniteError, with the line written, when one of the `finite` metrics is not.
-        """
+        """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`."""
         values = {name: plain_number(x) for name, x in jax.device_get(dict(metrics)).items()}
         clocks = {name: plain_number(x) for name, x in (timings or {}).items()}
         if self._active:
             _append(self._metrics, {"step": step, **values})
             _append(self._timings, {"step": step, **clocks})
             self._mirror(step, {**values, **clocks})
-        if bad := [name for name in finite if name in values and values[name] is None]:
-            raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}, so the run stops")
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends completions with their rewards to samples.jsonl."""
@@ -223,8 +212,8 @@ def process_use() -> dict[str, float]:
 class ProfileConfig:
     """Traces steps start_step .. start_step + num_steps - 1 into WORKDIR/profile."""
 
-    start_step: int = 10  # the first update that is traced
-    num_steps: int = 0  # 0 = no trace
+    start_step: Count = 10  # the first update that is traced
+    num_steps: Count = 0  # 0 = no trace
 
 
 class Profiler:

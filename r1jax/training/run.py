@@ -6,7 +6,7 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.run_config import check_config
+from r1jax.training.skipped import Watch
 from r1jax.training.train_state import (
     LossFn,
     OptimizerConfig,
@@ -38,7 +39,10 @@ from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
 from r1jax.weights.load import ModelSource, OpenModel, open_source
 
-FINITE = ("loss", "optimizer/grad_norm")  # of a step's metrics: without them nothing is learnt
+
+def is_due(every: int, step: int, updates: int = 1) -> bool:
+    """Whether a multiple of `every` lies among the last `updates` updates."""
+    return bool(every) and step // every > (step - updates) // every
 
 
 class StageConfig(Protocol):
@@ -157,6 +161,7 @@ class TrainingRun:
     writer: MetricsWriter
     progress: Progress
     profiler: Profiler
+    _watch: Watch
     timer: Timer = field(default_factory=Timer)
     _clocks: dict[str, float] = field(default_factory=dict)
 
@@ -164,23 +169,22 @@ class TrainingRun:
         """Readings of clocks for the next line of timings, beside the timer's."""
         self._clocks.update(readings)
 
-    def log(
-        self, step: int, stage: str, metrics: Mapping[str, Any], finite: Sequence[str] = ()
-    ) -> None:
-        """One line of metrics, under `stage/`, with the timings since the last.
-
-        The run ends, with the line written, where one of the `finite` metrics is not a number.
-        """
+    def log(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics, under `stage/`, with the timings since the last."""
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
         clocks = self.timer.pop() | self._clocks
         self._clocks.clear()
         timings = {f"{stage}/{name}": value for name, value in clocks.items()}
-        must_be = [f"{stage}/{name}" for name in finite]
-        self.writer.write(step, named, timings | process_use(), must_be)
+        self.writer.write(step, named, timings | process_use())
         self.progress.update(step, named | timings)
 
+    def watch(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
+        """Looks whether the update before this one was skipped, so that no device is waited for."""
+        self._watch.put(step, metrics, batch)
+
     def save(self, step: int) -> None:
-        """A checkpoint, its time counted."""
+        """A checkpoint, its time counted; every update before it was looked at."""
+        self._watch.settle()
         with self.timer("checkpoint"):
             self.trained.save(step)
 
@@ -221,7 +225,8 @@ def open_run(
         Progress(path.name, config.total_steps, latest or 0, shown) as progress,
     ):
         profiler = Profiler(config.profile, path)
+        watch = Watch(path, config.optimizer.max_skipped, trained.latest_step)
         yield TrainingRun(
-            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler
+            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler, watch
         )
         profiler.close()
