@@ -6,15 +6,17 @@ live in those dataclasses and nowhere else.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import importlib.util
 import itertools
 import math
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -293,8 +295,25 @@ def load_module(spec: str) -> tuple[types.ModuleType, str]:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"config file {file} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    with _named(file):
+        module_spec.loader.exec_module(module)
     return module, arg
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What a user's file raises becomes a ConfigError with its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename or file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
+        place = f"{file}:{own[-1]}" if own else file
+        raise ConfigError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def load_config(spec: str) -> config_dict.ConfigDict:
@@ -302,26 +321,41 @@ def load_config(spec: str) -> config_dict.ConfigDict:
     module, arg = load_module(spec)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {spec.partition(':')[0]} has no get_config(arg='')")
-    return module.get_config(arg)
+    with _named(spec.partition(":")[0]):
+        config = module.get_config(arg)
+    if not isinstance(config, config_dict.ConfigDict):
+        raise ConfigError(
+            f"get_config of {spec.partition(':')[0]} gives {type(config).__name__}, expected a"
+            " ConfigDict"
+        )
+    return config
 
 
 def override(config: config_dict.ConfigDict, overrides: Overrides) -> None:
-    """Sets the dotted keys in place; each must exist already."""
+    """Sets the dotted keys in place; their sections must exist, a key may be one that the file
+    leaves at its default.
+    """
     for dotted, value in overrides.items():
-        target, last = find_key(config, dotted)
+        target, last = find_key(config, dotted, new=True)
         try:
             target[last] = value
         except TypeError as error:
             raise ConfigError(f"config.{dotted} = {value!r}: {error}") from error
 
 
-def find_key(config: config_dict.ConfigDict, dotted: str) -> tuple[config_dict.ConfigDict, str]:
-    """The section that holds the last part of a dotted key; ConfigError if there is none."""
+def find_key(
+    config: config_dict.ConfigDict, dotted: str, new: bool = False
+) -> tuple[config_dict.ConfigDict, str]:
+    """The section that holds the last part of a dotted key; ConfigError if there is none.
+
+    A `new` key need not be there.
+    """
     *parents, last = dotted.split(".")
     target, path = config, "config"
     for name in parents:
         target, path = _child(target, name, path), f"{path}.{name}"
-    _child(target, last, path)
+    if not new or not isinstance(target, config_dict.ConfigDict):
+        _child(target, last, path)
     return target, last
 
 

@@ -63,6 +63,7 @@ class Progress:
 
     def _text(self, values: Mapping[str, Any]) -> str:
         known = [(label, values[name]) for name, label in self._shown.items() if name in values]
+        known = [(label, value) for label, value in known if value or label != "failures"]
         return "".join(f"  {label} {_brief(float(value))}" for label, value in known)
 
     def _eta(self, step: int, now: float) -> str:

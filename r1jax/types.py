@@ -54,6 +54,7 @@ class Rollout:
     reward: float
     reward_breakdown: Mapping[str, float]  # unweighted parts by name
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
+    failure_message: str | None = None
 
 
 @struct.dataclass

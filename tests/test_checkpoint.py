@@ -206,6 +206,7 @@ def test_changed_config_is_refused(tmp_path: Path) -> None:
     check_config(tmp_path, config(log_every=1))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     check_config(tmp_path, config(log_every=5, wandb_project="p", profile=dict(num_steps=1)))
+    check_config(tmp_path, config(mesh=dict(data=2), engine=dict(slots=4), microbatch_rows=1))
     changed = config(top=1)
     changed.grpo.kl_coef = 0.01
     del changed.seed
@@ -214,3 +215,20 @@ def test_changed_config_is_refused(tmp_path: Path) -> None:
         check_config(tmp_path, changed)
     with pytest.raises(ConfigError, match="must be JSON"):
         check_config(tmp_path, config(dtype=jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "unit", "right"),
+    [(8, 12, 4, True), (8, 9, 1, True), (8, 12, 0, False), (6, 12, 4, False), (8, 4, 4, False)],
+)
+def test_a_run_may_be_prolonged(tmp_path: Path, old: int, new: int, unit: int, right: bool) -> None:
+    """By whole iterations, and where the schedule of the learning rate is the same."""
+    before, after = (config_dict.create(total_steps=steps) for steps in (old, new))
+    check_config(tmp_path, before, unit)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    if right:
+        check_config(tmp_path, after, unit)
+        assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == new
+    else:
+        with pytest.raises(ConfigError, match=f"changed: total_steps {old} -> {new}"):
+            check_config(tmp_path, after, unit)

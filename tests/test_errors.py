@@ -173,10 +173,10 @@ def test_command_says_one_sentence(tokenizer_dir: str, tmp_path: Path) -> None:
         f"    return grpo_config({tokenizer_dir!r}, rewards={{'helpers:raises': 1.0}})\n"
     )
     done = train(tmp_path, config)
-    assert done.stderr == (
-        "error: reward 'helpers:raises' raised ZeroDivisionError: no luck"
-        " (on every item of the first batch)\n"
-    )
+    assert "a completion cannot be graded, and earns 0: reward 'helpers:raises'" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: reward 'helpers:raises' raised ZeroDivisionError: no luck (8 of")
     assert done.returncode == 2
     assert_no_progress(tmp_path / "run")
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError, DataError
-from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_all_failed
+from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_failed
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.format import format_reward, r1_format_reward, reflective_words
 from r1jax.rewards.penalties import repetition
@@ -297,15 +297,18 @@ def test_score() -> None:
     assert grade.failure == Failure("exception", "reward 'mine' raised ValueError: asleep")
 
 
-def test_stop_if_all_failed() -> None:
+def test_stop_if_failed() -> None:
     good = Grade(1.0, {})
     bad = Grade(0.0, {}, Failure("exception", "reward 'mine' raised ValueError: asleep"))
     late = Grade(0.0, {}, Failure("timeout", "late"))
-    stop_if_all_failed([])
-    stop_if_all_failed([bad, good])
-    stop_if_all_failed([late, late])
-    with pytest.raises(ConfigError, match="'mine' raised ValueError: asleep"):
-        stop_if_all_failed([bad, bad])
+    stop_if_failed([], 0.5, "training")
+    stop_if_failed([bad, good], 0.5, "training")
+    stop_if_failed([late, late], 0.5, "training")
+    expected = r"'mine' raised ValueError: asleep \(2 of 3 completions of training failed"
+    with pytest.raises(ConfigError, match=expected):
+        stop_if_failed([bad, bad, good], 0.5, "training")
+    with pytest.raises(ConfigError, match="more than the share 0 of"):
+        stop_if_failed([bad, good, good], 0, "training")
 
 
 # ---- fuzzing ----

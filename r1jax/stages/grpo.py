@@ -70,6 +70,9 @@ def describe(config: GrpoConfig) -> str:
 SHOWN = {
     "grpo/reward/mean": "reward",
     "grpo/reward/accuracy": "accuracy",
+    "grpo/reward/failures": "failures",
+    "grpo/loss": "loss",
+    "grpo/kl/ref": "KL",
     "grpo/completion/length": "length",
     "grpo/rollout/tokens_per_s": "tokens/s",
 }

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
+from r1jax.config import DataError
 from r1jax.data.datasets import examples_of, stream
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
@@ -86,14 +88,32 @@ class Rollouts:
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
         ]
-        if path.exists():
-            rollouts = [from_row(row) for row in read_jsonl(path)]
-        else:
+        rollouts = self._written(path, len(attempts[0]) * config.group_size)
+        if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             self._write(iteration, rollouts)
         questions = {p.example.id: p.example for prompts in attempts for p in prompts}
         self._stage.writer.samples(step + 1, samples(config, rollouts, questions))
         return rollouts
+
+    def _written(self, path: epath.Path, count: int) -> list[Rollout] | None:
+        """An iteration's rollouts from their file; None where there is none, or not all of them.
+
+        Then they are sampled anew, the same ones, but for those that older parameters sampled.
+        """
+        if not path.exists():
+            return None
+        try:
+            rollouts = [from_row(row) for row in read_jsonl(path)]
+            if len(rollouts) == count:
+                return rollouts
+            problem = f"{path} has {len(rollouts)} of {count} rollouts"
+        except (DataError, KeyError) as error:
+            problem = str(error) if isinstance(error, DataError) else f"{path} has no key {error}"
+        if self._config.rollouts_ahead:
+            raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
+        logging.warning("%s: they are sampled again", problem)
+        return None
 
     def begin_ahead(self, iteration: int, step: int) -> Ungraded | None:
         """Samples an iteration's completions now, before the updates that it will start after.

@@ -10,9 +10,9 @@ resume the lines after the checkpoint are dropped and written again.
 import logging
 import os
 import resource
+import secrets
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from typing import Any, Self
 import jax
 from etils import epath
 
-from r1jax.config import ConfigError, Count
+from r1jax.config import ConfigError, Count, DataError
 from r1jax.files import (
     METRICS,
     PROFILE,
     SAMPLES,
     TENSORBOARD,
     TIMINGS,
+    WANDB_ID,
     _line,
     absolute,
     append_samples,
+    count_lines,
     drop_after,
     plain_number,
+    write_atomic,
 )
-
-# ---- JSON lines ----
-
 
 # ---- the writer ----
 
@@ -54,8 +54,12 @@ class MetricsWriter:
         *,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
+        lines: Mapping[str, int] | None = None,
     ) -> None:
-        """`step` is that of the restored checkpoint, -1 for none: what came later is dropped."""
+        """`step` is that of the restored checkpoint, -1 for none: what came later is dropped.
+
+        Raises DataError where a file has fewer than the `lines` that the checkpoint knows of.
+        """
         self.workdir = absolute(workdir)
         self._wandb = None
         self._tensorboard = None
@@ -65,6 +69,13 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, TIMINGS, SAMPLES):
             drop_after(self.workdir / name, step)
+        for name, count in (lines or {}).items():
+            if (found := count_lines(self.workdir / name)) < count:
+                raise DataError(
+                    f"{self.workdir / name} has {found} lines up to step {step}, but had {count}"
+                    " when its checkpoint was saved; put them back, or delete that checkpoint to go"
+                    " on from the one before"
+                )
         self._metrics = (self.workdir / METRICS).open("ab")
         self._timings = (self.workdir / TIMINGS).open("ab")
         self._tensorboard = _tensorboard(self.workdir, step)
@@ -84,6 +95,15 @@ class MetricsWriter:
             _append(self._metrics, {"step": step, **values})
             _append(self._timings, {"step": step, **clocks})
             self._mirror(step, {**values, **clocks})
+
+    def sync(self) -> dict[str, int]:
+        """What was written is on the disk -> the lines of each file, which a checkpoint keeps."""
+        if self._active:
+            for name in (METRICS, TIMINGS, SAMPLES):
+                if (path := self.workdir / name).exists():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+        return {name: count_lines(self.workdir / name) for name in (METRICS, SAMPLES)}
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends completions with their rewards to samples.jsonl."""
@@ -138,11 +158,19 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) 
     return wandb.init(
         project=project,
         name=workdir.name,
-        id=f"{zlib.crc32(directory.encode()):08x}",  # so that a resumed run continues its curves
+        id=_wandb_id(workdir),  # so that a resumed run continues its curves
         resume="allow",
         dir=directory,
         config=dict(config or {}),
     )
+
+
+def _wandb_id(workdir: epath.Path) -> str:
+    """Drawn at the run's first start: a new run at an old path is another one."""
+    path = workdir / WANDB_ID
+    if not path.exists():
+        write_atomic(path, f"{secrets.token_hex(4)}\n".encode())
+    return path.read_text().strip()
 
 
 # ---- clocks and memory ----

@@ -104,6 +104,10 @@ class Trainable:
         """Of the newest checkpoint."""
         return self._checkpoints.latest_step()
 
+    def sound_step(self) -> int | None:
+        """Of the newest checkpoint that is not damaged; those that are, are set aside."""
+        return self._checkpoints.sound_step()
+
     def begin(self, seed: int, reference: bool = False) -> None:
         """From the model's own parameters; with `reference`, a copy of them is kept."""
         params = self._opened.load(self._mesh, seed)
@@ -111,13 +115,14 @@ class Trainable:
             self.ref_params = _copy(params)
         self.state = new_state(params, self._optimizer, self._shardings)
 
-    def resume(self, step: int, reference: bool = False) -> None:
-        """From the checkpoint of that step."""
+    def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
+        """From the checkpoint of that step -> what was saved beside the state."""
         abstract = abstract_state(self.model, self._optimizer, self._shardings)
         tree = _saved(abstract, abstract.params if reference else None)
-        saved, _ = self._checkpoints.restore(step, tree)
+        saved, beside = self._checkpoints.restore(step, tree)
         self.ref_params = saved.pop("ref_params", None)
         self.state = TrainState(**saved)
+        return beside
 
     def make_step(self, loss_fn: LossFn) -> jax.stages.Wrapped:
         """The jitted step of this loss, for `update`."""
@@ -133,9 +138,9 @@ class Trainable:
         """The reference policy becomes the current one."""
         self.ref_params = _copy(self.params)
 
-    def save(self, step: int) -> None:
-        """A checkpoint of everything that the next step needs."""
-        self._checkpoints.save(step, _saved(self.state, self.ref_params))
+    def save(self, step: int, beside: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of everything that the next step needs, and a JSON dict beside it."""
+        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside)
 
 
 @jax.jit
@@ -186,7 +191,17 @@ class TrainingRun:
         """A checkpoint, its time counted; every update before it was looked at."""
         self._watch.settle()
         with self.timer("checkpoint"):
-            self.trained.save(step)
+            self.trained.save(step, {"lines": self.writer.sync()})
+
+
+def _unit(config: StageConfig) -> int:
+    """Updates that belong together, by which a run may be prolonged; 0 where that would have given
+    other learning rates from the first update on.
+    """
+    critic = getattr(config, "critic", None)
+    optimizers = [config.optimizer, *([critic.optimizer] if critic else [])]
+    constant = all(optimizer.schedule == "constant" for optimizer in optimizers)
+    return getattr(config, "updates_per_rollout", 1) if constant else 0
 
 
 @contextmanager
@@ -209,17 +224,18 @@ def open_run(
     trained = Trainable(source, config.optimizer, config.total_steps, mesh, path, shared_prompts)
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
-    check_config(path, config_dict)
-    latest = trained.latest_step()
+    check_config(path, config_dict, _unit(config))
+    latest = trained.sound_step()
     if latest is None:
         if jax.process_index() == 0:  # later these files are not touched: a kill could tear them
             write_model_json(path, source.fields)
             source.tokenizer.save(str(path / TOKENIZER))
         trained.begin(config.seed, reference)
+        about = {}
     else:
-        trained.resume(latest, reference)
+        about = {"lines": trained.resume(latest, reference).get("lines")}
     after = -1 if latest is None else latest
-    about = {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
+    about |= {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
     with (
         MetricsWriter(path, after, **about) as writer,
         Progress(path.name, config.total_steps, latest or 0, shown) as progress,
