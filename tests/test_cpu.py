@@ -36,7 +36,7 @@ def run(script: str, environment: dict[str, str]) -> list[str]:
 
 def test_a_small_model_has_a_device_a_core() -> None:
     """Six cores, of which a mesh takes as many as divide the rows; a large model takes one."""
-    assert run(DEVICES + MESHES, {}) == ["6 [6, 1, 2, 2, 3, 6] 1", "[2, 3, 1, 1]"]
+    assert run(DEVICES + MESHES, {}) == ["6 [6, 1, 2, 4, 3, 6] 1", "[2, 3, 1, 1]"]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,9 @@ def test_command_says_one_sentence(tokenizer_dir: str, tmp_path: Path) -> None:
     assert "a completion cannot be graded, and earns 0: reward 'helpers:raises'" in done.stderr
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: reward 'helpers:raises' raised ZeroDivisionError: no luck (8 of")
+    assert last.startswith(
+        "error: reward 'helpers:raises' raised ZeroDivisionError: no luck (16 of"
+    )
     assert done.returncode == 2
     assert_no_progress(tmp_path / "run")
 

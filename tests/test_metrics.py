@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from r1jax.config import ConfigError, DataError
 from r1jax.files import drop_after, plain_number, read_jsonl, read_metrics, write_jsonl_atomic
@@ -21,6 +22,7 @@ from r1jax.training.metrics import (
     ProfileConfig,
     Profiler,
     Timer,
+    _wandb_id,
     process_use,
 )
 
@@ -86,6 +88,32 @@ def test_plain_numbers() -> None:
     assert plain_number(math.inf) is None
     with pytest.raises(ValueError, match="scalar"):
         plain_number(np.zeros(2))
+
+
+def test_lines_that_a_checkpoint_knows_of(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, -1) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"x": step})
+        writer.samples(1, [{"question": "a"}])
+        lines = writer.sync()
+    assert lines == {"metrics.jsonl": 3, "samples.jsonl": 1}
+    MetricsWriter(tmp_path, 3, lines=lines).close()
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n")
+    with pytest.raises(DataError, match=r"metrics.jsonl has 2 lines up to step 3, but had 3"):
+        MetricsWriter(tmp_path, 3, lines=lines)
+    file.write_text('{"step": 1}\n{"x": 2}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl:2 has no step"):
+        MetricsWriter(tmp_path, 3)
+
+
+def test_a_new_run_at_an_old_path_is_another_one(tmp_path: Path) -> None:
+    """For Weights & Biases; the same run goes on with its curves."""
+    path = epath.Path(tmp_path)
+    first = _wandb_id(path)
+    assert _wandb_id(path) == first
+    (tmp_path / "wandb_id.txt").unlink()
+    assert _wandb_id(path) != first
 
 
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
