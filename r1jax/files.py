@@ -15,6 +15,7 @@ from r1jax.config import ConfigError, DataError
 
 # What lies in a workdir. Of a run:
 CONFIG, MODEL_JSON, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"
+EFFECTIVE_CONFIG, STARTS = "config_effective.json", "starts.jsonl"  # with defaults; a line a start
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 ROLLOUTS, EVALUATIONS, CRITIC = "rollouts", "evaluations", "critic"
 SKIPPED_BATCHES = "skipped"  # of updates that were no numbers
@@ -102,7 +103,11 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends rows; each has its "step", by which a resumed run drops those it writes again."""
-    data = b"".join(_line({"step": row["step"], **row}) for row in rows)
+    append_lines(path, ({"step": row["step"], **row} for row in rows))
+
+
+def append_lines(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    data = b"".join(map(_line, rows))
     with absolute(path).open("ab") as file:
         file.write(data)
 

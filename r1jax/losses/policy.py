@@ -54,7 +54,7 @@ def sequence_ratio(log_ratio_BL: jax.Array, batch: Batch) -> jax.Array:
     """
     zeros = jnp.zeros(batch.lengths.shape, log_ratio_BL.dtype)
     sums_C = zeros.at[batch.completion_ids].add(log_ratio_BL * batch.loss_mask)
-    return jnp.exp(sums_C / batch.lengths)[batch.completion_ids]
+    return jnp.exp(sums_C / jnp.maximum(batch.lengths, 1.0))[batch.completion_ids]
 
 
 RATIOS: dict[str, Callable[[jax.Array, Batch], jax.Array]] = {
@@ -86,9 +86,7 @@ class GrpoLossConfig:
 
     clip_eps_low: NotNegative = 0.2  # the ratio is clipped below at 1 - this
     clip_eps_high: NotNegative = 0.2  # and above at 1 + this; DAPO: higher than clip_eps_low
-    kl_coef: NotNegative = (
-        0.001  # of the k3 estimate of KL(policy || reference) in the loss; 0 = none
-    )
+    kl_coef: NotNegative = 0.001  # of the k3 KL(policy || reference) in the loss; 0 = none
     # How tokens weigh: "sequence_mean" 1/|o| each (DeepSeekMath), "token_mean" all alike (DAPO),
     # "constant" 1/max_tokens (Dr. GRPO).
     loss_agg: str = "sequence_mean"

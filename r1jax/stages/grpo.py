@@ -291,7 +291,7 @@ class Programs:
             }
             batch = count_left_out(batch, minibatch)
             if config.truncated == "mask":
-                batch = mask_truncated(batch, minibatch.rollouts)
+                batch = mask_truncated(batch, [*minibatch.rollouts, *minibatch.left_out])
             batch = on_mesh(batch, stage.mesh)
         policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one
@@ -372,6 +372,11 @@ def make_loss(
 
 
 def mask_truncated(batch: Batch, rollouts: Sequence[Rollout]) -> Batch:
-    """Takes the tokens of completions cut by length out of the loss (they stay counted)."""
+    """Takes completions cut by length out of the loss, its means and the metrics' means.
+
+    `rollouts` are those of the batch's per-completion arrays, in their order.
+    """
     keep = np.array([1.0, *(float(not truncated(r)) for r in rollouts)], np.float32)
-    return replace(batch, loss_mask=batch.loss_mask * keep[batch.completion_ids])
+    loss_mask = batch.loss_mask * keep[batch.completion_ids]
+    targets = np.float32(max(loss_mask.sum(), 1.0))
+    return replace(batch, loss_mask=loss_mask, lengths=batch.lengths * keep, num_targets=targets)

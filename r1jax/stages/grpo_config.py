@@ -68,6 +68,9 @@ class GrpoConfig:
     dynamic_sampling: Count = (
         0  # further rollouts at most, to replace groups that earn all the same
     )
+    # What must differ within a group for it to count as varied: the "reward", or one of the rewards
+    # by its name; DAPO: "accuracy", which a term of length or language cannot stand in for.
+    vary_by: str = "reward"
     split_by: str = "question"  # a minibatch has whole groups; "output": outputs at random
     # What a completion that was cut by its length is worth: "grade" it as it stands, "zero" (its
     # reward), or "mask" (it is not learnt from).
@@ -111,7 +114,8 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
     check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
-    load_rewards(config.rewards)
+    rewards = [*load_rewards(config.rewards), *config.reward_models]
+    check_choice("config.vary_by", config.vary_by, ["reward", *rewards])
     if config.sampling.temperature <= 0:
         raise ConfigError(
             f"config.sampling.temperature {config.sampling.temperature} must be above 0 in training"

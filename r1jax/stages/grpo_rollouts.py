@@ -265,7 +265,9 @@ def _rewards(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
 
 
 def varied(config: GrpoConfig, group: Sequence[Rollout]) -> bool:
-    """Whether a group has an advantage to learn from."""
+    """Whether a group has something to learn from: advantages, or answers of two kinds."""
+    if config.vary_by != "reward":
+        return len({rollout.reward_breakdown[config.vary_by] for rollout in group}) > 1
     return bool(rewarded(config, group).advantages.any())
 
 

@@ -21,6 +21,7 @@ from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import DATA, STATISTICS, absolute, write_data
 from r1jax.machines.hosts import wait_for_all
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.weights.load import load_tokenizer
 
@@ -61,6 +62,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     config = section(MixtureConfig, config_dict)
     path = absolute(workdir)
     check_config(path, config_dict)
+    note_start(path, config)
     if not (path / STATISTICS).exists() and jax.process_index() == 0:
         rows, lost = _gather(config)
         if not rows:

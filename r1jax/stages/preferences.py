@@ -29,6 +29,7 @@ from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import QUERIES, judge_pairs
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 
 
@@ -62,6 +63,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         raise ConfigError(f"config.data.limit must be set: {config.data.function} has no end")
     path, mesh = absolute(workdir), make_mesh(config.mesh)
     check_config(path, config_dict)
+    note_start(path, config)
     missing = not (path / STATISTICS).exists()
     wait_for_all("looked")  # before one process writes it
     if missing:

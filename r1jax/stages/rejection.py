@@ -51,6 +51,7 @@ from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks import check_example
 from r1jax.tasks.sandbox import choose_sandbox
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import ModelSource, open_source
@@ -115,6 +116,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_example(example)
     weights, minima = split_minimum(config.minimum)
     check_config(path, config_dict)
+    note_start(path, config)
     if not (path / STATISTICS).exists():
         portions = list(_portions(config, path, examples, weights, minima))
         rows = [row for portion in portions for row in portion["rows"]]

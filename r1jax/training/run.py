@@ -23,6 +23,7 @@ from r1jax.files import TOKENIZER, absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.training.skipped import Watch
 from r1jax.training.train_state import (
@@ -225,6 +226,7 @@ def open_run(
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
     check_config(path, config_dict, _unit(config))
+    note_start(path, config)
     latest = trained.sound_step()
     if latest is None:
         if jax.process_index() == 0:  # later these files are not touched: a kill could tear them

@@ -15,10 +15,12 @@ from ml_collections import config_dict
 from r1jax.config import ConfigError
 from r1jax.files import (
     CONFIG,
+    EFFECTIVE_CONFIG,
     LOCK,
     LOG,
     MODEL_JSON,
     STAGE_INPUTS,
+    STARTS,
     TENSORBOARD,
     TOKENIZER,
     absolute,
@@ -26,7 +28,17 @@ from r1jax.files import (
 )
 
 # What a start writes before there is anything to lose; a run with anything else has begun.
-FIRST = (CONFIG, MODEL_JSON, TOKENIZER, TENSORBOARD, LOCK, LOG, STAGE_INPUTS)
+FIRST = (
+    CONFIG,
+    MODEL_JSON,
+    TOKENIZER,
+    TENSORBOARD,
+    LOCK,
+    LOG,
+    STAGE_INPUTS,
+    EFFECTIVE_CONFIG,
+    STARTS,
+)
 # What may change when a run is resumed, since no result depends on it: what is logged and kept, and
 # how it is computed, which changes rounding alone.
 FREE_KEYS = (
