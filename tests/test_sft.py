@@ -1,6 +1,5 @@
 """SFT on tiny corpora: the loss falls, masks and long rows, one device or eight."""
 
-import functools
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from helpers import MODEL, metrics_by_step, sft_config
 
 from r1jax.config import ConfigError, DataError
-from r1jax.machines.mesh import make_mesh
 from r1jax.stages import sft
 from r1jax.weights.load import load_tokenizer
 
@@ -49,8 +47,7 @@ def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).mkdir()
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     eight = train(tokenizer_dir, tmp_path / "eight", rows, mesh=mesh, total_steps=2)
-    one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.training.run.make_mesh", one_mesh)
+    monkeypatch.setattr("r1jax.weights.load.devices_for", lambda *_: jax.devices()[:1])
     one = train(tokenizer_dir, tmp_path / "one", rows, total_steps=2)
     for step in (1, 2):
         for name in ("sft/loss", "sft/optimizer/grad_norm"):
