@@ -46,7 +46,13 @@ from r1jax.tasks.logic_task import (
     same_roles,
     solves_countdown,
 )
-from r1jax.tasks.math_task import last_formula, last_number, same_formula, same_integer
+from r1jax.tasks.math_task import (
+    check_formula,
+    last_formula,
+    last_number,
+    same_formula,
+    same_integer,
+)
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -68,7 +74,7 @@ class Task:
 
 
 TASKS = {
-    "math": Task(last_formula, same_formula),
+    "math": Task(last_formula, same_formula, check=check_formula),
     "integer": Task(last_number, same_integer),
     "sorted": Task(last_list, same_list),
     "letter": Task(last_letter, same_letter),

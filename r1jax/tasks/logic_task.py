@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from r1jax.config import DataError
-from r1jax.tasks.math_task import plain, to_ascii
+from r1jax.tasks.writing import plain, to_ascii
 
 if TYPE_CHECKING:
     from r1jax.types import Example
