@@ -548,6 +548,12 @@ REPEATED = [
     ("Expand $(x+1)(x+2)$.", "x^2+3x+2", "(x+2)(x+1)"),
     ("Factor $x^2+3x+2$.", "(x+1)(x+2)", "x^2+2+3x"),
     ("Factor $x^2+3x+2$.", "(x+1)(x+2)", "x^2+3x+2"),
+    ("Factor $x^2+3x+2$.", "(x+1)(x+2)", "x^2+3x+2+1-1"),
+    ("Factor $x^2+3x+2$.", "(x+1)(x+2)", r"\frac{x^2+3x+2}{1}"),
+    (r"Simplify $\sqrt{50}$.", r"5\sqrt{2}", r"\frac{\sqrt{50}}{1}"),
+    (r"Write $\frac{3}{20}$ as a decimal.", "0.15", r"\frac{3}{20}"),
+    ("Write 0.15 as a fraction.", r"\frac{3}{20}", "0.15"),
+    ("Write 45% as a decimal.", "0.45", r"45\%"),
 ]
 NOT_REPEATED = [
     ("Expand $(x+1)^2$.", "x^2+2x+1", "x^2+1+2x"),

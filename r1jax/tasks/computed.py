@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 
+from r1jax.tasks.formulas import same_formulas
 from r1jax.tasks.writing import compact, written
 
 _FUNCTIONS = {
@@ -93,28 +95,46 @@ def _signature(text: str) -> tuple[str, ...]:
 
 
 def repeats(question: str, gold: str, answer: str) -> bool:
-    """Whether `answer` is a calculation that stands in the question, in whatever order.
+    """Whether `answer` is a calculation that stands in the question, in whatever order or dress.
 
-    A lone fraction in lowest terms is none, nor is what the reference says literally.
+    A lone fraction in lowest terms is none (but the question's 3/20 is no decimal), nor is what the
+    reference says literally.
     """
     answer = written(re.sub(r"\^\{?\\circ\}?", "", answer))
-    if not question or not _CALCULATION.search(answer) or _is_reduced(answer):
+    flat, flat_gold, flat_question = map(_flat, (answer, written(gold), written(question)))
+    if not question or flat == flat_gold or _signature(answer) == _signature(written(gold)):
         return False
-    flat = _NO_SIGN.sub("", written(answer))
-    if len(flat) > 1 and flat in _NO_SIGN.sub("", written(question)) and not _is_part(flat, gold):
+    if _is_reduced(answer) or _DECIMAL.fullmatch(flat):
+        other_kind = ("." in gold) != ("." in flat) or ("%" in flat and "%" not in gold)
+        given = rf"(?<![0-9.]){re.escape(flat)}(?![0-9.])"
+        return other_kind and bool(re.search(given, flat_question))
+    if not _CALCULATION.search(answer):
+        return False
+    if len(flat) > 1 and flat in flat_question:
         return True
-    signature = _signature(answer)
-    parts = [
-        part
-        for match in _FORMULA.finditer(question)
-        for part in _SPLIT.split(written("".join(x or "" for x in match.groups())))
-    ]
-    signatures = {_signature(part) for part in parts}
-    return signature in signatures and _signature(written(gold)) not in signatures
+    parts = _parts(question)
+    if any(_signature(part) == _signature(answer) for part in parts):
+        return all(_signature(written(gold)) != _signature(part) for part in parts)
+    dressed = (part for part in parts if len(_flat(part)) > 2 and _flat(part) in flat)
+    return any(
+        _CALCULATION.search(part) and _flat(part) not in flat_gold and same_formulas(gold, part)
+        for part in dressed
+    )
 
 
-def _is_part(flat: str, gold: str) -> bool:
-    return flat == _NO_SIGN.sub("", written(gold))
+_DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+|-?[0-9.]+\\?%")
+
+
+@lru_cache(maxsize=2_000)
+def _parts(question: str) -> list[str]:
+    """The formulas of a question, cut at equals signs and commas."""
+    formulas = ("".join(x or "" for x in match.groups()) for match in _FORMULA.finditer(question))
+    return [part for text in formulas for part in _SPLIT.split(written(text)) if part.strip()][:50]
+
+
+@lru_cache(maxsize=5_000)
+def _flat(text: str) -> str:
+    return _NO_SIGN.sub("", text).replace(r"\%", "%")
 
 
 def _is_reduced(text: str) -> bool:

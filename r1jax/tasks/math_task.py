@@ -72,10 +72,23 @@ def same_integer(example: Example, answer: str) -> bool:
     return integer(answer) is not None and integer(answer) == integer(example.answer)
 
 
+_LAST_FORMULA = re.compile(
+    r"(?<!\\)\$([^$\n]{1,200})(?<!\\)\$|\\\((.{1,200}?)\\\)"
+    rf"|(-?\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}})|({_NUMBER.pattern}(?:/[0-9]+)?)"
+)
+
+
 def last_formula(text: str) -> str | None:
-    r"""The last \boxed{} anywhere, or else the last number."""
+    r"""The last \boxed{} anywhere, or else the last number, or what it is part of: $...$, 3/4."""
     boxes = boxed_values(text)
-    return boxes[-1][0] if boxes else last_number(text)
+    if boxes:
+        return boxes[-1][0]
+    found = None
+    for match in _LAST_FORMULA.finditer(to_ascii(text)):
+        formula_in_dollars = match[1] or match[2]
+        if formula_in_dollars is None or re.search("[0-9]", formula_in_dollars):
+            found = next(x for x in match.groups() if x is not None)
+    return found
 
 
 # -- references ------------------------------------------------------------------------------------
@@ -155,14 +168,12 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
     if letter and (plain(answer)[:1].isupper() or gold != letter):
         return choice(answer) == letter
-    if _is_no_formula(answer) or TOO_BIG.search(gold) or repeats(question, gold, answer):
-        return False
-    if is_idle(answer) and not is_idle(gold):
+    if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
         return False
     comparison = Comparison(_variables(question), compact(written(question)))
     try:
         with formulas.time_limit(TIME_LIMIT):
-            return any(
+            return not repeats(question, gold, answer) and any(
                 comparison.same(first, second) for first in read(gold) for second in read(answer)
             )
     except (OutOfTime, RecursionError):
