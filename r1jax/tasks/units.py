@@ -221,6 +221,11 @@ def _singular(word: str) -> str:
     return word
 
 
+def is_known_unit(name: str) -> bool:
+    """Whether every part of km/h is a unit from the list."""
+    return all(_known(part) is not None for part in re.split(r"/", name) if part) and name != ""
+
+
 def units_agree(first: str | None, second: str | None) -> bool:
     """Where both have one they must be the same; of things counted one may say more of the same."""
     if not first or not second or first == second:
