@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from r1jax.rewards.format import format_reward, r1_format_reward
-from r1jax.tasks import MAX_BOXES, task_of
+from r1jax.tasks import MAX_BOXES, finals, task_of
 from r1jax.tasks.answers import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def accuracy(example: Example, text: str, *, length: int, finish_reason: str) ->
 
     Several boxed values must all be right, so different ones score 0.
     """
-    return float(_all_right(example, task_of(example.task).final(text)))
+    return float(_all_right(example, finals(example, text)))
 
 
 def _all_right(example: Example, answers: Sequence[str]) -> bool:
@@ -57,7 +57,7 @@ def lenient_accuracy(example: Example, text: str, *, length: int, finish_reason:
     anywhere.
     """
     task = task_of(example.task)
-    answers = task.final(text)
+    answers = finals(example, text)
     if _all_right(example, answers):
         return 1.0
     if not answers:

@@ -1,4 +1,4 @@
-r"""Language consistency (R1 eq 7): the share of the thoughts' words that are in the target language.
+r"""Language consistency (R1 eq 7): the share of the thoughts' words in the target language.
 
 The paper does not say what a word is or how languages are told apart. Here, by Unicode script:
 
