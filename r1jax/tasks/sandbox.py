@@ -78,7 +78,6 @@ DENIED = {
 SOCKET, AF_VSOCK = {"x86_64": 41, "aarch64": 198}, 40
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
-ENVIRONMENT |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a thread is a process here
 PACKAGES = ("numpy", "numpy.libs")  # what programs may import beside the standard library
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _numbers = itertools.count()

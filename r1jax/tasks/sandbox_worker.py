@@ -529,6 +529,7 @@ def main() -> None:
     limit_resources(json.loads(given))
     sys.set_int_max_str_digits(0)  # the limits of time hold instead
     sys.path.append(packages)
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's; a thread counts as a process here
     # What Python's `site` does, which is left out.
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     roles: dict[str, Callable[..., None]] = {
