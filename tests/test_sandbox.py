@@ -178,7 +178,7 @@ def attempt(body: str) -> str:
         "import ctypes\nassert ctypes.CDLL(None).shmget(0, 1 << 20, 0o1600) >= 0; print('got')",
         "import ctypes\nassert ctypes.CDLL(None).msgget(0, 0o1600) >= 0; print('got')",
         "import ctypes\nassert ctypes.CDLL(None).semget(0, 9, 0o1600) >= 0; print('got')",
-        "import ctypes\nassert ctypes.CDLL(None).mq_open(b'/q', 66, 0o600, None) >= 0; print('got')",
+        "import ctypes\nassert ctypes.CDLL(None).mq_open(b'/q', 66, 384, 0) > 0; print('got')",
         "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); print('got')",
         "import ctypes\nassert ctypes.CDLL(None).ptrace(0, 0, 0, 0) >= 0; print('got')",
         "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0; print('got')",
