@@ -32,6 +32,7 @@ from r1jax.rewards.accuracy import (
     accuracy,
     accuracy_if_stopped,
     accuracy_in_format,
+    accuracy_in_r1_format,
     lenient_accuracy,
 )
 from r1jax.rewards.format import format_reward, r1_format_reward
@@ -51,6 +52,7 @@ CONTEXT = ("length", "finish_reason")  # what every reward function is called wi
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy,
     "accuracy_in_format": accuracy_in_format,
+    "accuracy_in_r1_format": accuracy_in_r1_format,
     "accuracy_if_stopped": accuracy_if_stopped,
     "lenient_accuracy": lenient_accuracy,
     "format": format_reward,
