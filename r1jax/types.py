@@ -13,7 +13,8 @@ import numpy as np
 from flax import struct
 
 FinishReason = Literal["stop", "length"]
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant", "content": text}, and what a chat template reads.
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
