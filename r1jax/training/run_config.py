@@ -12,6 +12,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from r1jax.config import ConfigError
+from r1jax.data.fingerprint import ROWS
 from r1jax.files import (
     CONFIG,
     LOCK,
@@ -25,7 +26,7 @@ from r1jax.files import (
 )
 
 # What a start writes before there is anything to lose; a run with anything else has begun.
-FIRST = (CONFIG, MODEL_JSON, TOKENIZER, TENSORBOARD, LOCK, LOG, STAGE_INPUTS)
+FIRST = (CONFIG, MODEL_JSON, TOKENIZER, TENSORBOARD, LOCK, LOG, STAGE_INPUTS, ROWS)
 FREE_KEYS = ("wandb_project", "profile", "log_every")  # may change when a run is resumed
 
 

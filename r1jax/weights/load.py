@@ -114,6 +114,13 @@ def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
     return opened
 
 
+def open_known(source: ModelSource) -> OpenModel | None:
+    """As open_source, before there is a workdir; None where a tokenizer is still to be trained."""
+    if source.path is None and source.tokenizer is None:
+        return None
+    return open_source(source, epath.Path())
+
+
 def with_chat(
     opened: OpenModel, stop_tokens: Sequence[str], template_args: Mapping[str, Any], key: str
 ) -> OpenModel:
