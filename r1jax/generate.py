@@ -16,8 +16,9 @@ The output appears when all of it is there. A completion depends on the model, i
 sampling flags, --seed and its two indices alone.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from absl import flags
 from etils import epath
 
 from r1jax.cli import run_command
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
@@ -36,7 +37,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Message
-from r1jax.weights.load import open_model
+from r1jax.weights.load import open_model, with_chat
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class How:
     seed: int = 0
     template: str | None = None  # default: chat if the tokenizer has one, else plain
     slots: int = 64  # as EngineConfig.slots
+    stop_tokens: tuple[str, ...] = ()  # as in weights.load.ModelSource
+    template_args: Mapping[str, Any] = field(default_factory=dict)  # as there
 
 
 def read_prompts(
@@ -102,7 +105,7 @@ def generate(
 ) -> None:
     """Reads the prompts, samples, writes `output`. Raises DataError, ConfigError."""
     how = how or How()
-    opened = open_model(model)
+    opened = with_chat(open_model(model), how.stop_tokens, how.template_args, "--template_args")
     tokenizer, config = opened.tokenizer, opened.config
     template = how.template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
@@ -135,6 +138,12 @@ def define_flags() -> None:
         "template", None, names, "Default: chat if the tokenizer has one, else plain."
     )
     flags.DEFINE_multi_string(
+        "stop_token", [], "Token that ends a completion, instead of those that the model names."
+    )
+    flags.DEFINE_string(
+        "template_args", "{}", "JSON: variables of the model's chat template, as enable_thinking."
+    )
+    flags.DEFINE_multi_string(
         "stop", [], "Text that ends a completion (which keeps it); the flag may be repeated."
     )
     flags.DEFINE_integer(
@@ -143,11 +152,22 @@ def define_flags() -> None:
     )  # fmt: skip
 
 
+def _json_object(text: str, flag: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f'{flag} {text!r} is not an object such as {{"enable_thinking": false}}')
+    return value
+
+
 def main() -> None:
     f = flags.FLAGS
     sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p, tuple(f.stop))
     set_up_jax()
-    how = How(f.num_samples, f.seed, f.template, f.slots)
+    arguments = _json_object(f.template_args, "--template_args")
+    how = How(f.num_samples, f.seed, f.template, f.slots, tuple(f.stop_token), arguments)
     generate(f.model, f.prompts, f.output, sampling, how)
     print(f"wrote {f.output}")
 

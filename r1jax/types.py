@@ -13,7 +13,8 @@ import numpy as np
 from flax import struct
 
 FinishReason = Literal["stop", "length"]
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant", "content": text}, and what a chat template reads.
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class Example:
     answer: str
     task: str  # a key of r1jax.tasks.TASKS, or module:NAME
     metadata: Mapping[str, Any] = field(default_factory=dict)  # level, language, numbers, ...
+    where: str = field(default="", compare=False)  # file:line or the like, for messages
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.where or f"example {self.id}"
 
     @property
     def question(self) -> str:

@@ -121,7 +121,7 @@ def test_wrong_config(
         ("grpo", GOOD + "\n\n{'a': 1}\n", "rows.jsonl:3 is not JSON"),
         ("sft", '{"text": "a"}\n{"text": "b', "rows.jsonl:2 is not JSON"),
         ("sft", '["a"]\n', "rows.jsonl:1 is a JSON list, expected an object"),
-        ("grpo", '{"prompt": "1+1=?", "task": "integer"}\n', "row 1: key answer is missing"),
+        ("grpo", '{"prompt": "1+1=?", "task": "integer"}\n', "rows.jsonl:1: key answer is missing"),
         (
             "grpo",
             GOOD.replace("integer", "maths"),

@@ -10,11 +10,13 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from r1jax.config import ConfigError, DataError, check_choice
@@ -40,56 +42,110 @@ R1_USER, R1_ASSISTANT, R1_PREFILL = "<｜User｜>", "<｜Assistant｜>", "<think
 ROLES = ("system", "user", "assistant")
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode keeps them for such uses
 
+# What may stand open at the end of a prompt: "<think>\n", or an empty block of it.
+_OPENING = re.compile(r"<(?P<name>[\w:]+)>\s*(?P<closing></(?P=name)>\s*)?\Z")
+
 # Parts of a sequence in order: its tokens, and 1 where they are the assistant's (0 elsewhere).
 Part = tuple[list[int], int]
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer, template: str) -> list[int]:
     """The tokens that a completion continues; the last message is the user's (or the system's)."""
-    _check(messages, template)
-    if messages[-1]["role"] == "assistant":
+    found = checked_messages(messages, template)
+    if found[-1]["role"] == "assistant":
         raise DataError(
             "a prompt ends with a message of the assistant; it must end with the user's"
         )
-    return [token for tokens, _ in TEMPLATES[template](messages, tokenizer) for token in tokens]
+    return [token for tokens, _ in TEMPLATES[template](found, tokenizer, {}) for token in tokens]
 
 
 def render(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: str,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[int], list[int]]:
     """(tokens, loss_mask) of a conversation that the assistant ends.
 
     The mask is 1 on the assistant's turns up to and including the token that ends them. Turns that
     the template shortens as soon as others follow (it drops their thoughts) get 0: to learn them
     would be to learn answers without thoughts. tokens begin with render_prompt(messages[:-1]).
+    `variables` (tools, ...) are those of the tokenizer's own template.
     """
-    _check(messages, template)
-    if messages[-1]["role"] != "assistant":
+    found = checked_messages(messages, template)
+    if found[-1]["role"] != "assistant":
         raise DataError(
-            f"a conversation to learn from ends with role {messages[-1]['role']!r}; it must end"
+            f"a conversation to learn from ends with role {found[-1]['role']!r}; it must end"
             " with the assistant's"
         )
-    parts = TEMPLATES[template](messages, tokenizer)
+    parts = TEMPLATES[template](found, tokenizer, variables)
     tokens = [token for part, _ in parts for token in part]
     return tokens, [mask for part, mask in parts for _ in part]
 
 
-def _check(messages: Sequence[Message], template: str) -> None:
+def checked_messages(messages: Any, template: str) -> list[dict[str, Any]]:
+    """The conversation, each content one text; DataError for what no template could render."""
     check_choice("template", template, TEMPLATES)
+    if not isinstance(messages, list | tuple):
+        raise DataError(
+            f"messages is {_kind(messages)}, not a list of objects with role and content"
+        )
     if not messages:
         raise DataError("a conversation has no messages")
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise DataError(f"a message's role is {role!r}, not one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise DataError(f"a message's content is {type(content).__name__}, not a string")
+    found = [_checked_message(message) for message in messages]
+    for message in found if template != "chat" else ():
+        if more := [key for key in message if key not in ("role", "content") and message[key]]:
+            raise DataError(
+                f"template {template!r} reads no key {more[0]!r} of a message; what is to be"
+                " learnt stands in content"
+            )
+    return found
+
+
+def _checked_message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise DataError(f"a message is {_kind(message)}, not an object with role and content")
+    role = message.get("role")
+    if role not in ROLES:
+        raise DataError(f"a message's role is {role!r}, not one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    text = _joined(content)
+    thoughts = [key for key in message if key not in ("role", "content") and message[key]]
+    if text.lstrip().startswith("<think>") and any(isinstance(message[k], str) for k in thoughts):
+        raise DataError(f"a message has thoughts both in content and under {thoughts[0]!r}")
+    return {**message, "role": role, "content": text}
+
+
+def _joined(content: Any) -> str:
+    """A content as one text: a string, or a list of parts of type text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise DataError(f"a message's content is {_kind(content)}, not a string")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise DataError(
+                f"a message's content has a part {part!r}; only parts"
+                ' {"type": "text", "text": ...} can be read'
+            )
+        if more := sorted(set(part) - {"type", "text"}):
+            raise DataError(f"a message's content has a part with a key {more[0]!r} nobody reads")
+    return "".join(part["text"] for part in content)
+
+
+def _kind(value: Any) -> str:
+    return "a text" if isinstance(value, str) else type(value).__name__
 
 
 # ---- one question, one answer ----
 
 
-def _single_turn(text: str, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
+def _single_turn(
+    text: str, messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any]
+) -> list[Part]:
     """`text` with the question in the place of {prompt}, then the completion as it stands."""
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["user", "assistant"]):
@@ -107,13 +163,15 @@ def _single_turn(text: str, messages: Sequence[Message], tokenizer: Tokenizer) -
 # ---- DeepSeek-R1's own ----
 
 
-def _r1(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
+def _r1(
+    messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any]
+) -> list[Part]:
     """The template of R1 and its distilled models: the prompt ends with an open <think>.
 
     The system's words stand first; earlier turns of the assistant keep only what follows their
     last </think>.
     """
-    mark = _unused_mark(messages)
+    mark, _ = _unused_marks(messages)
     turns = [(m["role"], _protect(m["content"], tokenizer, mark)) for m in messages]
     completion = turns.pop()[1] if turns[-1][0] == "assistant" else None
     text = "".join(content for role, content in turns if role == "system")
@@ -126,94 +184,221 @@ def _r1(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
     prompt = _encode(text + R1_ASSISTANT + R1_PREFILL, tokenizer, mark)
     parts = [([*tokenizer.prefix, *prompt], 0)]
     if completion is not None:
-        tokens = _encode(_after_prefill(completion), tokenizer, mark)
+        tokens = _encode(_behind(R1_PREFILL, completion), tokenizer, mark)
         parts.append(([*tokens, tokenizer.eos_id], 1))
     return parts
 
 
-def _after_prefill(content: str) -> str:
-    """What follows the prompt's "<think>\\n"; an answer without thoughts closes the tag at once."""
-    if content.startswith("<think>"):
-        return content.removeprefix("<think>").removeprefix("\n")
-    return content if "</think>" in content else f"\n</think>\n\n{content}"
+def _behind(opening: str, content: str) -> str:
+    """What of a message follows an opening that ends the prompt, "<think>\\n" or an empty block.
+
+    A message without thoughts closes the tag at once. DataError for thoughts that such a prompt
+    leaves no place for.
+    """
+    tag = _OPENING.fullmatch(opening)
+    assert tag is not None
+    first, last = f"<{tag['name']}>", f"</{tag['name']}>"
+    if tag["closing"]:
+        if first in content or last in content:
+            raise DataError(f"the prompt ends with an empty {first}, but the message has thoughts")
+        return content
+    if content.lstrip().startswith(first):
+        content = content.lstrip().removeprefix(first)
+        content = content.removeprefix("\n") if opening.endswith("\n") else content
+    elif last not in content:
+        content = f"\n{last}\n\n{content}"
+    if first in content.partition(last)[0]:
+        raise DataError(f"the prompt ends with an open {first}, and the message opens it again")
+    return content
 
 
 # ---- the tokenizer's own (jinja2) ----
 
 
-def _chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
+def _chat(
+    messages: Sequence[Message], tokenizer: Tokenizer, variables: Mapping[str, Any]
+) -> list[Part]:
     """The chat template that came with the model, cut where the assistant's turns begin and end."""
-    mark = _unused_mark(messages)
-    rendered = functools.partial(_render_jinja, tokenizer, mark)
-    encode = functools.partial(_encode, tokenizer=tokenizer, mark=mark)
-    protect = functools.partial(_protect, tokenizer=tokenizer, mark=mark)
-    whole = rendered(messages, messages[-1]["role"] != "assistant")
-    parts: list[Part] = []
-    done = 0
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, turn = rendered(messages[:i], True), rendered(messages[: i + 1], False)
-        whole_turn = whole.startswith(turn) and turn.startswith(prompt)
-        if whole_turn and _contains(turn[len(prompt) :], protect(message["content"])):
-            parts.append((encode(whole[done : len(prompt)]), 0))
-            parts += _turn(encode(turn[len(prompt) :]), tokenizer)
-            done = len(turn)
-        elif i == len(messages) - 1:
+    chat = _Chat(tokenizer, messages, variables)
+    chat.refuse_what_is_dropped(messages)
+    last = messages[-1]["role"] == "assistant"
+    asked = messages[:-1] if last else messages
+    parts = chat.prompt(asked)
+    return [*parts, *chat.turn(chat.completion(messages))] if last else parts
+
+
+class _Chat:
+    """A tokenizer's chat template at work on one conversation."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], variables: Mapping[str, Any]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._mark, self._sentinel = _unused_marks([messages, variables])
+        self._variables = self._protected(variables)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        """The messages as text, their control tokens marked."""
+        tokenizer = self._tokenizer
+        if tokenizer.chat_template is None:
             raise ConfigError(
-                "template 'chat': this tokenizer's chat template does not render the assistant's"
-                " last message as a prompt with the whole message behind it (does it drop"
-                " thoughts?); models of the R1 family have template 'r1'"
+                "template 'chat': this tokenizer has no chat template; use one of"
+                f" {', '.join(name for name in TEMPLATES if name != 'chat')}"
             )
-    return [*parts, (encode(whole[done:]), 0)]
+        known = {"tools": None, "documents": None} | tokenizer.special_tokens | self._variables
+        try:
+            return _compile(tokenizer.chat_template).render(
+                known,
+                messages=[self._protected(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:  # a stranger's program
+            raise DataError(
+                f"the tokenizer's chat template refuses these messages: {error}"
+            ) from error
 
+    def prompt(self, messages: Sequence[Message]) -> list[Part]:
+        """What a completion follows: the assistant's turns in it that are whole have mask 1."""
+        text, done = self.render(messages, True), 0
+        parts: list[Part] = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, turn = self.render(messages[:i], True), self.render(messages[: i + 1], False)
+            if text.startswith(turn) and self._whole(messages[: i + 1], before, turn):
+                parts.append((self.encode(text[done : len(before)]), 0))
+                parts += self.turn(turn[len(before) :])
+                done = len(turn)
+        return [*parts, (self.encode(text[done:]), 0)]
 
-def _contains(text: str, content: str) -> bool:
-    """Whether `content` is in `text`, but for white space (templates trim)."""
-    return "".join(content.split()) in "".join(text.split())
+    def completion(self, messages: Sequence[Message]) -> str:
+        """What of the last message, the assistant's, follows the prompt, with its end.
 
-
-def _turn(tokens: list[int], tokenizer: Tokenizer) -> list[Part]:
-    """A turn: the mask ends with the stop token, what the template adds after it is not learnt."""
-    stops = [place for place, token in enumerate(tokens) if token in tokenizer.stop_ids]
-    if not stops:
+        Where the prompt opens a tag that the template leaves out of messages (with the thoughts in
+        it), or doesn't write as the message does, the message follows as it stands.
+        """
+        prompt, turn = self.render(messages[:-1], True), self.render(messages, False)
+        if self._whole(messages, prompt, turn):
+            return turn[len(prompt) :]
+        opening, last = _OPENING.search(prompt[self._begin(messages, prompt) :]), messages[-1]
+        if opening and not any(last[key] for key in last if key not in ("role", "content")):
+            stand_in = {**last, "content": self._sentinel}
+            _, found, end = self.render([*messages[:-1], stand_in], False).rpartition(
+                self._sentinel
+            )
+            if found:
+                return _behind(opening[0], self._protected(last["content"])) + end
+        place = _common(prompt, turn)
         raise ConfigError(
-            "template 'chat': this tokenizer's chat template does not end the assistant's turn with"
-            f" a stop token ({tokenizer.special_tokens['eos_token']})"
+            "template 'chat': this tokenizer's chat template does not render the assistant's"
+            " last message as a prompt with the whole message behind it: the prompt goes on with"
+            f" {prompt[place:][:40]!r}, the conversation with {turn[place:][:40]!r} (does it drop"
+            " thoughts?); models of the R1 family have template 'r1'"
         )
-    return [(tokens[: stops[-1] + 1], 1), (tokens[stops[-1] + 1 :], 0)]
+
+    def turn(self, text: str) -> list[Part]:
+        """A turn: the mask ends with the stop token; what the template adds is not learnt."""
+        tokenizer, tokens = self._tokenizer, self.encode(text)
+        stop = next((i for i, token in enumerate(tokens, 1) if token in tokenizer.stop_ids), None)
+        if stop is None:
+            ends = [t for t, i in tokenizer.control_tokens.items() if i in tokens]
+            hint = f"; set config.model.stop_tokens = {tuple(ends[-1:])}" if ends else ""
+            raise ConfigError(
+                "template 'chat': this tokenizer's chat template does not end the assistant's turn"
+                f" with a stop token ({tokenizer.special_tokens['eos_token']}){hint}"
+            )
+        if more := tokenizer.decode(tokens[stop:]).strip():
+            raise ConfigError(
+                "template 'chat': this tokenizer's chat template goes on behind the stop token of"
+                f" an assistant's turn, with {more[:40]!r}"
+            )
+        return [(tokens[:stop], 1), (tokens[stop:], 0)]
+
+    def encode(self, text: str) -> list[int]:
+        return _encode(text, self._tokenizer, self._mark)
+
+    def refuse_what_is_dropped(self, messages: Sequence[Message]) -> None:
+        """DataError for a system's content, or a further key of a message, that changes nothing."""
+        for i, message in enumerate(messages):
+            more = [key for key in message if key not in ("role", "content") and message[key]]
+            if message["role"] == "system" and message["content"]:
+                more.append("content")
+            for key in more:
+                without = {name: message[name] for name in message if name != key}
+                without = without | {"content": self._sentinel} if key == "content" else without
+                if self._same(messages[: i + 1], [*messages[:i], without]):
+                    raise DataError(
+                        f"the tokenizer's chat template does not read the key {key!r} of a message"
+                        f" of the {message['role']}; leave it out, or write it into another"
+                    )
+
+    def _same(self, first: Sequence[Message], second: Sequence[Message]) -> bool:
+        try:
+            return self.render(first, False) == self.render(second, False)
+        except DataError:  # without the key it is refused: so it is read
+            return False
+
+    def _whole(self, messages: Sequence[Message], prompt: str, turn: str) -> bool:
+        """Whether `turn` is the prompt with the whole last message in what is behind the others.
+
+        White space may differ, since templates trim.
+        """
+        said = "".join(turn[self._begin(messages, prompt) :].split())
+        texts = [
+            self._protected(text)
+            for key, text in messages[-1].items()
+            if key != "role" and isinstance(text, str)
+        ]
+        return turn.startswith(prompt) and all("".join(text.split()) in said for text in texts)
+
+    def _begin(self, messages: Sequence[Message], prompt: str) -> int:
+        """Where in the text of these messages the last one's part begins."""
+        others = self.render(messages[:-1], False)
+        return len(others) if prompt.startswith(others) else len(prompt)
+
+    def _protected(self, value: Any) -> Any:
+        """All texts in a message or variable with broken control tokens."""
+        if isinstance(value, str):
+            return _protect(value, self._tokenizer, self._mark)
+        if isinstance(value, Mapping):
+            return {self._protected(key): self._protected(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._protected(item) for item in value]
+        return value
 
 
-def _render_jinja(
-    tokenizer: Tokenizer, mark: str, messages: Sequence[Message], add_generation_prompt: bool
-) -> str:
-    """The messages as text, their control tokens marked."""
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            "template 'chat': this tokenizer has no chat template; use one of"
-            f" {', '.join(name for name in TEMPLATES if name != 'chat')}"
-        )
-    plain = [
-        {"role": m["role"], "content": _protect(m["content"], tokenizer, mark)} for m in messages
-    ]
+def template_variables(tokenizer: Tokenizer) -> frozenset[str]:
+    """The variables that the tokenizer's chat template reads."""
+    return _variables(tokenizer.chat_template or "") - {"messages", "add_generation_prompt"}
+
+
+@functools.lru_cache(maxsize=8)
+def _variables(template: str) -> frozenset[str]:
     try:
-        return _compile(tokenizer.chat_template).render(
-            messages=plain, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-            **tokenizer.special_tokens,
-        )  # fmt: skip
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise DataError(f"the tokenizer's chat template refuses these messages: {error}") from error
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)))
+    except jinja2.TemplateError as error:
+        raise DataError(f"the tokenizer's chat template cannot be read: {error}") from error
+
+
+def _common(first: str, second: str) -> int:
+    """How long their common beginning is."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+def _environment() -> jinja2.Environment:
     """As transformers does it: the template is a stranger's program, so in a sandbox."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment.from_string(template)
+    return environment
 
 
 class _Generation(jinja2.ext.Extension):
@@ -241,13 +426,26 @@ def _strftime_now(format: str) -> str:
 # ---- control tokens ----
 
 
-def _unused_mark(messages: Iterable[Mapping[str, str]]) -> str:
-    """A character that no message contains."""
-    text = "".join(message["content"] for message in messages)
-    mark = next((c for c in NONCHARACTERS if c not in text), None)
-    if mark is None:
+def _unused_marks(value: Any) -> tuple[str, str]:
+    """Two characters that no text in `value` contains."""
+    text = "".join(_texts(value))
+    marks = [c for c in NONCHARACTERS if c not in text]
+    if len(marks) < 2:
         raise DataError("a conversation contains every Unicode noncharacter from U+FDD0 to U+FDEF")
-    return mark
+    return marks[0], marks[1]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
@@ -270,7 +468,7 @@ def _encode(text: str, tokenizer: Tokenizer, mark: str) -> list[int]:
     return tokens + tokenizer.encode(text[done:].replace(mark, ""))
 
 
-TEMPLATES: dict[str, Callable[[Sequence[Message], Tokenizer], list[Part]]] = {
+TEMPLATES: dict[str, Callable[[Sequence[Message], Tokenizer, Mapping[str, Any]], list[Part]]] = {
     "r1_zero": functools.partial(_single_turn, R1_ZERO),
     "r1_zero_short": functools.partial(_single_turn, R1_ZERO_SHORT),
     "plain": functools.partial(_single_turn, "{prompt}"),

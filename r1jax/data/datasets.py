@@ -7,21 +7,32 @@ Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are
 
     config.data = {"path": "problems.jsonl"}
     config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
+
+Messages about a row begin with its place, `problems.jsonl:7`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax.config import ConfigError, DataError, Size, import_function, section
-from r1jax.files import read_jsonl
+from r1jax.config import ConfigError, DataError, Size, UserError, import_function, section
+from r1jax.data.chat import checked_messages
+from r1jax.files import numbered_jsonl
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
+# Keys of rows that say where they come from: nobody learns them, in any stage.
+METADATA = (
+    *("id", "idx", "index", "uuid", "unique_id", "source", "dataset", "split", "url", "license"),
+    *("domain", "category", "subject", "topic", "level", "type", "difficulty", "kind"),
+    *("language", "lang", "tokens", "rewritten"),
+)
 T = TypeVar("T")
 
 
@@ -34,7 +45,41 @@ class DataConfig:
     # r1jax.data.datasets:mixed draws from several sources in fixed shares.
     function: str | None = None
     args: dict[str, Any] = field(default_factory=dict)  # of that function
+    metadata: tuple[str, ...] = ()  # further keys of SFT's rows that are not to be learnt
     limit: Size | None = None  # the first rows only
+
+
+class FileRow(dict[str, Any]):
+    """A row that knows where it stands."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where  # "problems.jsonl:7"
+
+
+def place_of(row: Row, index: int, source: str) -> str:
+    """Where a row stands, for messages; `index` and `source` for those that are of no file."""
+    return getattr(row, "where", "") or f"{source}, row {index + 1}"
+
+
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """UserErrors from inside begin with the place."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def check_keys(row: Row, known: Collection[str], metadata: Collection[str] = ()) -> None:
+    """DataError for a key that says something and that nobody reads."""
+    empty: tuple[Any, ...] = (None, "", [], {})
+    for key, value in row.items():
+        if not (key in known or key in METADATA or key in metadata or value in empty):
+            raise DataError(
+                f"nobody reads the key {key!r} of this row; leave it out, or name it in"
+                f" config.data.metadata = ({key!r},) if it is not to be learnt"
+            )
 
 
 def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row]:
@@ -42,16 +87,32 @@ def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row
     if (config.path is None) == (config.function is None):
         raise ConfigError(f"{key} needs exactly one of path and function")
     if config.path is not None:
-        rows: Any = list(read_jsonl(config.path))
+        numbered = numbered_jsonl(config.path)
+        rows: Any = [FileRow(row, f"{config.path}:{number}") for number, row in numbered]
     else:
-        rows = import_function(str(config.function), f"{key}.function = {config.function!r}")(
-            **config.args
-        )
+        rows = _from_function(str(config.function), config.args, key)
     if config.limit is None:
         return rows
+    if config.limit < 1:
+        raise ConfigError(f"{key}.limit {config.limit} must be at least 1")
     if callable(rows):
         return [rows(i) for i in range(config.limit)]
-    return rows[: config.limit]
+    return [rows[i] for i in range(min(config.limit, len(rows)))]
+
+
+def _from_function(name: str, args: Mapping[str, Any], key: str) -> Any:
+    what = f"{key}.function = {name!r}"
+    function = import_function(name, what)
+    try:
+        inspect.signature(function).bind(**args)
+    except TypeError as error:
+        raise ConfigError(f"{what} does not take {key}.args: {error}") from None
+    rows = function(**args)
+    if not callable(rows) and not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        raise ConfigError(
+            f"{what} gives {type(rows).__name__}, not a list of rows or a function of an index"
+        )
+    return rows
 
 
 def stream(rows: Sequence[T] | Callable[[int], T], seed: int) -> Callable[[int], T]:
@@ -124,17 +185,20 @@ def last_turns(path: str) -> list[Row]:
     What a model did behind demonstrations, to be learnt without them.
     """
     rows: list[Row] = []
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, row in numbered_jsonl(path):
         turns = row.get("messages") or []
         if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
             raise DataError(f"{path}:{number}: messages do not end with a question and its answer")
-        rows.append({**row, "messages": turns[-2:]})
+        rows.append(FileRow({**row, "messages": turns[-2:]}, f"{path}:{number}"))
     return rows
 
 
 def messages_of(row: Row) -> list[Message]:
-    """A row's conversation; a plain `prompt` is one message of the user's."""
-    return list(row.get("messages") or [{"role": "user", "content": row["prompt"]}])
+    """A row's conversation; a `prompt` is one message of the user's, or messages."""
+    messages = row.get("messages") or row["prompt"]
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return list(checked_messages(messages, "chat"))
 
 
 def _check_messages(row: Row, where: str) -> None:
@@ -142,23 +206,28 @@ def _check_messages(row: Row, where: str) -> None:
     prompt, messages = row.get("prompt"), row.get("messages")
     if messages is None and prompt is None:
         raise DataError(f"{where}: key prompt (or messages) is missing; it has {', '.join(row)}")
-    if messages is None:
-        if not isinstance(prompt, str):
-            raise DataError(f"{where}: prompt {prompt!r} is not a text")
-        return
-    if not isinstance(messages, list | tuple) or not messages:
+    if messages is None and not isinstance(prompt, str | list):
+        raise DataError(f"{where}: prompt {prompt!r} is not a text")
+    if messages is not None and (not isinstance(messages, list | tuple) or not messages):
         raise DataError(f"{where}: messages {messages!r} is not a list of messages")
-    for message in messages:
+    for message in messages or (prompt if isinstance(prompt, list) else ()):
         parts = message if isinstance(message, Mapping) else {}
-        if not all(isinstance(parts.get(key), str) for key in ("role", "content")):
+        if not parts.get("role") or parts.get("content") is None:
             raise DataError(f"{where}: message {message!r} has no role and content")
+    with errors_at(where):
+        if messages is not None and prompt is not None:
+            raise DataError("both prompt and messages say what is asked; leave one out")
+        if messages_of(row)[-1]["role"] == "assistant":
+            raise DataError("what is asked ends with a message of the assistant")
 
 
 def to_example(row: Row, index: int, source: str) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
         return row
-    where = f"{source}, row {index + 1}"
+    if not isinstance(row, Mapping):
+        raise DataError(f"{source}, row {index + 1} is {type(row).__name__}, expected an object")
+    where = place_of(row, index, source)
     _check_messages(row, where)
     missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
@@ -170,6 +239,7 @@ def to_example(row: Row, index: int, source: str) -> Example:
         answer=str(row["answer"]),
         task=str(row["task"]),
         metadata={key: value for key, value in row.items() if key not in known},
+        where=where,
     )
 
 

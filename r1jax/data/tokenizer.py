@@ -6,9 +6,10 @@ r1jax/data/chat.py writes control tokens, by their ids.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
@@ -24,10 +25,29 @@ SPECIAL_MAP, GENERATION, TEMPLATE = (
     "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
 FILES = (SENTENCEPIECE, FAST, CONFIG, SPECIAL_MAP, GENERATION, TEMPLATE)
+PROTO = "sentencepiece.sentencepiece_model_pb2"  # the library's own reading of its files
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 # <|im_start|>, <｜User｜>: steer the model although some tokenizers don't call them special.
 CONTROL_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+# <think>, [THINK], <|begin_of_solution|>: a model writes them, whatever a tokenizer calls them.
+_THOUGHTS = re.compile(r"[<\[].*(?:think|thought|reason|answer|solution).*[>\]]", re.I | re.DOTALL)
+_TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*)>")
+
+
+def written_tags(tokens: Iterable[str], roles: Iterable[str]) -> set[str]:
+    """Which of the tokens that a tokenizer calls special are text: tags that a model writes.
+
+    Those whose names speak of thoughts or answers, and pairs such as <tool_call> and </tool_call>,
+    but for `roles` (<s> and </s> are a pair as well).
+    """
+    known = set(tokens) - set(roles)
+    pairs = {token for token in known if (tag := _TAG.fullmatch(token)) and _partner(tag) in known}
+    return pairs | {token for token in known if _THOUGHTS.fullmatch(token)}
+
+
+def _partner(tag: re.Match[str]) -> str:
+    return f"<{'' if tag[1] else '/'}{tag[2]}>"
 
 
 class SentencePiece:
@@ -38,14 +58,17 @@ class SentencePiece:
     roles: dict[str, str]  # the file's own idea of ROLES
     first_id: int | None  # what it puts before every text, if anything
 
-    def __init__(self, model: bytes) -> None:
-        self._processor = processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(model)
+    def __init__(self, model: bytes, roles: Iterable[str] = ()) -> None:
+        """`roles` are the tokens of ROLES that other files name."""
+        processor = _processor(model)
         self.vocab_size = processor.get_piece_size()
         pieces = {i: processor.id_to_piece(i) for i in range(self.vocab_size)}
-        self.control = {pieces[i]: i for i in pieces if processor.is_control(i)}
         ids = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
         self.roles = {role: pieces[i] for role, i in zip(ROLES, ids, strict=True) if i >= 0}
+        control = {pieces[i]: i for i in pieces if processor.is_control(i)}
+        tags = written_tags(control, {*roles, *self.roles.values()})
+        self.control = {piece: i for piece, i in control.items() if piece not in tags}
+        self._processor = _processor(_with_text(model, tags)) if tags else processor
         self.first_id = processor.bos_id() if processor.bos_id() >= 0 else None
 
     def encode(self, text: str) -> list[int]:
@@ -59,19 +82,46 @@ class SentencePiece:
         return token_id if self._processor.id_to_piece(token_id) == token else None
 
 
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
+    return processor
+
+
+def _with_text(model: bytes, tags: Collection[str]) -> bytes:
+    """The model with these control symbols as symbols that text may hold."""
+    proto = _proto(model)
+    for piece in proto.pieces:
+        if piece.piece in tags:
+            piece.type = piece.USER_DEFINED
+    changed: bytes = proto.SerializeToString()
+    return changed
+
+
+def _proto(model: bytes) -> Any:
+    return importlib.import_module(PROTO).ModelProto.FromString(model)
+
+
 class Fast:
     """tokenizer.json, with the same attributes; its ROLES stand in other files."""
 
-    def __init__(self, definition: str) -> None:
+    def __init__(self, definition: str, roles: Iterable[str] = ()) -> None:
+        """`roles` are the tokens of ROLES that other files name."""
         self.roles: dict[str, str] = {}
-        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        values = json.loads(definition)
+        added = values.get("added_tokens") or ()
+        tags = written_tags([token["content"] for token in added], roles)
+        for token in added:
+            token["special"] = token["special"] and token["content"] not in tags
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values) if tags else definition)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # "encode them like any other text"
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        added = self._tokenizer.get_added_tokens_decoder()
         control = {
-            i: t for i, t in added.items() if t.special or CONTROL_SHAPE.fullmatch(t.content)
+            i: t
+            for i, t in self._tokenizer.get_added_tokens_decoder().items()
+            if t.special or (CONTROL_SHAPE.fullmatch(t.content) and t.content not in tags)
         }
         self._tokenizer.add_special_tokens([_as_special(token) for token in control.values()])
         self.control = {token.content: token_id for token_id, token in control.items()}
@@ -108,7 +158,7 @@ class Tokenizer:
         self._backend = _backend(files, source)
         config = _json(files, CONFIG, source)
         self.vocab_size = self._backend.vocab_size
-        self.special_tokens = _roles(self._backend, config, _json(files, SPECIAL_MAP, source))
+        self.special_tokens = self._backend.roles | _roles(files, source)
         ids = {role: self._id(token) for role, token in self.special_tokens.items()}
         if "eos_token" not in ids:
             raise DataError(f"{source} names no eos_token (in {CONFIG} or {SPECIAL_MAP})")
@@ -117,7 +167,8 @@ class Tokenizer:
         adds_bos = config.get("add_bos_token", bos_id == self._backend.first_id)
         self.bos_id = bos_id if adds_bos else None
         self.pad_id = ids.get("pad_token", self.eos_id)
-        self.stop_ids = _stop_ids(self.eos_id, _json(files, GENERATION, source))
+        more = stop_ids(_json(files, GENERATION, source), f"{source}/{GENERATION}")
+        self.stop_ids = tuple(dict.fromkeys([self.eos_id, *more]))
         self.chat_template = _chat_template(files, config)
         roles = {t: ids[role] for role, t in self.special_tokens.items() if role != "unk_token"}
         self.control_tokens = dict(self._backend.control) | roles
@@ -155,6 +206,43 @@ class Tokenizer:
         for name, content in self._files.items():
             (target / name).write_bytes(content)
 
+    def changed(
+        self, stop_tokens: Sequence[str] = (), template_args: Mapping[str, Any] | None = None
+    ) -> Tokenizer:
+        """Another tokenizer with these tokens as its only stops, the first of them its eos where
+        the eos is not among them, and these values as defaults of its chat template's variables.
+        """
+        files = dict(self._files)
+        if stop_tokens:
+            stops = {token: self._id(token) for token in stop_tokens}
+            eos = self.special_tokens["eos_token"]
+            eos = eos if eos in stops else stop_tokens[0]
+            _edit(files, CONFIG, self._source, eos_token=eos)
+            _edit(files, GENERATION, self._source, eos_token_id=list(stops.values()))
+        if template_args:
+            template = _with_defaults(self.chat_template or "", template_args)
+            if TEMPLATE in files:
+                files[TEMPLATE] = template.encode("utf-8")
+            else:
+                _edit(files, CONFIG, self._source, chat_template=template)
+        return Tokenizer(files, self._source)
+
+    def exported(self) -> dict[str, bytes]:
+        """The files with what transformers needs beside them to begin and stop as we do."""
+        files = dict(self._files)
+        _edit(files, GENERATION, self._source, eos_token_id=list(self.stop_ids))
+        if FAST not in files:
+            about = self.special_tokens | {
+                "tokenizer_class": "LlamaTokenizer",
+                "add_bos_token": self.bos_id is not None,
+                "add_eos_token": False,
+                "add_prefix_space": _proto(files[SENTENCEPIECE]).normalizer_spec.add_dummy_prefix,
+                "legacy": False,
+                "clean_up_tokenization_spaces": False,
+            }
+            _edit(files, CONFIG, self._source, **about | _json(files, CONFIG, self._source))
+        return files
+
     def _id(self, token: str) -> int:
         token_id = self._backend.token_id(token)
         if token_id is None:
@@ -167,10 +255,11 @@ class Tokenizer:
 
 def _backend(files: Mapping[str, bytes], source: str) -> Backend:
     try:
+        roles = _roles(files, source).values()
         if FAST in files:
-            return Fast(files[FAST].decode("utf-8"))
+            return Fast(files[FAST].decode("utf-8"), roles)
         if SENTENCEPIECE in files:
-            return SentencePiece(files[SENTENCEPIECE])
+            return SentencePiece(files[SENTENCEPIECE], roles)
     except Exception as error:  # the libraries raise bare Exceptions for files they cannot read
         raise DataError(f"{source} holds a tokenizer that cannot be read: {error}") from error
     raise DataError(f"{source} has neither {FAST} nor {SENTENCEPIECE}")
@@ -185,27 +274,57 @@ def _as_special(token: AddedToken) -> AddedToken:
 
 def _json(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
     try:
-        return json.loads(files.get(name, b"{}"))
+        values = json.loads(files.get(name, b"{}"))
     except ValueError as error:
         raise DataError(f"{source}/{name} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{source}/{name} is a JSON {type(values).__name__}, expected an object")
+    return values
 
 
-def _roles(
-    backend: Backend, config: Mapping[str, Any], special_map: Mapping[str, Any]
-) -> dict[str, str]:
-    """ROLES -> token; a token is a string or {"content": string}."""
+def _edit(files: dict[str, bytes], name: str, source: str, **values: Any) -> None:
+    """Sets keys of a JSON file among `files`; nothing is written where they are set already."""
+    before = _json(files, name, source)
+    if before | values != before:
+        text = json.dumps(before | values, indent=2, ensure_ascii=False)
+        files[name] = (text + "\n").encode("utf-8")
+
+
+def _roles(files: Mapping[str, bytes], source: str) -> dict[str, str]:
+    """ROLES -> token, as the JSON files name them; a token is a string or {"content": string}."""
+    config, special_map = _json(files, CONFIG, source), _json(files, SPECIAL_MAP, source)
     roles = {}
     for role in ROLES:
-        token = config.get(role) or special_map.get(role) or backend.roles.get(role)
+        token = config.get(role) or special_map.get(role)
         if token:
             roles[role] = token["content"] if isinstance(token, dict) else token
     return roles
 
 
-def _stop_ids(eos_id: int, generation: Mapping[str, Any]) -> tuple[int, ...]:
-    more = generation.get("eos_token_id") or []
-    more = more if isinstance(more, list) else [more]
-    return tuple(dict.fromkeys([eos_id, *more]))
+def stop_ids(values: Mapping[str, Any], source: str) -> list[int]:
+    """What a generation_config.json or a model's config.json says of tokens that end a text."""
+    more = values.get("eos_token_id")
+    found = more if isinstance(more, list) else [] if more is None else [more]
+    for token in found:
+        if type(token) is not int or token < 0:
+            raise DataError(f"{source}: eos_token_id {more!r} is neither an id nor a list of ids")
+    return found
+
+
+def with_stops(files: Mapping[str, bytes], model_config: bytes, source: str) -> dict[str, bytes]:
+    """`files`, with the stops of a model's config.json among those of generation_config.json."""
+    found, values = dict(files), _json({"config.json": model_config}, "config.json", source)
+    stops = stop_ids(_json(files, GENERATION, source), f"{source}/{GENERATION}")
+    more = [i for i in stop_ids(values, f"{source}/config.json") if i not in stops]
+    if more:
+        _edit(found, GENERATION, source, eos_token_id=[*stops, *more])
+    return found
+
+
+def _with_defaults(template: str, values: Mapping[str, Any]) -> str:
+    """The template with values for variables where its caller gives none."""
+    lines = [f"{{% set {k} = {k} if {k} is defined else {v!r} %}}\n" for k, v in values.items()]
+    return "".join(lines) + template
 
 
 def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Message
-from r1jax.weights.load import open_model
+from r1jax.weights.load import open_model, with_chat
 
 ChatModel = Callable[[Sequence[list[Message]]], list[str]]
 RETRIES = 5
@@ -38,6 +39,8 @@ class ChatModelConfig:
 
     path: str | None = None  # a MODEL
     template: str = "chat"  # its own: a key of data.chat.TEMPLATES
+    # Variables of its own chat template: {"enable_thinking": False}.
+    template_args: dict[str, Any] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     endpoint: str | None = None  # OpenAI's protocol: "http://localhost:8000/v1"
     name: str = ""  # the model's name there
@@ -58,7 +61,7 @@ def open_chat_model(config: ChatModelConfig, mesh: Mesh | None = None) -> ChatMo
 
 def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
     mesh = mesh or make_mesh()
-    opened = open_model(str(config.path))
+    opened = with_chat(open_model(str(config.path)), (), config.template_args, "a chat model's")
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
     engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, config.engine)
     sampler = Sampler(engine, tokenizer)

@@ -11,6 +11,7 @@ import numpy as np
 
 from r1jax.config import DataError
 from r1jax.data.chat import render_prompt
+from r1jax.data.datasets import errors_at
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.machines.hosts import of_first_process
 from r1jax.rewards import Grade
@@ -19,6 +20,10 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Example, Rollout
+
+
+class OverlongError(DataError):
+    """A prompt with more tokens than the config allows."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,20 @@ def make_prompt(
     max_tokens: int,
     prefix: str | Mapping[str, str] = "",
 ) -> Prompt:
-    """Renders a question; DataError where it has more than `max_tokens` tokens.
+    """Renders a question; OverlongError where it has more than `max_tokens` tokens.
 
     `prefix` may differ by the example's metadata["language"].
     """
     if not isinstance(prefix, str):
         language = str(example.metadata.get("language"))
         if language not in prefix:
-            raise DataError(
-                f"example {example.id}: prefix has no entry for its language {language!r}"
-            )
+            raise DataError(f"{example.name}: prefix has no entry for its language {language!r}")
         prefix = prefix[language]
-    tokens = render_prompt(example.messages, tokenizer, template) + tokenizer.encode(prefix)
+    with errors_at(example.name):
+        tokens = render_prompt(example.messages, tokenizer, template) + tokenizer.encode(prefix)
     if len(tokens) > max_tokens:
-        raise DataError(
-            f"example {example.id}: its prompt has {len(tokens)} tokens, more than"
+        raise OverlongError(
+            f"{example.name}: its prompt has {len(tokens)} tokens, more than"
             f" max_prompt_tokens {max_tokens}"
         )
     return Prompt(example, np.asarray(tokens, np.int32), prefix)

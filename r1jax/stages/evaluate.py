@@ -35,7 +35,7 @@ from r1jax.rollout.sampler import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout
 from r1jax.weights.checkpoint import MANIFEST, Checkpoints
-from r1jax.weights.load import OpenModel, open_model
+from r1jax.weights.load import OpenModel, open_model, with_chat
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class EvaluateConfig:
     benchmarks: dict[str, BenchmarkConfig]
     stage: str = "evaluate"  # only this
     model: str = ""  # a MODEL; the command evaluate has it from its flag
+    # The tokens that end a completion, instead of those that the model's files name.
+    stop_tokens: tuple[str, ...] = ()
+    # Variables of the model's own chat template: {"enable_thinking": False}.
+    template_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # its name in tables; "" = the workdir's
     seed: int = 0  # of the samples
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
@@ -80,6 +84,7 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     check(config)
     choose_sandbox(config.graders.sandbox)
     opened, directory = open_model(config.model), absolute(workdir)
+    opened = with_chat(opened, config.stop_tokens, config.template_args, "config")
     benchmarks = open_benchmarks(
         config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
     )
@@ -120,12 +125,14 @@ def _file(directory: epath.Path, benchmark: str) -> epath.Path:
 def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
     """Refuses to mix the completions of two models or two configs in one workdir."""
     benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
-    asked = json.loads(json.dumps(about | {"benchmarks": benchmarks}))
+    changes = {"stop_tokens": config.stop_tokens, "template_args": config.template_args}
+    more = {key: value for key, value in changes.items() if value}
+    asked = json.loads(json.dumps(about | {"benchmarks": benchmarks} | more))
     path = directory / ASKED
     begun = any(_file(directory, name).exists() for name in benchmarks)
     if begun and path.exists():
         old = json.loads(path.read_text())
-        different = [key for key in asked if old.get(key) != asked[key]]
+        different = [key for key in old | asked if old.get(key) != asked.get(key)]
         if different:
             raise ConfigError(
                 f"{directory} holds an evaluation with another {' and '.join(different)};"

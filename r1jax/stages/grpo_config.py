@@ -24,6 +24,7 @@ from r1jax.weights.load import ModelSource
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
 NORMALISE = ("sum", "each")
+OVERLONG = ("error", "drop")
 SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
 
 
@@ -53,7 +54,8 @@ class GrpoConfig:
     rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # added to the rewards
     template: str = "r1_zero"  # how a question becomes a prompt: a key of data.chat.TEMPLATES
-    max_prompt_tokens: Size = 1024  # a longer prompt is an error
+    max_prompt_tokens: Size = 1024  # tokens of a prompt, at most
+    overlong_prompts: str = "error"  # what a longer prompt is; "drop": left out, and counted
     # max_tokens, temperature (of the rollouts, and of all log-probabilities), stop, ...
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=32_768))
     # {"8200": 65_536}: from that update on; so the paper's R1-Zero, where a config asks for it.
@@ -110,6 +112,7 @@ def check(config: GrpoConfig) -> None:
     """Everything that can be wrong in the config alone."""
     check_choice("config.truncated", config.truncated, TRUNCATED)
     check_choice("config.normalise", config.normalise, NORMALISE)
+    check_choice("config.overlong_prompts", config.overlong_prompts, OVERLONG)
     check_choice("config.split_by", config.split_by, SPLITS)
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)

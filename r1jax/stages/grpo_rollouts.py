@@ -7,6 +7,7 @@ samples nor grades them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from r1jax.config import DataError
-from r1jax.data.datasets import examples_of, stream
+from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import errors_at, examples_of, stream
+from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.machines.hosts import wait_for_all
 from r1jax.rewards import load_rewards
 from r1jax.rollout.sampler import (
+    OverlongError,
     Prompt,
     Questions,
     Sampler,
@@ -34,35 +37,91 @@ from r1jax.stages.grpo_config import GrpoConfig, in_effect, sampling_at
 from r1jax.tasks import check_example
 from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
+from r1jax.weights.load import open_known
 
 REWARDS = "config.rewards"  # the name of the training's rewards in the run's sampler
 
 
-def checked_stream(config: GrpoConfig) -> Callable[[int], Example]:
-    """The endless stream of training questions; each is checked to be gradable when it comes.
+Examples = Sequence[Example] | Callable[[int], Example]
+
+
+class TrainingQuestions:
+    """The endless stream of training questions, all that can be counted checked to be gradable.
 
     With `data_at` a rollout's questions come from the source that is in effect when it starts.
     """
-    sources = {"0": config.data} | config.data_at
-    streams = {
-        at: stream(
-            examples_of(source, "config.data" if at == "0" else f"config.data_at.{at}"), config.seed
-        )
-        for at, source in sources.items()
-    }
 
-    attempts = 1 + config.dynamic_sampling
-    per_iteration = config.prompts_per_update * config.updates_per_rollout * attempts
+    def __init__(self, config: GrpoConfig, sources: Mapping[str, Examples]) -> None:
+        """`sources` by the update from which on they are in effect."""
+        self.sources = sources
+        self._config = config
+        self._streams = {at: stream(found, config.seed) for at, found in sources.items()}
 
-    def example(index: int) -> Example:
-        at = in_effect(streams, index // per_iteration * config.updates_per_rollout)
-        found = streams[at or "0"](index)
-        check_example(found)
+    def __call__(self, index: int) -> Example:
+        config = self._config
+        attempts = 1 + config.dynamic_sampling
+        per_iteration = config.prompts_per_update * config.updates_per_rollout * attempts
+        at = in_effect(self.sources, index // per_iteration * config.updates_per_rollout) or "0"
+        found = self._streams[at](index)
+        if callable(self.sources[at]):  # the others were looked at
+            check_located(found)
         return found
 
-    for at in sources:  # an error in a first row is an error before the model is loaded
-        check_example(streams[at](int(at) * config.prompts_per_update * attempts))
-    return example
+
+def checked_stream(config: GrpoConfig) -> TrainingQuestions:
+    """Reads all of the questions; an error in any of them is one before the model is loaded."""
+    found: dict[str, Examples] = {}
+    attempts = 1 + config.dynamic_sampling
+    for at, source in ({"0": config.data} | config.data_at).items():
+        examples = examples_of(source, _key(at))
+        if not callable(examples):
+            examples = _checked(examples, config, _key(at))
+        found[at] = examples
+        if callable(examples):
+            check_located(examples(int(at) * config.prompts_per_update * attempts))
+    return TrainingQuestions(config, found)
+
+
+def _key(at: str) -> str:
+    """The config's name of the source that is in effect from that update on."""
+    return "config.data" if at == "0" else f"config.data_at.{at}"
+
+
+def _checked(examples: Sequence[Example], config: GrpoConfig, key: str) -> Sequence[Example]:
+    """Those whose prompts fit, each gradable; the others are an error, or counted and dropped."""
+    drop = config.overlong_prompts == "drop"
+    opened = open_known(config.model)
+    tokenizer = opened.tokenizer if opened else None
+    if tokenizer is None and drop:
+        raise ConfigError("config.overlong_prompts = 'drop' needs config.model.tokenizer")
+    fitting = []
+    for example in examples:
+        check_located(example)
+        if tokenizer is None:
+            continue
+        try:
+            make_prompt(example, tokenizer, config.template, config.max_prompt_tokens)
+        except OverlongError:
+            if not drop:
+                raise
+        else:
+            fitting.append(example)
+    if tokenizer is None or len(fitting) == len(examples):
+        return examples
+    limit = config.max_prompt_tokens
+    if not fitting:
+        raise DataError(f"{key}: every prompt has more than max_prompt_tokens {limit} tokens")
+    logging.warning(
+        "%s: %d of %d prompts have more than max_prompt_tokens %d tokens and are dropped",
+        key, len(examples) - len(fitting), len(examples), limit,
+    )  # fmt: skip
+    return fitting
+
+
+def check_located(example: Example) -> None:
+    """DataError with the row's place for what no completion could get right."""
+    with errors_at(example.where) if example.where else nullcontext():
+        check_example(example)
 
 
 class Rollouts:
@@ -73,8 +132,10 @@ class Rollouts:
         config: GrpoConfig,
         stage: TrainingRun,
         sampler: Sampler,
-        examples: Callable[[int], Example],
+        examples: TrainingQuestions,
     ) -> None:
+        begun = stage.start > 0 or any((stage.workdir / ROLLOUTS).glob("*.jsonl"))
+        keep_rows(stage.workdir, {_key(at): e for at, e in examples.sources.items()}, begun)
         self._config, self._stage = config, stage
         self._sampler, self._examples = sampler, examples
 

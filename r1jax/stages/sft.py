@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, Count, DataError, Positive, Share, Size, section
-from r1jax.data.chat import render
-from r1jax.data.datasets import DataConfig, Row, rows_of, stream
+from r1jax.data.chat import render, template_variables
+from r1jax.data.datasets import (
+    DataConfig,
+    FileRow,
+    Row,
+    check_keys,
+    errors_at,
+    place_of,
+    rows_of,
+    stream,
+)
+from r1jax.data.fingerprint import keep_rows
 from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_group
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.aggregation import Metrics, token_mean
@@ -32,7 +44,7 @@ from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
-from r1jax.weights.load import ModelSource, open_source
+from r1jax.weights.load import ModelSource, open_known, open_source
 
 Rows = Sequence[Row] | Callable[[int], Row]
 
@@ -60,6 +72,8 @@ class SftConfig:
     microbatch_rows: Size = 8  # packed rows in memory at once
     template: str = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
+    # Control tokens written out in a `text` (<|im_start|>user ...): those tokens, or plain text.
+    control_tokens: bool = False
     teacher: TeacherConfig | None = None
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
@@ -88,7 +102,13 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     config = section(SftConfig, config_dict)
     rows = checked_rows(config.data)
     config = dataclasses.replace(config, total_steps=steps_of(config, rows))
+    opened = open_known(config.model)
+    if opened is not None:  # what is wrong is said before the model is loaded
+        check_rows(config, rows, opened.tokenizer, opened.config.max_length)
     with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
+        if opened is None:
+            check_rows(config, rows, stage.tokenizer, stage.trained.model.config.max_length)
+        keep_rows(stage.workdir, {"config.data": rows}, begun=stage.start > 0)
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
@@ -154,16 +174,37 @@ def open_teacher(
 
 
 def tokenize(
-    row: Row, tokenizer: Tokenizer, template: str
+    row: Row, tokenizer: Tokenizer, template: str, metadata: Collection[str] = ()
 ) -> tuple[Sequence[int], Sequence[float]]:
-    """A row -> (tokens, loss_mask): text counts whole, of a chat only the assistant's turns."""
-    if "text" in row:
-        tokens = tokenizer.document(row["text"])
+    """A row -> (tokens, loss_mask): text counts whole, of a chat only the assistant's turns.
+
+    DataError for a row that says something that nobody reads; `metadata` are keys that nobody is
+    to read.
+    """
+    text, messages = row.get("text"), row.get("messages")
+    if text is not None and messages is not None:
+        raise DataError("an SFT row has text or messages, and this one both; leave one out")
+    if text is None and messages is None:
+        raise DataError(_needs(row))
+    if messages is None:
+        check_keys(row, ("text", "messages"), metadata)
+        if not isinstance(text, str):
+            raise DataError(f"text is {type(text).__name__}, not a string")
+        tokens = tokenizer.document(text)
         return tokens, [1.0] * len(tokens)
-    if "messages" in row:
-        tokens, mask = render(row["messages"], tokenizer, template)
-        return tokens, [float(value) for value in mask]
-    raise DataError(_needs(row))
+    variables = _variables(row, tokenizer) if template == "chat" else {}
+    check_keys(row, {"text", "messages", "chat_template_kwargs", *variables}, metadata)
+    tokens, mask = render(messages, tokenizer, template, variables)
+    return tokens, [float(value) for value in mask]
+
+
+def _variables(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a row says to the chat template beside its messages: tools, and what it names itself."""
+    known, more = template_variables(tokenizer), row.get("chat_template_kwargs") or {}
+    for name in more:
+        if name not in known:
+            raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}")
+    return {name: row[name] for name in row if name in known and row[name] is not None} | more
 
 
 def _batches(config: SftConfig, stage: TrainingRun, rows: Rows, start: int) -> Iterator[Batch]:
@@ -171,12 +212,14 @@ def _batches(config: SftConfig, stage: TrainingRun, rows: Rows, start: int) -> I
     row = stream(rows, config.seed)
     for step in range(start, config.total_steps):
         indices = range(step * config.batch_size, (step + 1) * config.batch_size)
-        groups = [group for i in indices for group in _groups(row(i), stage.tokenizer, config)]
+        fitted = [
+            _fitted(row(i), _place(row(i), i, config.data), stage.tokenizer, config)
+            for i in indices
+        ]
+        groups = [group for group, _ in fitted if group is not None]
         if not groups:
-            raise DataError(
-                f"every row of update {step + 1} is longer than config.pack_length"
-                f" {config.pack_length} and dropped"
-            )
+            fates = _said(Counter(fate for _, fate in fitted))
+            raise DataError(f"nothing is learnt in update {step + 1}: of its rows, {fates}")
         batch = pack(groups, config.pack_length, config.microbatch_rows)
         yield rounded_up(batch, config.batch_size)
 
@@ -191,31 +234,74 @@ def steps_of(config: SftConfig, rows: Rows) -> int:
 
 
 def checked_rows(config: DataConfig) -> Rows:
-    """The rows of the source; those of a file are all looked at before the first update."""
+    """The rows of the source; of those that have an end, each has something to learn."""
     rows = rows_of(config, "config.data")
-    for number, row in enumerate([] if callable(rows) else rows, start=1):
-        if not row.keys() & {"text", "messages"}:
-            source = config.path or config.function
-            raise DataError(f"{source}, row {number}: {_needs(row)}")
+    for index, row in enumerate([] if callable(rows) else rows):
+        if not isinstance(row, Mapping) or not row.keys() & {"text", "messages"}:
+            raise DataError(f"{_place(row, index, config)}: {_needs(row)}")
     return rows
 
 
-def _needs(row: Row) -> str:
-    return f"an SFT row needs the key messages or text; it has {', '.join(row)}"
+def check_rows(config: SftConfig, rows: Rows, tokenizer: Tokenizer, max_length: int) -> None:
+    """Looks at every row of a source with an end, before the first update.
+
+    DataError with its place for a row that cannot be learnt; what is cut or left out is counted.
+    """
+    if config.pack_length > max_length:
+        raise ConfigError(
+            f"config.pack_length {config.pack_length} is more than the model's max_length"
+            f" {max_length}; set config.pack_length to it, or config.model.override.max_length"
+        )
+    if callable(rows):
+        return
+    fates = Counter(
+        _fitted(row, _place(row, index, config.data), tokenizer, config)[1]
+        for index, row in enumerate(rows)
+    )
+    for fate, count in fates.items():
+        if fate != WHOLE:
+            logging.warning("config.data: %d of %d rows %s", count, len(rows), fate)
+    if not fates[WHOLE] + fates[CUT]:
+        raise DataError(f"config.data: no row is learnt from; of {len(rows)}, {_said(fates)}")
 
 
-def _groups(row: Row, tokenizer: Tokenizer, config: SftConfig) -> list[Group]:
-    """The row as one group to pack, or none where it is dropped."""
-    tokens, mask = tokenize(row, tokenizer, config.template)
-    if len(tokens) > config.pack_length:
-        if config.overlong == "error":
-            raise ConfigError(
-                f"a row has {len(tokens)} tokens, more than config.pack_length"
-                f" {config.pack_length}; raise it, or set config.overlong to truncate or drop"
-            )
-        if config.overlong == "drop":
-            return []
-    return [sequence_group(tokens[: config.pack_length], mask[: config.pack_length])]
+def _said(fates: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {fate}" for fate, count in fates.items())
+
+
+def _place(row: Row, index: int, data: DataConfig) -> str:
+    return place_of(row, index, str(data.path or data.function))
+
+
+def _needs(row: Any) -> str:
+    has = ", ".join(row) if isinstance(row, Mapping) else f"no keys, it is {type(row).__name__}"
+    return f"an SFT row needs the key messages or text; it has {has}"
+
+
+WHOLE, CUT = "are learnt as they are", "are cut at config.pack_length"
+LONG, EMPTY = "are longer than config.pack_length and dropped", "have nothing to learn that fits"
+
+
+def _fitted(
+    row: Row, where: str, tokenizer: Tokenizer, config: SftConfig
+) -> tuple[Group | None, str]:
+    """(the row as one group to pack, None where it is left out; what became of it)."""
+    metadata = set(config.data.metadata)
+    if not isinstance(row, FileRow) and row.get("text") is not None:
+        metadata |= row.keys()  # of a program that writes documents, and what they are
+    with errors_at(where):
+        tokens, mask = tokenize(row, tokenizer, config.template, metadata)
+    size, limit = len(tokens), config.pack_length
+    if size > limit and config.overlong == "error":
+        raise ConfigError(
+            f"{where}: a row has {size} tokens, more than config.pack_length {limit}; raise it, or"
+            " set config.overlong to truncate or drop"
+        )
+    if size > limit and config.overlong == "drop":
+        return None, LONG
+    if not any(mask[1:limit]):  # the first token follows nothing
+        return None, EMPTY
+    return sequence_group(tokens[:limit], mask[:limit]), CUT if size > limit else WHOLE
 
 
 def _pack_metrics(batch: Batch) -> dict[str, float]:

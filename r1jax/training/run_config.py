@@ -13,6 +13,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from r1jax.config import ConfigError
+from r1jax.data.fingerprint import ROWS
 from r1jax.files import (
     CONFIG,
     EFFECTIVE_CONFIG,
@@ -38,6 +39,7 @@ FIRST = (
     STAGE_INPUTS,
     EFFECTIVE_CONFIG,
     STARTS,
+    ROWS,
 )
 # What may change when a run is resumed, since no result depends on it: what is logged and kept, and
 # how it is computed, which changes rounding alone.

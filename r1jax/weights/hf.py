@@ -354,8 +354,8 @@ def save_hf(
     save_file(tensors, weights_path, metadata={"format": "pt"})  # transformers asks for "format"
     shutil.copymode(config_path, weights_path)  # save_file makes it the owner's alone
     weights_path.replace(target / WEIGHTS)
-    if tokenizer is not None:
-        tokenizer.save(target)
+    for name, content in (tokenizer.exported() if tokenizer else {}).items():
+        (target / name).write_bytes(content)
     config_path.replace(target / "config.json")  # last: now the directory is a checkpoint
 
 
@@ -409,6 +409,8 @@ def _hf_config(config: ModelConfig, tokenizer: Tokenizer | None, dtype: str) -> 
     if tokenizer is not None:
         ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
         values |= {f"{role}_token_id": token for role, token in ids.items()}
+        if len(tokenizer.stop_ids) > 1:
+            values["eos_token_id"] = list(tokenizer.stop_ids)
     return values
 
 

@@ -16,7 +16,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError, import_function, section
-from r1jax.data.tokenizer import FILES, Tokenizer
+from r1jax.data.chat import template_variables
+from r1jax.data.tokenizer import FILES, Tokenizer, with_stops
 from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
 from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
@@ -61,6 +62,10 @@ class ModelSource:
     tokenizer: str | None = None  # a path; default: the model's own
     tokenizer_function: str | None = None  # module:function(directory, **tokenizer_args) trains one
     tokenizer_args: dict[str, Any] = field(default_factory=dict)  # of that function
+    # The tokens that end a completion, instead of those that the model's files name.
+    stop_tokens: tuple[str, ...] = ()
+    # Variables of the model's own chat template: {"enable_thinking": False}.
+    template_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,40 @@ def open_source(source: ModelSource, workdir: epath.Path) -> OpenModel:
             return random_params(Transformer(config, mesh, compute=compute), seed)
 
         opened = OpenModel(config, compute, lambda: tokenizer, load)
+    opened = with_chat(opened, source.stop_tokens, source.template_args, "config.model")
     if opened.tokenizer.vocab_size > opened.config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {opened.tokenizer.vocab_size} tokens, more than the model's"
             f" vocab_size {opened.config.vocab_size}"
         )
     return opened
+
+
+def open_known(source: ModelSource) -> OpenModel | None:
+    """As open_source, before there is a workdir; None where a tokenizer is still to be trained."""
+    if source.path is None and source.tokenizer is None:
+        return None
+    return open_source(source, epath.Path())
+
+
+def with_chat(
+    opened: OpenModel, stop_tokens: Sequence[str], template_args: Mapping[str, Any], key: str
+) -> OpenModel:
+    """The model with other stops and defaults of its chat template, which its tokenizer keeps."""
+    if not stop_tokens and not template_args:
+        return opened
+
+    def read_tokenizer() -> Tokenizer:
+        tokenizer = opened.read_tokenizer()
+        known = template_variables(tokenizer)
+        if wrong := [name for name in template_args if name not in known]:
+            raise ConfigError(
+                f"{key}, template_args: the chat template reads no variable {wrong[0]!r}; it reads"
+                f" {', '.join(sorted(known)) or 'none'}"
+            )
+        return tokenizer.changed(stop_tokens, template_args)
+
+    return dataclasses.replace(opened, read_tokenizer=read_tokenizer)
 
 
 def open_model(
@@ -243,4 +276,6 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     if not path.is_dir():
         raise DataError(f"tokenizer {path} does not exist")
     files = {name: (path / name).read_bytes() for name in FILES if (path / name).exists()}
+    if (path / CONFIG).exists():
+        files = with_stops(files, (path / CONFIG).read_bytes(), str(path))
     return Tokenizer(files, str(path))
