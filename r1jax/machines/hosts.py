@@ -37,6 +37,10 @@ def set_up_jax() -> None:
         return
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes, process = _env_number("JAX_NUM_PROCESSES"), _env_number("JAX_PROCESS_ID")
+        if process >= processes:
+            raise ConfigError(
+                f"JAX_PROCESS_ID {process} must be below JAX_NUM_PROCESSES {processes}"
+            )
         jax.distributed.initialize(num_processes=processes, process_id=process)
     else:
         jax.distributed.initialize()

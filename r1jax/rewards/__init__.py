@@ -96,7 +96,8 @@ def load_rewards(rewards: Weights) -> Rewards:
         if isinstance(weight, Mapping):
             arguments = {key: value for key, value in weight.items() if key != "weight"}
             weight = weight.get("weight")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight):
             raise ConfigError(f"rewards: the weight of {name!r} is {weight!r}, not a number")
         loaded[name] = (_with_arguments(name, _function(name), arguments), float(weight))
     if not loaded:
