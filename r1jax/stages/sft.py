@@ -28,6 +28,7 @@ from r1jax.data.datasets import (
     check_keys,
     errors_at,
     place_of,
+    read_row,
     rows_of,
     stream,
 )
@@ -236,8 +237,10 @@ def checked_rows(config: DataConfig) -> Rows:
     """The rows of the source; of those that have an end, each has something to learn."""
     rows = rows_of(config, "config.data")
     for index, row in enumerate([] if callable(rows) else rows):
-        if not isinstance(row, Mapping) or not row.keys() & {"text", "messages"}:
+        if not isinstance(row, Mapping):
             raise DataError(f"{_place(row, index, config)}: {_needs(row)}")
+        with errors_at(_place(row, index, config)):
+            read_row(row, "sft", config)
     return rows
 
 
@@ -285,11 +288,11 @@ def _fitted(
     row: Row, where: str, tokenizer: Tokenizer, config: SftConfig
 ) -> tuple[Group | None, str]:
     """(the row as one group to pack, None where it is left out; what became of it)."""
-    metadata = set(config.data.metadata)
-    if not isinstance(row, FileRow) and row.get("text") is not None:
-        metadata |= row.keys()  # of a program that writes documents, and what they are
     with errors_at(where):
-        tokens, mask = tokenize(row, tokenizer, config.template, metadata)
+        row = read_row(row, "sft", config.data)
+        a_program = not isinstance(row, FileRow) and row.get("text") is not None
+        # A program may say of its documents what they are.
+        tokens, mask = tokenize(row, tokenizer, config.template, row if a_program else ())
     size, limit = len(tokens), config.pack_length
     if size > limit and config.overlong == "error":
         raise ConfigError(
