@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -40,6 +41,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     spec = _config_spec(argv)
     if spec:
         check_config_file(spec)
+        # Modules beside the config are found, behind all others.
+        sys.path.append(str(Path(spec.partition(":")[0]).resolve().parent))
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
