@@ -20,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, section
-from r1jax.data.chat import render, template_variables
+from r1jax.data.chat import control_token_in, render, rendered_document, template_variables
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
@@ -174,7 +174,11 @@ def open_teacher(
 
 
 def tokenize(
-    row: Row, tokenizer: Tokenizer, template: str, metadata: Collection[str] = ()
+    row: Row,
+    tokenizer: Tokenizer,
+    template: str,
+    metadata: Collection[str] = (),
+    control_tokens: bool = False,
 ) -> tuple[Sequence[int], Sequence[float]]:
     """A row -> (tokens, loss_mask): text counts whole, of a chat only the assistant's turns.
 
@@ -190,7 +194,7 @@ def tokenize(
         check_keys(row, ("text", "messages"), metadata)
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, not a string")
-        tokens = tokenizer.document(text)
+        tokens = rendered_document(text, tokenizer) if control_tokens else tokenizer.document(text)
         return tokens, [1.0] * len(tokens)
     variables = _variables(row, tokenizer) if template == "chat" else {}
     check_keys(row, {"text", "messages", "chat_template_kwargs", *variables}, metadata)
@@ -263,8 +267,25 @@ def check_rows(config: SftConfig, rows: Rows, tokenizer: Tokenizer, max_length: 
     for fate, count in fates.items():
         if fate != WHOLE:
             logging.warning("config.data: %d of %d rows %s", count, len(rows), fate)
+    if not config.control_tokens:
+        _warn_of_control_tokens(config, rows, tokenizer)
     if not fates[WHOLE] + fates[CUT]:
         raise DataError(f"config.data: no row is learnt from; of {len(rows)}, {_said(fates)}")
+
+
+def _warn_of_control_tokens(config: SftConfig, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+    """Says that texts hold what looks like control tokens and is learnt as plain text."""
+    found = [
+        (token, _place(row, i, config.data))
+        for i, row in enumerate(rows)
+        if isinstance(row.get("text"), str) and (token := control_token_in(row["text"], tokenizer))
+    ]
+    if found:
+        logging.warning(
+            "config.data: %d of %d texts hold control tokens (%s in %s), which are learnt as plain"
+            " text; config.control_tokens = True makes them the tokens that they name",
+            len(found), len(rows), *found[0],
+        )  # fmt: skip
 
 
 def _said(fates: Mapping[str, int]) -> str:
@@ -292,7 +313,8 @@ def _fitted(
         row = read_row(row, "sft", config.data)
         a_program = not isinstance(row, FileRow) and row.get("text") is not None
         # A program may say of its documents what they are.
-        tokens, mask = tokenize(row, tokenizer, config.template, row if a_program else ())
+        metadata = row if a_program else ()
+        tokens, mask = tokenize(row, tokenizer, config.template, metadata, config.control_tokens)
     size, limit = len(tokens), config.pack_length
     if size > limit and config.overlong == "error":
         raise ConfigError(
