@@ -30,6 +30,7 @@ TEST = [
 ]
 GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked
 LINGUA = ["lingua-language-detector>=2.1"]
+DATA = ["pyarrow>=17", "datasets>=3"]
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
     "accelerate>=1.15",  # transformers reads GGUF files with it
@@ -51,6 +52,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb>=0.31"],
+        "data": DATA,
         "gym": GYM,
         "lingua": LINGUA,
         "dev": TEST + PARITY + GYM + LINGUA,

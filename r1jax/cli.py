@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -51,6 +52,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a sentence for a missing config file and for an unknown config key."""
     spec = _config_spec(argv)
     if spec:
+        # Modules beside the config are found, behind all others.
+        sys.path.append(str(Path(spec.partition(":")[0]).resolve().parent))
         load_config(spec)  # which says in a sentence what is wrong with it
     try:
         return app.parse_flags_with_usage(argv)

@@ -73,9 +73,12 @@ def read_prompts(
 
 
 def _messages(row: Mapping[str, Any]) -> Sequence[Message]:
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    messages = row.get("messages")
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if prompt is not None and messages is not None:
+        raise DataError("both prompt and messages say what is asked; leave one out")
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages = prompt if isinstance(prompt, list) else messages
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DataError(
             "a row needs the key prompt (a text) or messages (a list of objects with role and"

@@ -59,7 +59,7 @@ def _tokens(
 ) -> list[int]:
     if isinstance(row.get("text"), str) and "tokens" not in row:
         tokenizer = get_tokenizer()
-        tokens = [*tokenizer.prefix, *tokenizer.encode(row["text"])]
+        tokens = tokenizer.beginning(row["text"])
     elif isinstance(row.get("tokens"), list):
         tokens = row["tokens"]
     else:

@@ -310,8 +310,10 @@ def test_mixture_mistakes(tokenizer_dir: str, tmp_path: Path) -> None:
         }
         mixture.run(ConfigDict(values), str(tmp_path / "run"))
 
-    with pytest.raises(DataError, match="s, row 1 has no domain"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the row has no domain"):
         run([row("a")])
-    with pytest.raises(DataError, match="s, row 1 has no key messages; it has prompt"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: an SFT row needs the key messages or text; it has prompt"
+    ):
         run([{"prompt": "a"}])
     assert not (tmp_path / "run/data.jsonl").exists()

@@ -349,7 +349,7 @@ def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
         (
             "pairwise",
             {"prompt": "?", "chosen": "a"},
-            "row 1: a pairwise row needs the key rejected",
+            "r.jsonl:1: a pairwise row needs the key rejected",
         ),
         ("pairwise", {"chosen": "a", "rejected": "b"}, "needs the key messages"),
         ("pointwise", {"prompt": "?", "chosen": "a"}, "needs the key rejected"),
@@ -368,7 +368,9 @@ def test_bad_rows(
 def test_too_long_rows(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     rows = [*preference_rows("pairwise", 7), {"prompt": "?", "chosen": "a" * 300, "rejected": "b"}]
     data = {"path": write(tmp_path / "r.jsonl", rows)}
-    with pytest.raises(ConfigError, match="row 8 has .* tokens, more than config.pack_length 128"):
+    with pytest.raises(
+        ConfigError, match="r.jsonl:8 has .* tokens, more than config.pack_length 128"
+    ):
         reward_model.run(reward_config(tokenizer_dir, "pairwise", data=data), str(tmp_path / "a"))
     config = reward_config(tokenizer_dir, "pairwise", data=data, overlong="drop", total_steps=1)
     reward_model.run(config, str(tmp_path / "b"))

@@ -51,7 +51,7 @@ def looked_at(config: sft.SftConfig) -> sft.Rows:
 # -- supervised ------------------------------------------------------------------------------------
 
 BAD_SFT = [
-    ({"messages": [USER, SAID], "text": "4"}, "has text or messages, and this one both"),
+    ({"messages": [USER, SAID], "text": "4"}, "the row can be read as messages or as text"),
     ({"text": None}, "needs the key messages or text"),
     ({"text": 5}, "text is int, not a string"),
     ({"text": ["a"]}, "text is list, not a string"),

@@ -6,17 +6,19 @@ import re
 from typing import Any
 
 from r1jax.config import ConfigError, DataError
-from r1jax.files import read_jsonl
+from r1jax.data.datasets import FileRow
+from r1jax.files import numbered_jsonl, read_jsonl
 
 
-def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[dict[str, Any]]:
+def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> list[FileRow]:
     """Rows of a JSONL file as `{prompt, answer, task}`.
 
     `question` is the wording with the file's keys in braces, for instance "{problem} Think step by
-    step."; doubled braces stay braces. `answer` is the key of the reference answer.
+    step."; doubled braces stay braces. `answer` is the key of the reference answer. What else a row
+    says (level, subject) stays as metadata.
     """
     rows = []
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, row in numbered_jsonl(path):
         try:
             prompt = question.format_map(row)
         except KeyError as error:
@@ -30,14 +32,14 @@ def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> l
             ) from None
         if row.get(answer) is None:
             raise DataError(f"{path}:{number} has no key {answer!r}; it has {', '.join(row)}")
-        rows.append(
-            {
-                "id": str(row.get("id", number)),
-                "prompt": prompt,
-                "answer": str(row[answer]),
-                "task": task,
-            }
-        )
+        about = {
+            "id": str(row.get("id", number)),
+            "prompt": prompt,
+            "answer": str(row[answer]),
+            "task": task,
+        }
+        rest = {key: row[key] for key in row if key not in ("messages", answer)}
+        rows.append(FileRow(rest | about, f"{path}:{number}"))
     return rows
 
 

@@ -154,7 +154,7 @@ def _single_turn(
             + ", ".join(roles)
         )
     prompt = text.replace("{prompt}", messages[0]["content"])
-    parts = [([*tokenizer.prefix, *tokenizer.encode(prompt)], 0)]
+    parts = [(tokenizer.beginning(prompt), 0)]
     if len(messages) == 2:
         parts.append(([*tokenizer.encode(messages[1]["content"]), tokenizer.eos_id], 1))
     return parts
@@ -181,7 +181,7 @@ def _r1(
         elif role == "assistant":
             answer = content.split("</think>")[-1]
             text += R1_ASSISTANT + answer + tokenizer.special_tokens["eos_token"]
-    prompt = _encode(text + R1_ASSISTANT + R1_PREFILL, tokenizer, mark)
+    prompt = _encode(text + R1_ASSISTANT + R1_PREFILL, tokenizer, mark, begins=True)
     parts = [([*tokenizer.prefix, *prompt], 0)]
     if completion is not None:
         tokens = _encode(_behind(R1_PREFILL, completion), tokenizer, mark)
@@ -266,10 +266,10 @@ class _Chat:
                 continue
             before, turn = self.render(messages[:i], True), self.render(messages[: i + 1], False)
             if text.startswith(turn) and self._whole(messages[: i + 1], before, turn):
-                parts.append((self.encode(text[done : len(before)]), 0))
-                parts += self.turn(turn[len(before) :])
+                parts.append((self.encode(text[done : len(before)], done == 0), 0))
+                parts += self._earlier(turn[len(before) :])
                 done = len(turn)
-        return [*parts, (self.encode(text[done:]), 0)]
+        return [*parts, (self.encode(text[done:], done == 0), 0)]
 
     def completion(self, messages: Sequence[Message]) -> str:
         """What of the last message, the assistant's, follows the prompt, with its end.
@@ -297,10 +297,10 @@ class _Chat:
         )
 
     def turn(self, text: str) -> list[Part]:
-        """A turn: the mask ends with the stop token; what the template adds is not learnt."""
+        """A turn to learn: the mask ends with the stop token; what the template adds is 0."""
         tokenizer, tokens = self._tokenizer, self.encode(text)
-        stop = next((i for i, token in enumerate(tokens, 1) if token in tokenizer.stop_ids), None)
-        if stop is None:
+        stop = self._stop(tokens)
+        if not stop:
             ends = [t for t, i in tokenizer.control_tokens.items() if i in tokens]
             hint = f"; set config.model.stop_tokens = {tuple(ends[-1:])}" if ends else ""
             raise ConfigError(
@@ -314,8 +314,19 @@ class _Chat:
             )
         return [(tokens[:stop], 1), (tokens[stop:], 0)]
 
-    def encode(self, text: str) -> list[int]:
-        return _encode(text, self._tokenizer, self._mark)
+    def _earlier(self, text: str) -> list[Part]:
+        """A turn that others follow; it may be asked about where it could not be learnt."""
+        tokens = self.encode(text)
+        stop = self._stop(tokens)
+        return [(tokens[:stop], 1), (tokens[stop:], 0)]
+
+    def _stop(self, tokens: list[int]) -> int:
+        """How many tokens there are up to and with the first that ends a completion, or 0."""
+        stops = (i for i, token in enumerate(tokens, 1) if token in self._tokenizer.stop_ids)
+        return next(stops, 0)
+
+    def encode(self, text: str, begins: bool = False) -> list[int]:
+        return _encode(text, self._tokenizer, self._mark, begins)
 
     def refuse_what_is_dropped(self, messages: Sequence[Message]) -> None:
         """DataError for a system's content, or a further key of a message, that changes nothing."""
@@ -458,14 +469,35 @@ def _protect(content: str, tokenizer: Tokenizer, mark: str) -> str:
     return _control_pattern(tokenizer).sub(lambda m: m[0][0] + mark + m[0][1:], content)
 
 
-def _encode(text: str, tokenizer: Tokenizer, mark: str) -> list[int]:
-    """Ids of a template's text: whole control tokens as their ids, the rest as plain text."""
+def _encode(text: str, tokenizer: Tokenizer, mark: str, begins: bool = False) -> list[int]:
+    """Ids of a template's text: whole control tokens as their ids, the rest as plain text.
+
+    `begins`: it begins a sequence; else it goes on where other text ends.
+    """
     pattern, tokens, done = _control_pattern(tokenizer), [], 0
     for match in pattern.finditer(text):
-        tokens += tokenizer.encode(text[done : match.start()].replace(mark, ""))
+        tokens += tokenizer.encode(text[done : match.start()].replace(mark, ""), begins)
         tokens.append(tokenizer.control_tokens[match[0]])
-        done = match.end()
-    return tokens + tokenizer.encode(text[done:].replace(mark, ""))
+        done, begins = match.end(), tokenizer.begins_anew
+    return tokens + tokenizer.encode(text[done:].replace(mark, ""), begins)
+
+
+def control_token_in(text: str, tokenizer: Tokenizer) -> str | None:
+    """The first control token that stands written out in a text."""
+    match = _control_pattern(tokenizer).search(text)
+    return match[0] if match else None
+
+
+def rendered_document(text: str, tokenizer: Tokenizer) -> list[int]:
+    """A document whose control tokens are written out (<|im_start|>user ...), as those tokens.
+
+    It gets a bos and an eos where it has not got them itself.
+    """
+    mark, _ = _unused_marks([text])
+    tokens = _encode(text, tokenizer, mark, begins=True)
+    ends = _encode(text.rstrip(), tokenizer, mark, begins=True)[-1:]
+    begin = [] if tokens[:1] == tokenizer.prefix else tokenizer.prefix
+    return [*begin, *tokens, *([] if set(ends) & {*tokenizer.stop_ids} else [tokenizer.eos_id])]
 
 
 TEMPLATES: dict[str, Callable[[Sequence[Message], Tokenizer, Mapping[str, Any]], list[Part]]] = {

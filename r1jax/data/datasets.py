@@ -1,11 +1,13 @@
-"""Where rows come from: JSONL files, or generators that are pure functions of an index.
+"""Where rows come from: files, the Hugging Face hub, or pure functions of an index.
 
 Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are learnt, or
 `{"text": "..."}`. RL and evaluation read `{"prompt": "..." | "messages": [...], "answer": "...",
 "task": "..."}`, other keys become metadata; the tasks are those of r1jax/tasks. Reward models read
-`{"messages", "chosen", "rejected"}`. In a config:
+`{"messages", "chosen", "rejected"}`. Rows of other shapes are read as these (formats.py). In a
+config:
 
-    config.data = {"path": "problems.jsonl"}
+    config.data = {"path": "problems.jsonl"}  # or a JSON array, or .parquet (the extra `data`)
+    config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # that extra
     config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 
 Messages about a row begin with its place, `problems.jsonl:7`.
@@ -21,40 +23,61 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from r1jax.config import ConfigError, DataError, Size, UserError, import_function, section
+from r1jax.config import (
+    ConfigError,
+    DataError,
+    Size,
+    UserError,
+    check_choice,
+    import_function,
+    section,
+)
 from r1jax.data.chat import checked_messages
+from r1jax.data.files import rows_of_file, rows_of_hub
+from r1jax.data.formats import FORMATS, METADATA, Use, read
 from r1jax.files import numbered_jsonl
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
-# Keys of rows that say where they come from: nobody learns them, in any stage.
-METADATA = (
-    *("id", "idx", "index", "uuid", "unique_id", "source", "dataset", "split", "url", "license"),
-    *("domain", "category", "subject", "topic", "level", "type", "difficulty", "kind"),
-    *("language", "lang", "tokens", "rewritten"),
-)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Exactly one of a JSONL file and a `module:function`."""
+    """Exactly one of a file, a data set of the hub, and a `module:function`."""
 
-    path: str | None = None  # of a JSONL file
+    path: str | None = None  # of a file: a JSON object a line, a JSON array, or .parquet
+    hub: str | None = None  # "openai/gsm8k": a data set of the Hugging Face hub
+    split: str = "train"  # of it
     # module:function, called with `args`: a list of rows, or a function of a row's index (endless).
     # r1jax.data.datasets:mixed draws from several sources in fixed shares.
     function: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)  # of that function
-    metadata: tuple[str, ...] = ()  # further keys of SFT's rows that are not to be learnt
+    args: dict[str, Any] = field(default_factory=dict)  # of that function, or datasets.load_dataset
+    format: str | None = None  # of the rows, a key of formats.FORMATS; None: what their keys tell
+    keys: dict[str, str] = field(default_factory=dict)  # {a format's key: its name in the rows}
+    metadata: tuple[str, ...] = ()  # keys of rows to be learnt, or compared, that nobody is to read
     limit: Size | None = None  # the first rows only
 
 
 class FileRow(dict[str, Any]):
-    """A row that knows where it stands."""
+    """A row that knows where it stands, and what its source says of its format."""
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], where: str, data: DataConfig | None = None
+    ) -> None:
         super().__init__(values)
         self.where = where  # "problems.jsonl:7"
+        self.data = data or DataConfig(path=where.rpartition(":")[0])
+
+
+def read_row(row: Row, use: Use, data: DataConfig | None = None) -> Row:
+    """The row in our form, whatever its own; it is still one of a file where it was.
+
+    `data` is the source's config, where the row doesn't know it.
+    """
+    if isinstance(row, FileRow):
+        return FileRow(read(row, use, row.data), row.where, row.data)
+    return read(row, use, data or DataConfig(function="..."))
 
 
 def place_of(row: Row, index: int, source: str) -> str:
@@ -84,11 +107,15 @@ def check_keys(row: Row, known: Collection[str], metadata: Collection[str] = ())
 
 def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row]:
     """The rows of a source: a sequence (finite), or a function of the index (unlimited)."""
-    if (config.path is None) == (config.function is None):
-        raise ConfigError(f"{key} needs exactly one of path and function")
+    if sum(source is not None for source in (config.path, config.hub, config.function)) != 1:
+        raise ConfigError(f"{key} needs exactly one of path and function (or hub)")
+    if config.format is not None:
+        check_choice(f"{key}.format", config.format, FORMATS)
     if config.path is not None:
-        numbered = numbered_jsonl(config.path)
-        rows: Any = [FileRow(row, f"{config.path}:{number}") for number, row in numbered]
+        rows: Any = [FileRow(row, where, config) for where, row in rows_of_file(config.path)]
+    elif config.hub is not None:
+        found = rows_of_hub(config.hub, config.split, config.args)
+        rows = [FileRow(row, where, config) for where, row in found]
     else:
         rows = _from_function(str(config.function), config.args, key)
     if config.limit is None:
@@ -221,13 +248,15 @@ def _check_messages(row: Row, where: str) -> None:
             raise DataError("what is asked ends with a message of the assistant")
 
 
-def to_example(row: Row, index: int, source: str) -> Example:
+def to_example(row: Row, index: int, source: str, data: DataConfig | None = None) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
         return row
     if not isinstance(row, Mapping):
         raise DataError(f"{source}, row {index + 1} is {type(row).__name__}, expected an object")
     where = place_of(row, index, source)
+    with errors_at(where):
+        row = read_row(row, "rl", data)
     _check_messages(row, where)
     missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
@@ -246,10 +275,10 @@ def to_example(row: Row, index: int, source: str) -> Example:
 def examples_of(config: DataConfig, key: str) -> Sequence[Example] | Callable[[int], Example]:
     """Like rows_of, as Examples."""
     rows = rows_of(config, key)
-    source = config.path or str(config.function)
+    source = str(config.path or config.function)
     if callable(rows):
-        return lambda index: to_example(rows(index), index, source)
-    return [to_example(row, index, source) for index, row in enumerate(rows)]
+        return lambda index: to_example(rows(index), index, source, config)
+    return [to_example(row, index, source, config) for index, row in enumerate(rows)]
 
 
 def finite_examples(config: DataConfig, key: str) -> list[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sentencepiece
@@ -57,6 +57,7 @@ class SentencePiece:
     control: dict[str, int]  # control tokens and their ids
     roles: dict[str, str]  # the file's own idea of ROLES
     first_id: int | None  # what it puts before every text, if anything
+    begins_anew: bool  # whether text behind a control token is encoded as if it began there
 
     def __init__(self, model: bytes, roles: Iterable[str] = ()) -> None:
         """`roles` are the tokens of ROLES that other files name."""
@@ -65,21 +66,28 @@ class SentencePiece:
         pieces = {i: processor.id_to_piece(i) for i in range(self.vocab_size)}
         ids = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
         self.roles = {role: pieces[i] for role, i in zip(ROLES, ids, strict=True) if i >= 0}
+        self.first_id = processor.bos_id() if processor.bos_id() >= 0 else None
+        self.begins_anew = False
         control = {pieces[i]: i for i in pieces if processor.is_control(i)}
         tags = written_tags(control, {*roles, *self.roles.values()})
         self.control = {piece: i for piece, i in control.items() if piece not in tags}
-        self._processor = _processor(_with_text(model, tags)) if tags else processor
-        self.first_id = processor.bos_id() if processor.bos_id() >= 0 else None
+        proto = spm_proto(model)
+        for piece in proto.pieces:
+            if piece.piece in tags:
+                piece.type = piece.USER_DEFINED
+        self._beginning = _processor(proto.SerializeToString())
+        proto.normalizer_spec.add_dummy_prefix = False
+        self._going_on = _processor(proto.SerializeToString())
 
-    def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+    def encode(self, text: str, begins: bool) -> list[int]:
+        return (self._beginning if begins else self._going_on).encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode([i for i in ids if i < self.vocab_size])
+        return self._going_on.decode([i for i in ids if i < self.vocab_size])
 
     def token_id(self, token: str) -> int | None:
-        token_id = self._processor.piece_to_id(token)
-        return token_id if self._processor.id_to_piece(token_id) == token else None
+        token_id = self._going_on.piece_to_id(token)
+        return token_id if self._going_on.id_to_piece(token_id) == token else None
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -88,17 +96,7 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return processor
 
 
-def _with_text(model: bytes, tags: Collection[str]) -> bytes:
-    """The model with these control symbols as symbols that text may hold."""
-    proto = _proto(model)
-    for piece in proto.pieces:
-        if piece.piece in tags:
-            piece.type = piece.USER_DEFINED
-    changed: bytes = proto.SerializeToString()
-    return changed
-
-
-def _proto(model: bytes) -> Any:
+def spm_proto(model: bytes) -> Any:
     return importlib.import_module(PROTO).ModelProto.FromString(model)
 
 
@@ -113,28 +111,71 @@ class Fast:
         tags = written_tags([token["content"] for token in added], roles)
         for token in added:
             token["special"] = token["special"] and token["content"] not in tags
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values) if tags else definition)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # "encode them like any other text"
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        self._beginning = tokenizers.Tokenizer.from_str(json.dumps(values))
         control = {
             i: t
-            for i, t in self._tokenizer.get_added_tokens_decoder().items()
+            for i, t in self._beginning.get_added_tokens_decoder().items()
             if t.special or (CONTROL_SHAPE.fullmatch(t.content) and t.content not in tags)
         }
-        self._tokenizer.add_special_tokens([_as_special(token) for token in control.values()])
+        self.begins_anew = _begins_anew(values.get("normalizer"), values.get("pre_tokenizer"))
+        steps = ("normalizer", "pre_tokenizer", "decoder")
+        going_on = values | {s: _without_space(values[s]) for s in steps if s in values}
+        self._going_on = self._beginning  # as most have it: no space is put before a text
+        if going_on != values:
+            self._going_on = tokenizers.Tokenizer.from_str(json.dumps(going_on))
+        for tokenizer in (self._beginning, self._going_on):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True  # "encode them like any other text"
+            tokenizer.add_special_tokens([_as_special(token) for token in control.values()])
+        self.vocab_size = max(self._beginning.get_vocab().values()) + 1
         self.control = {token.content: token_id for token_id, token in control.items()}
-        self.first_id = next(iter(self._tokenizer.encode("", add_special_tokens=True).ids), None)
+        self.first_id = next(iter(self._beginning.encode("", add_special_tokens=True).ids), None)
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, begins: bool) -> list[int]:
+        tokenizer = self._beginning if begins else self._going_on
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._going_on.decode(ids, skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
+        return self._beginning.token_to_id(token)
+
+
+Step = dict[str, Any] | None  # of a tokenizer.json: its normalizer, pre_tokenizer or decoder
+
+
+def _without_space(step: Step) -> Step:
+    """The step without the space that it puts before a text, or takes away from one."""
+    if step is None or (step["type"] == "Prepend") or _strips_space(step):
+        return None
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never", "add_prefix_space": False}
+    if step["type"] == "ByteLevel":
+        return step | {"add_prefix_space": False}
+    if step["type"] == "Sequence":
+        name = next(key for key in step if key != "type")
+        parts = [part for each in step[name] if (part := _without_space(each))]
+        return step | {name: parts}
+    return step
+
+
+def _strips_space(step: dict[str, Any]) -> bool:
+    return step["type"] == "Strip" and step.get("content") == " "
+
+
+def _begins_anew(*steps: Step) -> bool:
+    """Whether a space is put before each text between two special tokens."""
+    for step in (step for step in steps if step):
+        parts = [part for value in step.values() if isinstance(value, list) for part in value]
+        if step["type"] == "Sequence" and _begins_anew(*parts):
+            return True
+        if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") == "always":
+            return bool(step.get("add_prefix_space", True))
+        if step["type"] == "Prepend" or (step["type"] == "ByteLevel" and step["add_prefix_space"]):
+            return True
+    return False
 
 
 Backend = SentencePiece | Fast
@@ -175,10 +216,13 @@ class Tokenizer:
         unknown = ids.get("unk_token")  # stands for what the vocabulary lacks
         self._forbidden = frozenset(self.control_tokens.values()) - {unknown}
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` as plain text, without bos; decode gives it back."""
+    def encode(self, text: str, begins: bool = False) -> list[int]:
+        """Ids of `text` as plain text, without bos, behind other text; decode gives it back.
+
+        Some tokenizers put a space before a text that `begins` a sequence.
+        """
         text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates: "?"
-        ids = self._backend.encode(text)
+        ids = self._backend.encode(text, begins) if text else []
         if not self._forbidden.isdisjoint(ids):
             token = next(t for t, i in self.control_tokens.items() if i in ids)
             raise DataError(
@@ -192,7 +236,16 @@ class Tokenizer:
 
     def document(self, text: str) -> list[int]:
         """A whole text as a model is trained on it: bos (if it has one), the text, eos."""
-        return [*self.prefix, *self.encode(text), self.eos_id]
+        return [*self.beginning(text), self.eos_id]
+
+    def beginning(self, text: str) -> list[int]:
+        """The beginning of a sequence: bos (if the model has one) and the text."""
+        return [*self.prefix, *self.encode(text, begins=True)]
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether text behind a control token is encoded as if it began there."""
+        return self._backend.begins_anew
 
     @property
     def prefix(self) -> list[int]:
@@ -232,11 +285,12 @@ class Tokenizer:
         files = dict(self._files)
         _edit(files, GENERATION, self._source, eos_token_id=list(self.stop_ids))
         if FAST not in files:
+            spaces = spm_proto(files[SENTENCEPIECE]).normalizer_spec
             about = self.special_tokens | {
                 "tokenizer_class": "LlamaTokenizer",
                 "add_bos_token": self.bos_id is not None,
                 "add_eos_token": False,
-                "add_prefix_space": _proto(files[SENTENCEPIECE]).normalizer_spec.add_dummy_prefix,
+                "add_prefix_space": spaces.add_dummy_prefix,
                 "legacy": False,
                 "clean_up_tokenization_spaces": False,
             }

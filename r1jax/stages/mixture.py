@@ -16,7 +16,15 @@ from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, Size, section
 from r1jax.data.chat import render
-from r1jax.data.datasets import DataConfig, finite_examples, rows_of
+from r1jax.data.datasets import (
+    DataConfig,
+    check_keys,
+    errors_at,
+    finite_examples,
+    place_of,
+    read_row,
+    rows_of,
+)
 from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import DATA, STATISTICS, absolute, write_data
@@ -92,26 +100,34 @@ def _gather(config: MixtureConfig) -> tuple[list[Row], dict[str, dict[str, int]]
         rows = rows_of(source.data, f"config.sources.{name}.data")
         if callable(rows):
             raise ConfigError(f"config.sources.{name}.data.limit must be set: it has no end")
-        clean = [row for row in rows if not benchmarks.meets(row)]
+        known = [_known(row, place_of(row, i, name), source.data) for i, row in enumerate(rows)]
+        clean = [row for row in known if not benchmarks.meets(row)]
         lost[name] = {"rows": len(clean), "contaminated": len(rows) - len(clean)}
-        kept += [
-            _row(row, source, tokenizer, config.template, f"{name}, row {number}")
-            for number, row in enumerate(clean, start=1)
-        ]
+        for i, row in enumerate(clean, start=1):
+            with errors_at(place_of(row, i - 1, name)):
+                kept.append(_row(row, source, tokenizer, config.template, f"{name}, row {i}"))
     return kept, lost
 
 
+def _known(row: Mapping[str, Any], where: str, data: DataConfig) -> Mapping[str, Any]:
+    """The row in our form; it has messages, and says nothing else that somebody is to read."""
+    with errors_at(where):
+        found = read_row(row, "sft", data)
+        if found.get("messages") is None:
+            raise DataError(f"the row has no key messages; it has {', '.join(found)}")
+        check_keys(found, ("messages",), data.metadata)
+        return found
+
+
 def _row(
-    row: Mapping[str, Any], source: SourceConfig, tokenizer: Tokenizer, template: str, where: str
+    row: Mapping[str, Any], source: SourceConfig, tokenizer: Tokenizer, template: str, name: str
 ) -> Row:
-    if "messages" not in row:
-        raise DataError(f"{where} has no key messages; it has {', '.join(row)}")
     domain = source.domain or row.get("domain")
     if not domain:
-        raise DataError(f"{where} has no domain: set config.sources.NAME.domain")
+        raise DataError("the row has no domain: set config.sources.NAME.domain")
     tokens, _ = render(row["messages"], tokenizer, template)
     about = {"domain": domain, "tokens": len(tokens)}
-    return {"id": str(row.get("id", where)), "messages": row["messages"], **about}
+    return {"id": str(row.get("id", name)), "messages": row["messages"], **about}
 
 
 def by_domain(rows: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, Size, section
-from r1jax.data.datasets import DataConfig, messages_of, rows_of
+from r1jax.data.datasets import DataConfig, Row, errors_at, messages_of, place_of, read_row, rows_of
 from r1jax.files import (
     CANDIDATES,
     PAIRS,
@@ -77,15 +77,25 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     print(f"pairs are in {path / PAIRS}")
 
 
+def _candidate(row: Row, data: DataConfig) -> dict[str, Any]:
+    """{"messages", "responses"} of a row; the two sides of a pair are its responses."""
+    responses = list(row.get("responses") or ())
+    if not responses and row.get("chosen") is not None and row.get("rejected") is not None:
+        row = read_row(row, "pairs", data)
+        responses = [row["chosen"], row["rejected"]]
+    if row.get("messages") is None and row.get("prompt") is None:
+        raise DataError(f"the row has neither messages nor prompt; it has {', '.join(row)}")
+    return {"messages": messages_of(row), "responses": responses}
+
+
 def _candidates(config: PreferencesConfig, rows: Any, path: Any, mesh: Any) -> list[dict[str, Any]]:
     """{"messages", "responses"} of every row, written down before they are judged."""
     if (path / CANDIDATES).exists():
         return list(read_jsonl(path / CANDIDATES))
     found = []
-    for number, row in enumerate(rows, start=1):
-        if "messages" not in row and "prompt" not in row:
-            raise DataError(f"config.data, row {number} has neither messages nor prompt")
-        found.append({"messages": messages_of(row), "responses": list(row.get("responses", ()))})
+    for index, row in enumerate(rows):
+        with errors_at(place_of(row, index, str(config.data.path or config.data.function))):
+            found.append(_candidate(row, config.data))
     missing = [row for row in found if len(row["responses"]) != 2]
     if missing and config.policy is None:
         raise ConfigError("config.policy must be set: some rows do not have two responses")

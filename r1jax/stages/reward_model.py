@@ -10,17 +10,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.estimators import mean_and_standard_error
 from r1jax.config import ConfigError, Count, DataError, Positive, Size, section
-from r1jax.data.datasets import DataConfig, Row, messages_of, rows_of, stream
+from r1jax.data.datasets import (
+    DataConfig,
+    FileRow,
+    Row,
+    check_keys,
+    errors_at,
+    messages_of,
+    place_of,
+    read_row,
+    rows_of,
+    stream,
+)
+from r1jax.data.fingerprint import keep_rows
+from r1jax.data.formats import UnpairedError, is_transcript
 from r1jax.data.packing import padding_share
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.judges.reward_model import Labelled, Scorer, pack_labelled, size_of, to_group
@@ -102,6 +116,8 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     }
     with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        sources = {"config.data": rows, "config.held_out.data": held_out_rows}
+        keep_rows(stage.workdir, sources, begun=stage.start > 0)
         groups = _fitting(rows, stage.tokenizer, config, "config.data")
         held_out_groups = _fitting(held_out_rows, stage.tokenizer, config, "config.held_out.data")
         trained = stage.trained
@@ -150,19 +166,46 @@ def checked_rows(config: DataConfig, kind: str, key: str) -> Sequence[Row]:
         raise ConfigError(f"{key}.limit must be set: {config.function} has no end")
     if not rows:
         raise ConfigError(f"{key} has no rows")
-    for number, row in enumerate(rows, start=1):
-        source = f"{config.path or config.function}, row {number}"
-        single = kind == "pointwise" and "response" in row
-        needed = ("response", "label") if single else ("chosen", "rejected")
-        missing = [name for name in needed if name not in row]
-        if "messages" not in row and "prompt" not in row:
-            missing.insert(0, "messages (or prompt)")
-        if missing:
-            has = ", ".join(row)
-            raise DataError(f"{source}: a {kind} row needs the key {missing[0]}; it has {has}")
-        if single and row["label"] not in (0, 1):
-            raise DataError(f"{source}: label {row['label']!r} is neither 0 (unsafe) nor 1 (safe)")
-    return rows
+    found, unpaired = [], 0
+    for index, row in enumerate(rows):
+        with errors_at(place_of(row, index, str(config.path or config.function))):
+            try:
+                found.append(_checked_row(row, kind, config))
+            except UnpairedError:
+                unpaired += 1
+    if unpaired:
+        logging.warning(
+            "%s: %d of %d rows are left out: their two sides are the same, or answer different"
+            " messages", key, unpaired, len(rows),
+        )  # fmt: skip
+    if not found:
+        raise DataError(f"{key}: no row is a pair of different answers to the same messages")
+    return found
+
+
+def _checked_row(row: Row, kind: str, config: DataConfig) -> Row:
+    """In our form: {"messages", "chosen", "rejected"}, or {..., "response", "label"}."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {type(row).__name__}, expected an object")
+    single = kind == "pointwise" and "response" in row
+    needed = ("response", "label") if single else ("chosen", "rejected")
+    missing = [name for name in needed if row.get(name) is None]
+    alone = single or (isinstance(row.get("chosen"), str) and not is_transcript(row))
+    if alone and not any(row.get(name) for name in ("messages", "prompt", "conversations")):
+        missing.insert(0, "messages (or prompt)")
+    if missing:
+        raise DataError(f"a {kind} row needs the key {missing[0]}; it has {', '.join(row)}")
+    if not single:
+        row = read_row(row, "pairs", config)
+    elif row["label"] not in (0, 1):
+        raise DataError(f"label {row['label']!r} is neither 0 (unsafe) nor 1 (safe)")
+    if isinstance(row, FileRow):
+        check_keys(row, ("messages", "prompt", *needed), config.metadata)
+    messages_of(row)  # says what is wrong with them
+    for name in needed[:1] if single else needed:
+        if not isinstance(row[name], str):
+            raise DataError(f"{name} is {type(row[name]).__name__}, not a string")
+    return row
 
 
 def _fitting(
@@ -175,12 +218,14 @@ def _fitting(
             responses, labels = [row["response"]], [float(row["label"])]
         else:
             responses, labels = [row["chosen"], row["rejected"]], [1.0, 0.0]
-        group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
+        where = place_of(row, number - 1, key)
+        with errors_at(where):
+            group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
         if size_of(group) <= config.pack_length:
             found.append(Labelled(group, tuple(labels)))
         elif config.overlong == "error":
             raise ConfigError(
-                f"{key}, row {number} has {size_of(group)} tokens, more than config.pack_length"
+                f"{where} has {size_of(group)} tokens, more than config.pack_length"
                 f" {config.pack_length}; raise it, or set config.overlong to drop"
             )
     if rows and not found:

@@ -20,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, Count, DataError, Positive, Share, Size, section
-from r1jax.data.chat import render, template_variables
+from r1jax.data.chat import control_token_in, render, rendered_document, template_variables
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
@@ -28,6 +28,7 @@ from r1jax.data.datasets import (
     check_keys,
     errors_at,
     place_of,
+    read_row,
     rows_of,
     stream,
 )
@@ -174,7 +175,11 @@ def open_teacher(
 
 
 def tokenize(
-    row: Row, tokenizer: Tokenizer, template: str, metadata: Collection[str] = ()
+    row: Row,
+    tokenizer: Tokenizer,
+    template: str,
+    metadata: Collection[str] = (),
+    control_tokens: bool = False,
 ) -> tuple[Sequence[int], Sequence[float]]:
     """A row -> (tokens, loss_mask): text counts whole, of a chat only the assistant's turns.
 
@@ -190,7 +195,7 @@ def tokenize(
         check_keys(row, ("text", "messages"), metadata)
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, not a string")
-        tokens = tokenizer.document(text)
+        tokens = rendered_document(text, tokenizer) if control_tokens else tokenizer.document(text)
         return tokens, [1.0] * len(tokens)
     variables = _variables(row, tokenizer) if template == "chat" else {}
     check_keys(row, {"text", "messages", "chat_template_kwargs", *variables}, metadata)
@@ -237,8 +242,10 @@ def checked_rows(config: DataConfig) -> Rows:
     """The rows of the source; of those that have an end, each has something to learn."""
     rows = rows_of(config, "config.data")
     for index, row in enumerate([] if callable(rows) else rows):
-        if not isinstance(row, Mapping) or not row.keys() & {"text", "messages"}:
+        if not isinstance(row, Mapping):
             raise DataError(f"{_place(row, index, config)}: {_needs(row)}")
+        with errors_at(_place(row, index, config)):
+            read_row(row, "sft", config)
     return rows
 
 
@@ -261,8 +268,25 @@ def check_rows(config: SftConfig, rows: Rows, tokenizer: Tokenizer, max_length: 
     for fate, count in fates.items():
         if fate != WHOLE:
             logging.warning("config.data: %d of %d rows %s", count, len(rows), fate)
+    if not config.control_tokens:
+        _warn_of_control_tokens(config, rows, tokenizer)
     if not fates[WHOLE] + fates[CUT]:
         raise DataError(f"config.data: no row is learnt from; of {len(rows)}, {_said(fates)}")
+
+
+def _warn_of_control_tokens(config: SftConfig, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+    """Says that texts hold what looks like control tokens and is learnt as plain text."""
+    found = [
+        (token, _place(row, i, config.data))
+        for i, row in enumerate(rows)
+        if isinstance(row.get("text"), str) and (token := control_token_in(row["text"], tokenizer))
+    ]
+    if found:
+        logging.warning(
+            "config.data: %d of %d texts hold control tokens (%s in %s), which are learnt as plain"
+            " text; config.control_tokens = True makes them the tokens that they name",
+            len(found), len(rows), *found[0],
+        )  # fmt: skip
 
 
 def _said(fates: Mapping[str, int]) -> str:
@@ -286,11 +310,12 @@ def _fitted(
     row: Row, where: str, tokenizer: Tokenizer, config: SftConfig
 ) -> tuple[Group | None, str]:
     """(the row as one group to pack, None where it is left out; what became of it)."""
-    metadata = set(config.data.metadata)
-    if not isinstance(row, FileRow) and row.get("text") is not None:
-        metadata |= row.keys()  # of a program that writes documents, and what they are
     with errors_at(where):
-        tokens, mask = tokenize(row, tokenizer, config.template, metadata)
+        row = read_row(row, "sft", config.data)
+        a_program = not isinstance(row, FileRow) and row.get("text") is not None
+        # A program may say of its documents what they are.
+        metadata = row if a_program else ()
+        tokens, mask = tokenize(row, tokenizer, config.template, metadata, config.control_tokens)
     size, limit = len(tokens), config.pack_length
     if size > limit and config.overlong == "error":
         raise ConfigError(
