@@ -567,3 +567,454 @@ NOT_REPEATED = [
     ("Which line? $y = 2x+3$ or $y = x$", "y=2x+3", "y=3+2x"),
 ]
 VARIABLES = [("Let $m$ be a number of $s$.", "6", "6m"), ("Let $t$ be it.", "6t", "6")]
+
+# One pair a line: reference || answer.
+MORE_RIGHT = r"""
+9 || n = 9
+9 || \boldsymbol{9}
+9 || 9\,
+9 || 9 \text{ (units)}
+9 || \underline{9}
+9 || \text{9}
+9 || \mathrm{9}
+9 || {9}
+9 || 9\\
+9 || \(9\)
+9 || \[9\]
+9 || $$9$$
+9 || ~9~
+9 || 9\text{.}
+9 || nine = 9
+9 || \text{Answer: } 9
+9 || Answer: 9
+9 || 9.0
+9 || +9
+9 || 9 \quad
+-9 || - 9
+-9 || $-9$
+-9 || \text{-}9
+\frac{3}{4} || \frac34
+\frac{3}{4} || \frac{3}4
+\frac{3}{4} || 3 / 4
+\frac{3}{4} || {3}/{4}
+\frac{3}{4} || \frac{6}{8}
+\frac{3}{4} || 0.750
+\frac{3}{4} || 75\%
+-\frac{3}{4} || -0.75
+-\frac{3}{4} || -(3/4)
+-\frac{3}{4} || \frac{-3}{4}
+1\frac{3}{4} || 1 3/4
+1\frac{3}{4} || 1.75
+1\frac{3}{4} || \frac{7}{4}
+1\frac{3}{4} || 1 \frac{3}{4}
+1\frac{3}{4} || 1\tfrac{3}{4}
+\sqrt{2} || \sqrt 2
+\sqrt{2} || √2
+\sqrt{2} || 2^{\frac{1}{2}}
+\sqrt{2} || 2^{0.5}
+\sqrt{2} || \sqrt[2]{2}
+\frac{\sqrt{2}}{2} || \frac{1}{\sqrt{2}}
+\frac{\sqrt{2}}{2} || \sqrt{\frac{1}{2}}
+\frac{\sqrt{2}}{2} || \sqrt{0.5}
+\frac{\sqrt{2}}{2} || \frac{1}{2}\sqrt{2}
+\frac{\sqrt{2}}{2} || √2/2
+\frac{\sqrt{2}}{2} || (√2)/2
+3\sqrt{2} || \sqrt{18}
+3\sqrt{2} || 3√2
+3\sqrt{2} || 3*sqrt(2)
+3\sqrt{2} || 3 \times \sqrt{2}
+3\sqrt{2} || 3 \sqrt{2}
+2\pi || 6.283185307
+2\pi || 2π
+2\pi || 2*pi
+2\pi || \pi \cdot 2
+\frac{\pi}{2} || \pi/2
+\frac{\pi}{2} || 0.5\pi
+\frac{\pi}{2} || \frac{1}{2}\pi
+\frac{\pi}{2} || \frac{\pi}{2} \text{ radians}
+\frac{\pi}{2} || \pi / 2 rad
+e^{2} || e²
+e^{2} || \exp(2)
+\ln 2 || ln 2
+\ln 2 || ln(2)
+\ln 2 || \log_e 2
+2^{n+1} || 2 \cdot 2^n
+n^2-1 || (n-1)(n+1)
+\frac{n(n+1)}{2} || n(n+1)/2
+\frac{n(n+1)}{2} || \frac{n^2+n}{2}
+\frac{n(n+1)}{2} || \frac{1}{2}n(n+1)
+\frac{n(n+1)}{2} || S_n=\frac{n(n+1)}{2}
+2^n - 1 || a_n = 2^{n}-1
+2^n - 1 || -1+2^n
+3x^2+2x || x(3x+2)
+\frac{x}{x+1} || 1-\frac{1}{x+1}
+\sqrt{x^2} || |x|
+x^{\frac{1}{2}} || \sqrt{x}
+\sin^2 x || (\sin x)^2
+\sin^2 x || 1-\cos^2 x
+\tan\theta || \frac{\sin\theta}{\cos\theta}
+2\sin x\cos x || \sin 2x
+y=2x+1 || 2x-y+1=0
+y=2x+1 || y-1=2x
+y=2x+1 || y = 1+2x
+x^2+y^2=4 || x^{2}+y^{2}-4=0
+\frac{x^2}{4}+\frac{y^2}{3}=1 || 3x^2+4y^2=12
+\frac{x^2}{4}+\frac{y^2}{3}=1 || \dfrac{x^{2}}{4}+\dfrac{y^{2}}{3}=1
+y^2=4x || y^{2}=4x
+(x-1)^2+(y-2)^2=9 || (x - 1)^2 + (y - 2)^2 = 3^2
+(1,2) || (1, 2)
+(1,2) || \left( 1, 2 \right)
+(1,2) || (1;2)
+(1,2) || x=1,y=2
+(1,2) || (x,y)=(1,2)
+(1,2) || \langle 1, 2\rangle
+(1,2) || A(1,2)
+(1,2) || (1.0, 2.0)
+(1,2) || （1，2）
+(\frac{1}{2},3) || (0.5, 3)
+(\frac{1}{2},3) || (1/2,3)
+(1,2),(3,4) || \{(1,2),(3,4)\}
+(1,2),(3,4) || (1,2) and (3,4)
+(1,2),(3,4) || (1,2)或(3,4)
+(1,2,3) || (1, 2, 3)
+(1,2,3) || x=1, y=2, z=3
+[1,2] || [1, 2]
+[1,2] || 1\le x\le 2
+[1,2] || \{x|1\le x\le 2\}
+[1,2] || 1≤x≤2
+(-1,1) || |x|<1
+(-\infty,-1)\cup(1,\infty) || |x|>1
+(-\infty,0) || x<0
+(0,+\infty) || (0,\infty)
+(0,+\infty) || x>0
+(0,+\infty) || \{x : x > 0\}
+(0,+\infty) || \{x\mid x>0\}
+(0,+\infty) || m>0
+\{1\} || 1
+1 || \{1\}
+\{1,2\} || 1 or 2
+\{1,2\} || x=1 or x=2
+\{1,2\} || x \in \{1,2\}
+\text{no solution} || \text{No solution}
+\text{no real solutions} || \text{No real solutions}
+\text{无解} || 无解
+\text{True} || true
+\text{yes} || Yes
+\text{(B)} || B
+\text{B} || B
+\text{B} || (B)
+B || \textbf{B}
+AC || AC
+\text{AC} || AC
+\text{AC} || A,C
+ABD || ABD
+①③ || ①③
+60^\circ || 60
+60^\circ || 60°
+60^\circ || 60 \text{ degrees}
+60^\circ || \angle A = 60^\circ
+60^\circ || 60度
+60 || 60^\circ
+3:2 || 3 : 2
+3:2 || 6:4
+3:2 || 3∶2
+3:2 || \frac{3}{2}
+\frac{3}{2} || 3:2
+1:2:3 || 1 : 2 : 3
+12:30 || 12:30
+12:30 \text{ PM} || 12:30 PM
+12:30 \text{ PM} || 12:30 p.m.
+\$12.50 || 12.50
+\$12.50 || \$12.5
+\$12.50 || 12.50 dollars
+\$12.50 || $12.50
+12.5 || \$12.50
+12.50 || 12.5元
+12 || 12 dollars
+120 || 120\text{ km/h}
+120 || 120 km per hour
+120 || 120 公里
+120 || 120人
+120 || 120 people
+120 || 120 \text{ people}
+120 || 120 students
+120 || 120 square meters
+120 || 120 m²
+120 || 120㎡
+120 || 120 cubic cm
+120 || 120 \mathrm{cm}^3
+120 || 120\ \mathrm{cm^3}
+120 || 120 \text{ cm}^3
+120 || 120 \, \text{cm}^{3}
+120 || 120\text{ cm}^{2}
+120 || 120 (cm^2)
+120 || 120（平方厘米）
+120 || 120\text{(cm)}
+25\% || 25
+25\% || 0.25
+25\% || \frac{1}{4}
+25\% || 25 percent
+25\% || 25 \%
+0.25 || 25\%
+\frac{1}{4} || 25%
+1000000 || 1 million
+1000000 || 10^6
+1,000,000 || 1000000
+1,000,000 || 10^{6}
+3.0 \times 10^8 || 3 \times 10^8
+3.0 \times 10^8 || 3e8
+3.0 \times 10^8 || 3.0 * 10^8
+3.0 \times 10^8 || 3.0 × 10^8
+3.0 \times 10^8 || 3.0 \cdot 10^{8} \text{ m/s}
+1.5e-5 || 1.5 \times 10^{-5}
+1.5e-5 || 0.000015
+\begin{pmatrix}1\\2\end{pmatrix} || \begin{bmatrix}1\\2\end{bmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} || \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} || \left(\begin{array}{c}1\\2\end{array}\right)
+3+2i || 2i+3
+3+2i || 3+2\mathrm{i}
+3+2i || z=3+2i
+i || \mathrm{i}
+\pm 3 || 3, -3
+\pm 3 || x=\pm 3
+\pm 3 || 3 或 -3
+3,-3 || \pm3
+1, 2, 3 || 1,2,3
+1, 2, 3 || \{1, 2, 3\}
+1, 2, 3 || 3, 2, 1
+x=1 || 1
+x=1,x=2 || 1,2
+x=1 \text{ or } x=2 || x=1, 2
+a=1,b=2 || a = 1, b = 2
+a=1,b=2 || b=2,a=1
+k\pi || k\pi (k\in\mathbb{Z})
+2k\pi+\frac{\pi}{3} || \frac{\pi}{3}+2k\pi
+2k\pi+\frac{\pi}{3} || 2k\pi+\frac{\pi}{3}, k\in \mathbb{Z}
+n! || n!
+x>3 || x > 3
+x>3 || (3, \infty)
+x>3 || 3<x
+a \ge 2 || a \geq 2
+a \ge 2 || a≥2
+a \ge 2 || [2, +\infty)
+2 < x < 3 || (2,3)
+x \ne 1 || x \neq 1
+x \le -1 \text{ or } x \ge 2 || (-\infty,-1] \cup [2,\infty)
+f(x) = x^2 || x^2
+f(x) = x^2 || y = x^2
+x^2 || f(x) = x^2
+\frac{1}{2} || P = \frac{1}{2}
+\frac{1}{2} || P(A)=1/2
+\frac{1}{2} || 50\%
+0.5 || \frac{1}{2}
+2x || 2x
+2x || x \cdot 2
+2xy || 2yx
+xy || yx
+a^2b || ba^2
+-x || -1x
+x-y || -(y-x)
+6\text{ cm} || 6cm
+6\text{ cm} || 6 centimeters
+6\text{ cm} || 6
+6\text{ cm}^2 || 6 \text{ cm}^2
+100\pi || 100 \pi \text{ cm}^2
+100\pi || 314.159265
+\frac{5}{3}\pi || \frac{5\pi}{3}
+"""
+MORE_WRONG = r"""
+9 || 9x
+9 || 9!
+9 || 9^2
+9 || \frac{9}{2}
+9 || 9, 10
+9 || 9 \text{ or } 10
+9 || 9 or so
+9 || \text{not } 9
+9 || \neq 9
+9 || >9
+9 || 9+
+9 || 9%%
+9 || -9
+9 || 99
+9 || 9 9
+9 || 9.9
+9 || 9 \text{ if } x>0
+9 || \text{approximately } 9
+9 || \approx 9
+9 || ≈9
+9 || \geq 9
+9 || x \ge 9
+9 || 9 \pm 1
+9 || [9,10]
+9 || (9,10)
+9 || 9?
+9 || ?9
+9 || 9i
+9 || 9 \bmod 10
+9 || 9_{10}
+9 || \{8,9\}
+9 || A: 9, B: 8
+9 || 3 \times 3
+9 || 10-1
+9 || 18/2 + 0
+9 || 9 = 8
+9 || 8 = 9
+9 || x = 8
+9 || 9 and 8
+9 || 0.9
+9 || 9e1
+9 || 9\text{ billion}
+9 || 9 hundred
+9 || 9 \text{ to } 10
+9 || 9-10
+9 || 9~10
+9 || 9 \text{ ft } 3 \text{ in}
+9 || 9'3"
+9 || between 8 and 10
+9 || 9 or more
+9 || at most 9
+9 || I don't know
+9 || 9 (or 10)
+9 || 9\text{ (not }10)
+9 || 9;8
+\frac{3}{4} || \frac{4}{3}
+\frac{3}{4} || 0.7
+\frac{3}{4} || 3
+\frac{3}{4} || 34
+\frac{3}{4} || \frac{3}{4}x
+\frac{3}{4} || 7.5%
+\sqrt{2} || 2
+\sqrt{2} || 1.4
+\sqrt{2} || -\sqrt{2}
+\sqrt{2} || \pm\sqrt{2}
+\sqrt{2} || \sqrt[3]{2}
+2\pi || 2
+2\pi || 6.28
+2\pi || \pi
+2\pi || 2p
+e^2 || 7.389
+e^2 || e
+\ln 2 || \log 2
+\ln 2 || 0.693
+x+1 || x-1
+x+1 || y+1
+x+1 || x
+x+1 || 1
+x^2 || 2x
+x^2 || x2
+x_1 || x_2
+x_1 || x
+(1,2) || (2,1)
+(1,2) || (1,2,3)
+(1,2) || [1,2]
+(1,2) || 1
+(1,2) || 2
+(1,2) || (1,3)
+(1,2) || y=1,x=2
+[1,2] || (1,2)
+[1,2] || 1<x<2
+[1,2] || 1
+[1,2] || \{1,2\}
+(0,\infty) || [0,\infty)
+(0,\infty) || x \ge 0
+(0,\infty) || x<0
+\{1,2\} || \{1,2,3\}
+\{1,2\} || \{1\}
+\{1,2\} || 1
+\{1,2\} || 1<x<2
+\emptyset || 0
+\emptyset || \{0\}
+\text{yes} || \text{no}
+\text{yes} || y
+\text{yes} || sey
+\text{yes} || \text{yes or no}
+\text{yes} || \text{not yes}
+\text{(B)} || A
+\text{(B)} || \text{(A) or (B)}
+\text{(B)} || AB
+AC || A
+AC || CA B
+AC || AD
+ABD || AB
+ABD || ABCD
+60^\circ || 61^\circ
+60^\circ || 60 \text{ radians}
+60^\circ || 60^\circ \text{ or } 120^\circ
+60^\circ || 120^\circ
+3:2 || 2:3
+3:2 || 3
+12:30 \text{ PM} || 12:30 AM
+12:30 \text{ PM} || 12:31 PM
+\$12.50 || \$12.05
+\$12.50 || 12.50 cents
+120 || 120\text{ km, }30\text{ m}
+120 || 12 0
+25\% || 2.5
+25\% || 0.025
+25\% || 26\%
+3.0 \times 10^8 || 3.0 \times 10^9
+3.0 \times 10^8 || 3.0
+3.0 \times 10^8 || 10^8
+3.0 \times 10^8 || 3 \times 10^{-8}
+3+2i || 3-2i
+3+2i || 3
+3+2i || 5
+3+2i || 3+2j
+i || 1
+i || -i
+\pm 3 || 3
+\pm 3 || -3
+1, 2, 3 || 1, 2
+1, 2, 3 || 1, 2, 4
+1, 2, 3 || 123
+1, 2, 3 || 6
+x=1 || x=2
+x=1 || y=1
+x=1,x=2 || 1
+a=1,b=2 || a=2,b=1
+k\pi || \pi
+k\pi || 2k\pi
+2x || 2
+2x || x
+2x || 2y
+2xy || 2x
+y=2x+1 || y=2x-1
+y=2x+1 || 2x
+y=2x+1 || x=2y+1
+x^2+y^2=4 || x^2+y^2=16
+x^2+y^2=4 || 4
+x^2+y^2=4 || x^2-y^2=4
+x>3 || x<3
+x>3 || x \ge 3
+x>3 || 3
+x>3 || (-\infty,3)
+x \ne 1 || x=1
+\begin{pmatrix}1\\2\end{pmatrix} || \begin{pmatrix}2\\1\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} || \begin{pmatrix}1&2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} || 1
+n! || n
+2^n || 2n
+2^n || n^2
+\log_2 3 || \log_3 2
+\frac{1}{2} || \frac{1}{2}, \frac{1}{3}
+\sin x || \cos x
+\sin x || sin
+6\text{ cm} || 6\text{ m}
+6\text{ cm} || 6\text{ kg}
+6\text{ cm} || 6\text{ cm}^2
+Paris || London
+Paris || Paris or London
+Paris || Pairs
+cat || act
+Ann || Nan
+"""
+
+
+def of_lines(text: str) -> list[tuple[str, str]]:
+    pairs = (line.split(" || ") for line in text.strip().splitlines())
+    return [(gold, answer) for gold, answer in pairs]
+
+
+RIGHT["mixed"] = of_lines(MORE_RIGHT)
+WRONG["mixed"] = of_lines(MORE_WRONG)

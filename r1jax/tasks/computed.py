@@ -34,6 +34,7 @@ _BEHIND_VALUE = r"(?<=[0-9A-Za-z)}!|\]])\s*"
 _SUM = re.compile(rf"{_BEHIND_VALUE}[-+](?!\s*\}}?$)|{_BEHIND_VALUE}\\(?:pm|mp)(?![A-Za-z])")
 _PRODUCT = re.compile(r"\*|\\(?:times|cdot|div)(?![A-Za-z])")
 _NEXT_TO_ROOT = re.compile(
+    r"(?:\\pi|\\sqrt(?:\[[0-9]\])?\{[^{}]*\})\s*(?:\\times|\\cdot|\*)|"
     r"(?:\\times|\\cdot|\*)\s*(?:\\sqrt|\\pi|\\ln|\\log|\\sin|\\cos|e|i|[a-z]\b)"
 )
 _FACTORS = re.compile(r"[0-9)}]\s*\(\s*-?[0-9.]+\s*\)|\)\s*\(\s*-?[0-9.]+\s*\)")

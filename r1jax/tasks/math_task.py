@@ -166,6 +166,9 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     if integer(gold) is not None and integer(answer) is not None:
         return integer(gold) == integer(answer)
     letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
+    if _LETTERS.fullmatch(plain(gold)) and (letters := _letters(answer)):
+        return letters == plain(gold)
+    answer = _ANNOUNCED.sub("", answer)
     if letter and (plain(answer)[:1].isupper() or gold != letter):
         return choice(answer) == letter
     if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
@@ -181,6 +184,19 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
 
 
 TIME_LIMIT = formulas.TIME_LIMIT
+
+
+_ANNOUNCED = re.compile(
+    rf"^(?:{TEXT}\{{)?\s*(?:(?:final )?answer\s*[:=]|答案?\s*[:：为是]+)\s*\}}?\s*", re.IGNORECASE
+)
+_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?")  # several choices: ACD
+
+
+def _letters(text: str) -> str | None:
+    """ACD for A, C and D in any order; None if it is something else."""
+    found = re.sub(r"\band\b|[\s,;、和及.()]", "", bare_words(to_ascii(text)))
+    alike = re.fullmatch("[A-J]+", found) and len(set(found)) == len(found)
+    return "".join(sorted(found)) if alike else None
 
 
 @lru_cache(maxsize=20_000)
@@ -292,7 +308,8 @@ class Comparison:
         if not isinstance(answer, Equation):
             return value is not None and self.same(_one(value), answer)
         other_name, other_value = self._assigned(answer)
-        if value is not None and other_value is not None and name == other_name:
+        alike = name == other_name or {"y"} < {name, other_name} < {"y", "f(x)", "g(x)"}
+        if value is not None and other_value is not None and alike:
             return self.same(_one(value), _one(other_value))
         if len(gold.sides) != 2 or len(answer.sides) != 2:
             return False
@@ -324,7 +341,7 @@ class Comparison:
             brackets = gold.brackets + answer.brackets
             if brackets != "()" or len(gold.items) != len(answer.items):
                 return False
-            return all(map(self.same, gold.items, answer.items))
+            return all(map(self.same, self._by_name(gold), self._by_name(answer)))
         names = [[self._name_of(item) for item in group.items] for group in (gold, answer)]
         if all(names[0]) and all(names[1]) and sorted(names[0]) != sorted(names[1]):
             return False
@@ -335,6 +352,15 @@ class Comparison:
         return all(any(self.same(x, y) for y in answer.items) for x in gold.items) and all(
             any(self.same(x, y) for x in gold.items) for y in answer.items
         )
+
+    def _by_name(self, group: Group) -> list[Node]:
+        """y=2, x=1 in the order of their names, for (1,2)."""
+        names = [self._name_of(item) for item in group.items]
+        if not all(names) or len(set(names)) < len(names):
+            return list(group.items)
+        return [
+            item for _, item in sorted(zip(names, group.items, strict=True), key=lambda x: x[0])
+        ]
 
     def _name_of(self, item: Node) -> str:
         return self._assigned(item)[0] if isinstance(item, Equation) else ""
@@ -415,9 +441,12 @@ def _one(text: str) -> Node:
     return read(text)[0]
 
 
+_EMPTY = Value(r"\emptyset")
+
+
 def _single(node: Node) -> Node:
     """What stands alone between brackets."""
-    while isinstance(node, Group) and len(node.items) == 1:
+    while isinstance(node, Group) and len(node.items) == 1 and node.items[0] != _EMPTY:
         node = node.items[0]
     return node
 

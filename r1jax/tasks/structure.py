@@ -115,9 +115,12 @@ def read(text: str) -> list[Node]:
 def _node(text: str) -> Node:
     text = text.strip().rstrip(".,;").strip()
     text = re.sub(r"\\langle(?![a-z])", "(", re.sub(r"\\rangle(?![a-z])", ")", text))
-    region = _region(text)
+    region = _region(_without_bars(text))
     if region is not None:
         return region
+    variable, members = _belongs(text)
+    if variable and _bracketed(members):
+        return _node(members)
     parts = [item for part in split(text, _SEPARATOR) for item in _plus_minus(part)]
     if len(parts) > 1 and all(parts):
         return Group("list", tuple(_node(part) for part in parts))
@@ -170,6 +173,17 @@ def _plus_minus(text: str) -> list[str]:
 
 
 # -- regions: intervals, inequalities, sets by a condition -----------------------------------------
+
+
+def _without_bars(text: str) -> str:
+    r"""|x| < 3 as -3 < x < 3, and |x| > 3 as x < -3 or x > 3."""
+    match = re.fullmatch(r"\|\s*(\\?[A-Za-z]+)\s*\|\s*(<|>|\\le|\\ge)\s*([^<>|]*)", text)
+    if not match or _RELATION.search(match[3]):
+        return text
+    name, relation, bound = match.groups()
+    if relation in ("<", r"\le"):
+        return f"-({bound}) {relation} {name} {relation} {bound}"
+    return rf"{name} {_FLIPPED[relation]} -({bound}) \text{{or}} {name} {relation} {bound}"
 
 
 def _region(text: str) -> Region | None:

@@ -114,6 +114,9 @@ _WORD_UNIT = re.compile(
     re.DOTALL,
 )
 _HAN_UNIT = re.compile(rf"^(.*[0-9}})!A-Za-z])\s*([{_HAN}][{_HAN}/]*)\s*{_RAISED}$", re.DOTALL)
+_IN_BRACKETS = re.compile(
+    rf"^(.*[0-9}}!])\s*(?:\\text\s*\{{)?\s*\(([A-Za-z{_HAN}/^0-9]+)\)\s*\}}?$", re.DOTALL
+)
 _PERCENT = re.compile(
     r"\s*(?:\\?%|\\?\s?\bpercent\b|\\text\s*\{\s*(?:percent|per cent|\\?%)\s*\})$"
 )
@@ -127,6 +130,8 @@ def split_unit(text: str, variables: frozenset[str] = frozenset()) -> tuple[str,
     """
     if match := _PERCENT.search(text):
         return text[: match.start()].strip(), "%"
+    if (match := _IN_BRACKETS.match(text)) and is_known_unit(match[2]):
+        text = rf"{match[1]}\text{{{match[2]}}}"
     if match := _DEGREE.search(text):
         if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])", text):
             return text[: match.start()].strip(), "deg" + match[1]
@@ -223,7 +228,8 @@ def _singular(word: str) -> str:
 
 def is_known_unit(name: str) -> bool:
     """Whether every part of km/h is a unit from the list."""
-    return all(_known(part) is not None for part in re.split(r"/", name) if part) and name != ""
+    parts = [re.sub(r"\^?[23]$|^平方|^立方|s$", "", part) for part in name.split("/")]
+    return all(part in _CANONICAL or _known(part) is not None for part in parts)
 
 
 def units_agree(first: str | None, second: str | None) -> bool:

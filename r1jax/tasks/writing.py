@@ -99,6 +99,7 @@ _PLAIN_WORDS = (
      r"\\\1 "),
     (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
 )  # fmt: skip
+_LARGE = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 _TEX = (
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it)(?![A-Za-z])\s*", ""),
     (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])", r"\\le"),
@@ -124,6 +125,18 @@ _TEX = (
     (r"\\(?:mathrm|mathbf|textbf|textit|textrm|mathit|mbox|operatorname)\s*\{", r"\\text{"),
     (r"\^\{\s*([0-9A-Za-z]|\\circ)\s*\}", r"^\1"),
     (r"_\{\s*([0-9A-Za-z])\s*\}", r"_\1"),
+    (r"\\(?:boldsymbol|bm|underline)\s*(?=\{)", ""),
+    (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fff]*)\}", r"\1"),
+    (r"\\?exp\s*\(([^()]*)\)|\\exp\s*\{([^{}]*)\}", r"e^{\1\2}"),
+    (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln "),
+    (r"[(\[]\s*\\begin\{array\}\{[lcr| ]*\}(.*?)\\end\{array\}\s*[)\]]",
+     r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    # whole numbers k, as in k\pi (k \in Z)
+    (r"(?<=\S)[,;]?\s*\(?\s*(?:\\text\{ where \})?[a-z]\s*\\in\s*"
+     r"(?:\\math(?:bb|bf)\s*\{?[ZN]\}?|\\text\{[ZN]\}|[ZN])(?:\^?[*+]|_[+])?\s*\)?$", ""),
+    (r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(thousand|million|billion|trillion|万|亿)(?![A-Za-z])\s*(\})?",
+     lambda m: rf"\times 10^{{{_LARGE[m[1]]}}} " if m[2] or "text" not in m[0] else
+     rf"\times 10^{{{_LARGE[m[1]]}}}\text{{ "),
     (r"\\(?:degree|degrees)(?![A-Za-z])", r"^\\circ"),
     (r"(?<!\^)\\circ(?![A-Za-z])", r"^\\circ"),
     (r"\\begin\{(?:cases|array|aligned)\}(?:\{[lcr| ]*\})?([^&]*?)\\end\{(?:cases|array|aligned)\}",
