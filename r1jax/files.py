@@ -59,7 +59,7 @@ def read_rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
 def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
     """As read_jsonl, each object with the number of its line."""
     try:
-        data = epath.Path(path).read_bytes()
+        data = absolute(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(f"file {path} does not exist") from None
     numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)

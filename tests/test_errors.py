@@ -124,7 +124,7 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         ("sft", {"optimizer": {"learning_rate": -1}}, "learning_rate -1 must be at least 0"),
         ("sft", {"optimizer": {"warmup_steps": -1}}, "warmup_steps -1 must be at least 0"),
         ("sft", {"data": {"function": "helpers:nothing"}}, "gives NoneType, not a list of rows"),
-        ("sft", {"data": {"function": "helpers:examples"}}, "is an Example"),
+        ("sft", {"data": {"function": "helpers:examples"}}, "it is Example"),
         (
             "sft",
             {"data": {"function": "helpers:nothing", "args": {"a": 1}}},

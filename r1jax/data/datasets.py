@@ -235,6 +235,8 @@ def _check_messages(row: Row, where: str) -> None:
         raise DataError(f"{where}: key prompt (or messages) is missing; it has {', '.join(row)}")
     if messages is None and not isinstance(prompt, str | list):
         raise DataError(f"{where}: prompt {prompt!r} is not a text")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DataError(f"{where}: prompt is empty")
     if messages is not None and (not isinstance(messages, list | tuple) or not messages):
         raise DataError(f"{where}: messages {messages!r} is not a list of messages")
     for message in messages or (prompt if isinstance(prompt, list) else ()):
@@ -273,12 +275,23 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
 
 
 def examples_of(config: DataConfig, key: str) -> Sequence[Example] | Callable[[int], Example]:
-    """Like rows_of, as Examples."""
+    """Like rows_of, as Examples, each with an id of its own."""
     rows = rows_of(config, key)
     source = str(config.path or config.function)
     if callable(rows):
         return lambda index: to_example(rows(index), index, source, config)
-    return [to_example(row, index, source, config) for index, row in enumerate(rows)]
+    return _distinct([to_example(row, i, source, config) for i, row in enumerate(rows)])
+
+
+def _distinct(examples: list[Example]) -> list[Example]:
+    """DataError for an id that two of them have: what is kept under it would be of one alone."""
+    places: dict[str, str] = {}
+    for example in examples:
+        if example.id in places:
+            where = example.where or "a row"
+            raise DataError(f"{where}: id {example.id} is that of {places[example.id]} already")
+        places[example.id] = example.where or "another row"
+    return examples
 
 
 def finite_examples(config: DataConfig, key: str) -> list[Example]:
