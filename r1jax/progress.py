@@ -47,6 +47,13 @@ class Progress:
         if self._first is None:  # the first step compiles: it doesn't count for the rate
             self._first = (step, now)
 
+    def say(self, text: str) -> None:
+        """Some lines above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif jax.process_index() == 0:
+            print(text, flush=True)
+
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A second bar for work inside a step: `advance(done)` moves it."""

@@ -219,6 +219,17 @@ def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
     np.testing.assert_array_equal(rewards_BG, [expected] * 4)
 
 
+def test_a_completion_on_the_screen() -> None:
+    sample = {
+        "question": "1+1=?", "completion": "a\nb" + "c" * 1000, "reward": 1.5, "length": 7,
+        "reward_breakdown": {"accuracy": 1.0, "format": 0.5},
+    }  # fmt: skip
+    lines = grpo_rollouts.shown(sample).splitlines()
+    assert lines[:2] == ["  1+1=?", "  a"]
+    assert len(lines[2]) < 420 and " ... " in lines[2]
+    assert lines[3] == "  -> reward 1.5 (accuracy 1, format 0.5), 7 tokens"
+
+
 def test_what_varies() -> None:
     """Lengths that differ are no answers that differ, where the config asks for accuracy."""
     parts = [{"accuracy": a, "format": f} for a, f in ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0))]

@@ -102,6 +102,7 @@ class GrpoConfig:
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 16  # updates; taken at the end of the iteration
+    show_every: Count = 20  # updates between two completions on the screen; 0 = none
     samples_per_step: Count = 4  # completions a rollout shows in samples.jsonl
     keep_rollouts: Count = 0  # iterations whose rollout files stay; 0 = all
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard

@@ -39,6 +39,7 @@ from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import open_known
 
+SHOWN_SIDE = 200  # characters of a text's beginning, and of its end, on the screen
 REWARDS = "config.rewards"  # the name of the training's rewards in the run's sampler
 
 
@@ -154,7 +155,10 @@ class Rollouts:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             self._write(iteration, rollouts)
         questions = {p.example.id: p.example for prompts in attempts for p in prompts}
-        self._stage.writer.samples(step + 1, samples(config, rollouts, questions))
+        kept = list(samples(config, rollouts, questions))
+        self._stage.writer.samples(step + 1, kept)
+        if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
+            self._stage.progress.say(shown(kept[0]))
         return rollouts
 
     def _written(self, path: epath.Path, count: int) -> list[Rollout] | None:
@@ -341,6 +345,22 @@ def most_varied(config: GrpoConfig, groups: Sequence[list[Rollout]], count: int)
         for place, group in enumerate(chosen)
         for rollout in group
     ]
+
+
+def shown(sample: Mapping[str, Any]) -> str:
+    """A completion for the screen: what was asked, what came, and what it earned."""
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in sample["reward_breakdown"].items())
+    said = "\n".join(
+        f"  {line}" for name in ("question", "completion") for line in _shortened(sample[name])
+    )
+    return f"{said}\n  -> reward {sample['reward']:.3g} ({parts}), {sample['length']} tokens"
+
+
+def _shortened(text: str) -> list[str]:
+    """Its lines, of a long text the beginning and the end."""
+    if len(text) > 2 * SHOWN_SIDE:
+        text = f"{text[:SHOWN_SIDE]} ... {text[-SHOWN_SIDE:]}"
+    return text.strip().splitlines()
 
 
 def samples(

@@ -7,6 +7,7 @@ process' memory, and a stage writes a step's metrics BEFORE it saves that step's
 resume the lines after the checkpoint are dropped and written again.
 """
 
+import json
 import logging
 import os
 import resource
@@ -61,7 +62,7 @@ class MetricsWriter:
         Raises DataError where a file has fewer than the `lines` that the checkpoint knows of.
         """
         self.workdir = absolute(workdir)
-        self._wandb = None
+        self._wandb: Any = None
         self._tensorboard = None
         self._active = jax.process_index() == 0
         if not self._active:
@@ -80,7 +81,7 @@ class MetricsWriter:
         self._timings = (self.workdir / TIMINGS).open("ab")
         self._tensorboard = _tensorboard(self.workdir, step)
         if wandb_project:
-            self._wandb = _wandb(wandb_project, self.workdir, config)
+            self._wandb, self._wandb_table = _wandb(wandb_project, self.workdir, config)
 
     def write(
         self,
@@ -107,8 +108,13 @@ class MetricsWriter:
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends completions with their rewards to samples.jsonl."""
-        if self._active:
-            append_samples(self.workdir / SAMPLES, [{"step": step, **row} for row in rows])
+        if not self._active:
+            return
+        rows = [{"step": step, **row} for row in rows]
+        append_samples(self.workdir / SAMPLES, rows)
+        if self._wandb is not None and rows:
+            table = self._wandb_table(list(rows[0]), [list(map(_cell, x.values())) for x in rows])
+            self._wandb.log({"samples": table}, step=step)
 
     def _mirror(self, step: int, values: Mapping[str, int | float | None]) -> None:
         finite = {name: x for name, x in values.items() if x is not None}
@@ -147,7 +153,8 @@ def _tensorboard(workdir: epath.Path, step: int) -> Any:
     return SummaryWriter(os.fspath(workdir / TENSORBOARD), purge_step=step + 1)
 
 
-def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> Any:
+def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """(the run, what makes a table)."""
     try:
         import wandb
     except ImportError:
@@ -155,7 +162,7 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) 
             "config.wandb_project is set but wandb is not installed: pip install 'r1jax[wandb]'"
         ) from None
     directory = os.fspath(workdir)
-    return wandb.init(
+    run = wandb.init(
         project=project,
         name=workdir.name,
         id=_wandb_id(workdir),  # so that a resumed run continues its curves
@@ -163,6 +170,12 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) 
         dir=directory,
         config=dict(config or {}),
     )
+    return run, wandb.Table
+
+
+def _cell(value: Any) -> Any:
+    """What a table of W&B may hold."""
+    return value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
 
 
 def _wandb_id(workdir: epath.Path) -> str:

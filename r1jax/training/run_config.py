@@ -44,7 +44,7 @@ FIRST = (
 # What may change when a run is resumed, since no result depends on it: what is logged and kept, and
 # how it is computed, which changes rounding alone.
 FREE_KEYS = (
-    *("wandb_project", "profile", "log_every", "checkpoint_every", "keep_rollouts"),
+    *("wandb_project", "profile", "log_every", "checkpoint_every", "keep_rollouts", "show_every"),
     *("mesh", "engine", "graders", "microbatch_rows", "logits_chunk", "optimizer.max_skipped"),
 )
 LONGER = ("total_steps", "epochs")  # may become larger, where the learning rate is constant
