@@ -821,6 +821,160 @@ x-y || -(y-x)
 100\pi || 100 \pi \text{ cm}^2
 100\pi || 314.159265
 \frac{5}{3}\pi || \frac{5\pi}{3}
+72 || x = 72 \text{ dollars}
+72 || \text{Total: } 72
+72 || Total = 72
+72 || 总共72元
+72 || 一共72个
+72 || 共72元
+72 || 答：72元
+72 || 答案是72
+72 || 72 clips
+72 || 72 clips.
+72 || \$72.00
+72 || 72.00
+72 || 72 (dollars)
+72 || 72\ dollars
+72 || 72\,\text{dollars}
+72 || $72$ dollars
+72 || \(72\) dollars
+72 || 72 US dollars
+72 || US\$72
+72 || USD 72
+72 || ￥72
+72 || 72 cents
+72 || 72 hours
+72 || 72 hrs
+72 || 72 eggs per day
+72 || 72\text{ eggs/day}
+72 || 72 years old
+72 || 72岁
+72 || 72页
+72 || 72千克
+72 || 72千克/平方米
+72 || 72立方米
+72 || 72 m^3
+72 || 72 m³
+72 || 72 in
+72 || 72 in.
+72 || 72 ft.
+72 || 72 sq ft
+72 || 72\text{ sq ft}
+72 || 72 lbs
+72 || 72 mL
+72 || 72 N
+72 || 72 J
+72 || 72 \text{ rpm}
+72 || 72 \text{ points}
+72 || 72 \text{ different ways}
+72 || 72 \text{ distinct arrangements}
+72 || 72^{\circ}
+72 || 72^\circ C
+72 || 72°C
+72 || 72℃
+72 || 72 degrees Celsius
+72 || \angle ABC = 72^\circ
+72 || 72 \%
+-5 || -5^\circ C
+-5 || -5\text{ m}
+-5 || -5米
+1.5 || 1.5小时
+1.5 || 1.5 hours
+1.5 || 3/2
+1.5 || 1\frac{1}{2}
+1.5 || 1 \frac{1}{2}
+1.5 || 1 1/2 hours
+\frac{1}{3} || 1/3
+\frac{1}{3} || \frac{1}{3} cup
+\frac{2}{5} || 40\%
+7:15 || 7:15
+7:15 || 7:15 a.m.
+10:30 \text{ a.m.} || 10:30 AM
+10:30 \text{ a.m.} || 10:30 \text{ a.m.}
+10:30 \text{ a.m.} || 10:30\,\text{a.m.}
+(2,\frac{\pi}{3}) || \left(2,\frac{\pi}{3}\right)
+(2,\frac{\pi}{3}) || (2, π/3)
+\left( 3, \frac{\pi}{2} \right) || (r,\theta)=(3,\frac{\pi}{2})
+p - q || -q+p
+p - q || p-q
+\frac{14}{3} || 4\frac{2}{3}
+\frac{14}{3} || 14/3
+\text{Evelyn} || Evelyn
+\text{Evelyn} || \mathrm{Evelyn}
+11\sqrt2 || 11\sqrt{2}
+x=5 || x = 5
+10080 || 10,080
+10080 || 10{,}080
+10,\!080 || 10080
+58,500 || 58500
+58500 || 58 500
+-2+7i || 7i-2
+1,-2 || -2,1
+1,-2 || -2 \text{ and } 1
+1,-2 || x=1 \text{ or } x=-2
+1,-2 || x=1,\ x=-2
+3 \pm 2 \sqrt{2} || 3+2\sqrt{2},\ 3-2\sqrt{2}
+\{1\pm\sqrt{5},-2\} || 1+\sqrt{5}, 1-\sqrt{5}, -2
+[-2,7] || x \in [-2,7]
+x \in [-2,7] || -2 \le x \le 7
+(0,9)\cup(9,36) || (0,9) \cup (9,36)
+(0,9)\cup(9,36) || 0<x<9 \text{ or } 9<x<36
+(-\infty, 0) || (-∞, 0)
+(3,4] || 3<x\le4
+\frac{3}{2} || x = \frac{3}{2}
+\sqrt{51} || \sqrt{51} \approx 7.14
+6 - 5i || 6-5i
+2k || 2k
+2220 || 2220
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} || \begin{pmatrix} -\frac{1}{3} \\ \frac{2}{3} \end{pmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} || \left(\begin{matrix} -\frac{1}{3} \\ \frac{2}{3} \end{matrix}\right)
+x^3+3x-6 || x^{3} + 3x - 6
+(x - 1)(x+2) || (x+2)(x-1)
+144x^2 || 144x^{2}
+-\frac{1}{2} || -\dfrac12
+-\frac{1}{2} || - \frac{1}{2}
+4.5 || \frac{9}{2}
+4.5 || 4\frac12
+52_8 || 52_{8}
+2516_8 || 2516_8
+\frac{1}{2}\sqrt{3} || \frac{\sqrt{3}}{2}
+\frac{\pi}{6} || \frac{1}{6} \pi
+5\sqrt{5} || 5 \cdot \sqrt{5}
+2^{8} || 256
+\frac{5}{13} || \frac{5}{13}
+120^\circ || 120^{\circ}
+120^\circ || 120 ^\circ
+\text{odd} || odd
+\text{odd} || \text{Odd}
+\text{odd function} || odd function
+\frac{x+2}{7} || \frac{1}{7}x + \frac{2}{7}
+\frac{x+2}{7} || (x+2)/7
+y=\frac{1}{2}x || y=x/2
+y=\frac{1}{2}x || x-2y=0
+x+2y-3=0 || y = -\frac{1}{2}x+\frac{3}{2}
+x=-\frac{3}{2} || x = -1.5
+5x-y+2=0 || 5x - y = -2
+\left(\frac{1}{\mathrm{e}},1\right) || (e^{-1},1)
+\left(\frac{1}{\mathrm{e}},1\right) || (\frac{1}{e},1)
+1-5\mathrm{i} || 1-5i
+[0,2] || \{x|0\le x\le2\}
+$[0,2]$ || [0,2]
+\left(3,0\right)$;$\sqrt{3} || (3,0); \sqrt{3}
+8;$-2$ || 8；-2
+-3 m || -3m
+10和11之间 || 10和11之间
+若x减小,则y也减小 || 若x减小，则y也减小
+x\geq -3, x\neq 0 || x\ge-3 \text{ and } x\ne0
+a=\frac{1}{2}, Q(2,-2) || a=\frac12, Q(2,-2)
+π/2 || \frac{\pi}{2}
+2.7×10^9 || 2.7 \times 10^9
+2.7×10^9 || 2700000000
+125° || 125
+125° || 125^\circ
+25 \% || 25%
+1:9 || 1:9
+1:9 || \frac{1}{9}
+第一象限 || 第一象限。
 """
 MORE_WRONG = r"""
 9 || 9x
@@ -1008,6 +1162,112 @@ Paris || Paris or London
 Paris || Pairs
 cat || act
 Ann || Nan
+72 || 72 or 73
+72 || 72 \text{ no}
+72 || 72 \text{ incorrect}
+72 || 72 \text{ is the wrong answer}
+72 || 72?
+72 || 72 元 5 角
+72 || 72 dollars and 50 cents
+72 || 72, 73
+72 || 7 2
+72 || 72 minutes 30 seconds
+72 || 1 hour 12 minutes 72
+72 || 72\text{ remainder }3
+72 || 72 r 3
+72 || 72 \text{ less}
+72 || 72 \times 1
+72 || 36 \times 2
+72 || 8 \cdot 9
+72 || 72 + 0
+72 || 70 + 2
+72 || 144/2-0
+72 || \max(72,71)
+72 || \lfloor 72.5 \rfloor
+72 || 72x/x
+72 || x+72-x
+72 || 72^{2-1}
+72 || -(-72)+0
+72 || 72 \text{ or greater}
+72 || <72
+72 || not 72
+72 || \sim 72
+72 || 72\text{ and }73
+72 || 72\text{ to }73
+72 || 72 - 73
+72 || 72–73
+72 || (72, 73)
+72 || a=72, b=73
+72 || x=72 \text{ or } x=73
+72 || 72/73
+72 || 0.72
+72 || 7.2 \times 10^2
+72 || 72000
+72 || 一共七十二或者七十三
+72 || 72个或73个
+72 || 72不对
+72 || 不是72
+72 || 72以内
+72 || 大约72
+72 || 72多
+72 || 72万元
+\frac{1}{2} || \frac{1}{2} \text{ or } \frac{1}{3}
+\frac{1}{2} || \frac{1}{2}+\frac{1}{3}-\frac{1}{3}
+\frac{1}{2} || 1
+\frac{1}{2} || 2
+\frac{1}{2} || \frac{1}{20}
+\frac{1}{2} || \frac{1}{2}\%
+\frac{1}{2} || 0.5%
+\frac{1}{2} || 1,2
+x^2+1 || x^2+1=0
+x^2+1 || x^2
+x^2+1 || x^2 + 1 + x
+x^2+1 || t^2+1
+x^2+1 || 2
+x=3 || x>3
+x=3 || x \ne 3
+x=3 || x=-3
+(1,2) || (1,2) \text{ or } (2,1)
+(1,2) || 12
+(1,2) || 1.2
+(1,2) || \frac{1}{2}
+(1,2) || \{1,2,3\}
+1,2 || 1
+1,2 || 12
+1,2 || (2,3)
+1,2 || 1 \le x \le 2
+1,2 || [1,2]
+\text{east} || west
+\text{east} || e
+\text{east} || \text{east or west}
+\text{true} || \text{not true}
+\text{true} || false
+Tom || Tim
+Tom || Tom or Tim
+Tom || not Tom
+A || B
+A || A or B
+A || A, B
+AB || A
+3:4:5 || 3:5:4
+3:4:5 || 3:4
+60 || \frac{\pi}{3}
+60 || 60\pi
+\pi || 180
+\pi || 180^\circ
+\pi || 3
+e || 2.718
+\sqrt{3} || 1.732
+\sqrt{3} || \sqrt{-3}
+2\sqrt{3} || \sqrt{6}
+2\sqrt{3} || 23
+2\sqrt{3} || 2+\sqrt{3}
+2\sqrt{3} || 3\sqrt{2}
+5\text{ m/s} || 5\text{ m}
+5\text{ m/s} || 5\text{ km/h}
+5\text{ hours} || 5\text{ minutes}
+5\text{ hours} || 300\text{ hours}
+\$5 || 5\%
 """
 
 

@@ -17,9 +17,9 @@ from functools import lru_cache
 from types import FrameType
 from typing import Any
 
-TIME_LIMIT = 3.0  # seconds of processor time for all that one answer asks
-TICK_S = 0.1  # of this process's processor time between two looks at the thread's
-AGAIN_S = 0.5  # should a bare `except:` in sympy swallow the first
+TIME_LIMIT = 2.0  # seconds of processor time for all that one answer asks
+TICK_S = 0.05  # of this process's processor time between two looks at the thread's
+AGAIN_S = 0.2  # should a bare `except:` in sympy swallow the first
 DIGITS = 50  # that equal numbers share
 ROUNDED = 1.1e-6  # relative: six digits of a number that no decimal ends; above 1 half of it
 PRINTED = 1e-12  # relative: what is left of a decimal's rounding in a computer

@@ -171,6 +171,10 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     answer = _ANNOUNCED.sub("", answer)
     if letter and (plain(answer)[:1].isupper() or gold != letter):
         return choice(answer) == letter
+    exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
+    answer = exact.strip() if re.search("[0-9]", exact) else answer  # \sqrt{51} \approx 7.14
+    if _ABOUT.search(gold):
+        gold, answer = (_ABOUT.sub("", text).strip() for text in (gold, answer))
     if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
         return False
     comparison = Comparison(_variables(question), compact(written(question)))
@@ -187,7 +191,9 @@ TIME_LIMIT = formulas.TIME_LIMIT
 
 
 _ANNOUNCED = re.compile(
-    rf"^(?:{TEXT}\{{)?\s*(?:(?:final )?answer\s*[:=]|答案?\s*[:：为是]+)\s*\}}?\s*", re.IGNORECASE
+    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]|答案?\s*[:：为是]+"
+    r"|[一总合]?共计?(?=\s*[0-9]))\s*\}?\s*",
+    re.IGNORECASE,
 )
 _LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?")  # several choices: ACD
 
@@ -208,7 +214,7 @@ def _literal(text: str) -> str:
 def _is_no_formula(answer: str) -> bool:
     """Whether it is prose (more words than a unit needs), or too big or broken for sympy."""
     words = re.findall(r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2}", re.sub(r"\\[A-Za-z]+", " ", answer))
-    if len(words) > MAX_WORDS or "?" in answer or TOO_BIG.search(answer) or _ABOUT.search(answer):
+    if len(words) > MAX_WORDS or "?" in answer or _is_too_big(answer) or _ABOUT.search(answer):
         return True
     depth = 0
     for token in BOX_TOKEN.finditer(answer):
@@ -216,6 +222,13 @@ def _is_no_formula(answer: str) -> bool:
         if not 0 <= depth <= MAX_DEPTH:
             return True
     return depth != 0 or len(re.findall(r"[(\[|]", answer)) > 3 * MAX_DEPTH
+
+
+def _is_too_big(text: str) -> bool:
+    text = written(text)
+    counts = re.search(r"!|\\(?:[dt]?binom|choose|prod|sum|int)(?![A-Za-z])", text)
+    large = re.search(r"[0-9]{5,}|10 ?\^ ?\{?[0-9]", text)
+    return bool(TOO_BIG.search(text) or (counts and large))
 
 
 @lru_cache(maxsize=2_000)
@@ -502,7 +515,8 @@ def _same_percent(gold: str, unit: str | None, answer: str, other_unit: str | No
     """50% for 50 and for 1/2; the units are different, one is %."""
     if unit and other_unit:
         return False
-    if same_formulas(_bare(gold), _bare(answer)):
+    is_fraction = re.search(r"\\frac|/", gold) and not unit  # 0.5% is no 1/2
+    if not is_fraction and same_formulas(_bare(gold), _bare(answer)):
         return True
     hundredth = r"\frac{%s}{100}"
     gold, answer = (hundredth % gold, answer) if unit else (gold, hundredth % answer)

@@ -137,7 +137,7 @@ def _node(text: str) -> Node:
 def _bracketed(text: str) -> Node | None:
     opening = r"\{" if text.startswith(r"\{") else text[:1]
     closing = r"\}" if text.endswith(r"\}") else text[-1:]
-    if opening not in _OPENING or closing not in _CLOSING or not _encloses(text, opening):
+    if opening not in _OPENING or closing not in _CLOSING or not _encloses(text):
         return None
     inside = text[len(opening) : len(text) - len(closing)]
     items = split(inside, _SEPARATOR)
@@ -151,7 +151,7 @@ def _bracketed(text: str) -> Node | None:
     return Group("tuple", tuple(_node(item) for item in items), opening + closing)
 
 
-def _encloses(text: str, opening: str) -> bool:
+def _encloses(text: str) -> bool:
     """Whether the first bracket is closed by the last."""
     depth = 0
     for token in _BRACKET.finditer(text):
@@ -165,7 +165,8 @@ def _encloses(text: str, opening: str) -> bool:
 
 def _plus_minus(text: str) -> list[str]:
     """Both values of 1 \\pm \\sqrt{2}."""
-    if not re.search(r"\\pm(?![A-Za-z])", text) or text.count("pm") > 1:
+    bracketed = text[:1] in "([" or text[:2] == r"\{"
+    if text.count(r"\pm") != 1 or r"\pmod" in text or (bracketed and _encloses(text)):
         return [text]
     upper = re.sub(r"\\mp(?![A-Za-z])", "-", re.sub(r"\\pm(?![A-Za-z])", "+", text))
     lower = re.sub(r"\\mp(?![A-Za-z])", "+", re.sub(r"\\pm(?![A-Za-z])", "-", text))

@@ -43,7 +43,7 @@ _NAMES = {
     "cent": "¢ 美分",
     "euro": "€ eur 欧元",
     "sterling": "£ gbp 英镑",
-    "yuan": "¥ rmb cny 元 块 人民币 块钱",
+    "yuan": "¥ ￥ rmb cny 元 块 人民币 块钱",
     "jiao": "角",
     "rupee": "rs ₹",
     "%": "percent",
@@ -68,8 +68,9 @@ _NAMES = {
     "mph": "",
     "mol/L": "",
     "unit": "个单位",
-    "": "个 只 本 名 人 支 枝 条 张 棵 块 颗 件 辆 台 朵 次 种 组 位 头 匹 袋 箱 盒 瓶 杯 双 套 页"
-    " 篇 道 步 层 间 根 把 株 份 户 架 艘 座 片 排 行 列 段 题 倍 对 班 队 分 元素",
+    "": "way egg bag box car man men pen kid boy pie row cup bus hat toy 个 只 本 名 人 支 枝 "
+    "条 张 棵 块 颗 件 辆 台 朵 次 种 组 位 头 匹 袋 箱 盒 瓶 杯 双 套 页 篇 道 步 层 间 "
+    "根 把 株 份 户 架 艘 座 片 排 行 列 段 题 倍 对 班 队 分 元素",
 }  # fmt: skip
 _CANONICAL = {
     name: unit for unit, names in _NAMES.items() for name in (unit, *names.split()) if name
