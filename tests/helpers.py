@@ -78,6 +78,10 @@ def nothing() -> None:
     """A source of rows that forgot to return them."""
 
 
+def endless_rows() -> Any:
+    return lambda index: {"text": str(index)}
+
+
 def examples() -> list[Any]:
     """Questions, which are no rows to learn."""
     return [example("integer", "1")]

@@ -25,6 +25,7 @@ import numpy as np
 
 from r1jax.config import (
     ConfigError,
+    Count,
     DataError,
     Size,
     UserError,
@@ -57,6 +58,14 @@ class DataConfig:
     keys: dict[str, str] = field(default_factory=dict)  # {a format's key: its name in the rows}
     metadata: tuple[str, ...] = ()  # keys of rows to be learnt, or compared, that nobody is to read
     limit: Size | None = None  # the first rows only
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Rows like those of training, to measure on what was not trained on."""
+
+    data: DataConfig | None = None
+    every: Count = 0  # updates between two measurements; there is one before and one at the end
 
 
 class FileRow(dict[str, Any]):

@@ -57,6 +57,7 @@ HEALTH = {  # of the policy, over training
     "Groups without variance": "grpo/group/zero_variance",
     "Sampler against trainer: largest gap": "grpo/drift/logprob_abs_max",
 }
+LOSSES = {"sft/loss": "training", "reward_model/loss": "training", "eval/held_out/nll": "held out"}
 
 
 def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
@@ -68,6 +69,7 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
         "rewards": rewards_figure,
         "levels": levels_figure,
         "health": health_figure,
+        "loss": loss_figure,
         "summary": summary_figure,
     }
     figures = {}
@@ -367,6 +369,22 @@ def health_figure(groups: Groups, paper: Paper) -> Figure | None:
             if (curve := make_curve(runs, name)) is not None:
                 _draw_noisy(ax, curve, label, COLOURS[g % len(COLOURS)])
     _finish(axes)
+    return figure
+
+
+def loss_figure(groups: Groups, paper: Paper) -> Figure | None:
+    """Of supervised training and reward models, beside that on held-out rows."""
+    shown = [(label, name) for name, label in LOSSES.items() if _names(groups, f"({name})")]
+    if not shown:
+        return None
+    figure, (ax,) = _panels(["Loss"], "nats a token")
+    for g, (group, runs) in enumerate(groups.items()):
+        for i, (label, name) in enumerate(shown):
+            if (curve := make_curve(runs, name)) is not None:
+                colour = _colour(groups, g, i)
+                draw = _draw_noisy if label == "training" else _draw
+                draw(ax, curve, f"{_prefix(groups, group)}{label}", colour)
+    _finish([ax])
     return figure
 
 

@@ -24,6 +24,7 @@ from r1jax.config import ConfigError, Count, DataError, Positive, Size, section
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
+    HeldOutConfig,
     Row,
     check_keys,
     errors_at,
@@ -50,14 +51,6 @@ from r1jax.types import Batch
 from r1jax.weights.load import ModelSource
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
-
-
-@dataclass(frozen=True)
-class HeldOutConfig:
-    """Rows like those of training, for the accuracy on what was not trained on."""
-
-    data: DataConfig | None = None
-    every: Count = 0  # updates between two measurements; there is one before and one at the end
 
 
 @dataclass(frozen=True)
