@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Pairs of a reference and an answer, by kind: RIGHT and WRONG, for tests/test_math_written.py."""
 
 RIGHT = {

@@ -90,8 +90,9 @@ class Formula:
 
 
 @lru_cache(maxsize=1)
-def _library() -> Any:
-    """Imported at first use: sympy costs 0.6 s and 60 MB, and integers don't need it."""
+def load() -> Any:
+    """(math_verify, its parser), imported at first use: sympy costs 0.6 s and 60 MB, and integers
+    don't need it."""
     import latex2sympy2_extended
     import math_verify
 
@@ -102,7 +103,7 @@ def _library() -> Any:
 @lru_cache(maxsize=20_000)
 def formula(text: str) -> Formula | None:
     """None for what is no formula to math-verify's parser, or costs too much."""
-    _, parser = _library()
+    _, parser = load()
     config = parser.NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
@@ -172,7 +173,7 @@ def _same_symbolic(gold: str, answer: str) -> bool:
             alike = first.expression.free_symbols == second.expression.free_symbols
             if not alike and not _depends_alike(first, second):
                 return False
-            library, _ = _library()
+            library, _ = load()
             return _agree_somewhere(first, second) and bool(
                 library.verify([first.expression], [second.expression], timeout_seconds=None)
             )

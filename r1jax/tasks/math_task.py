@@ -178,6 +178,7 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
         return False
     comparison = Comparison(_variables(question), compact(written(question)))
+    formulas.load()  # takes no time of the answer's
     try:
         with formulas.time_limit(TIME_LIMIT):
             return not repeats(question, gold, answer) and any(
@@ -224,11 +225,17 @@ def _is_no_formula(answer: str) -> bool:
     return depth != 0 or len(re.findall(r"[(\[|]", answer)) > 3 * MAX_DEPTH
 
 
+_NESTED = re.compile(  # counts of counts
+    r"\\(?:sum|prod|binom|int|lim)(?![A-Za-z]).*[)}]\s*!|\\binom\s*\{[^{}]*\\[a-z]{3}|[)}]\s*\^.*\\binom"
+    r"|\^\s*\{[^{}]*(?:!|\\(?:binom|sum|prod))"
+)
+
+
 def _is_too_big(text: str) -> bool:
     text = written(text)
     counts = re.search(r"!|\\(?:[dt]?binom|choose|prod|sum|int)(?![A-Za-z])", text)
-    large = re.search(r"[0-9]{5,}|10 ?\^ ?\{?[0-9]", text)
-    return bool(TOO_BIG.search(text) or (counts and large))
+    large = re.search(r"[0-9]{4,}|10 ?\^ ?\{?[0-9]", text)
+    return bool(TOO_BIG.search(text) or (counts and large) or _NESTED.search(text))
 
 
 @lru_cache(maxsize=2_000)

@@ -13,8 +13,10 @@ from functools import lru_cache
 MAX_CLOSINGS = 8  # fences that are tried as the end of one block
 
 # An opening one may stand behind a tag or the mark of a list: <answer>```python, 1. ```python
-_OPENING = re.compile(r"(?:[ \t]*(?:[-*+]|[0-9]{1,3}[.)])?[ \t]*|.*>)(`{3,}|~{3,})[ \t]*([^`\n]*)")
-_CLOSING = re.compile(r"[ \t]*(`{3,}|~{3,})(?!\s*\w)")
+_OPENING = re.compile(
+    r"(?:[ \t]*+(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]*+)?|.*>)(`{3,}+|~{3,}+)[ \t]*+([^`\n]*)"
+)
+_CLOSING = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)(?!\s*+\w)")
 _READS = re.compile(r"\b(?:raw_)?input\s*\(|\bstdin\b|\bopen\(\s*0|\bfileinput\b")
 _DEFINES = re.compile(r"^(?:async\s+)?(?:def|class)\s+(\w+)", re.MULTILINE)
 
@@ -29,14 +31,17 @@ def blocks(text: str) -> list[Block]:
     """All closed blocks. Of Python the end is the first fence where what is before it parses: one
     in a docstring is part of the program."""
     lines, found, at = text.split("\n"), [], 0
+    absent: set[str] = set()  # fences that nothing closes from here on
     while at < len(lines):
-        opening = _OPENING.fullmatch(lines[at])
+        marked = "```" in lines[at] or "~~~" in lines[at]
+        opening = _OPENING.fullmatch(lines[at]) if marked else None
         at += 1
-        if not opening:
+        if not opening or opening[1] in absent:
             continue
         language = (opening[2].split() or [""])[0].lower()
         ends = _closings(lines, at, opening[1])
         if not ends:
+            absent.add(opening[1])
             continue
         codes = [_dedented(lines[at:end]) for end in ends]
         end, code = ends[0], codes[0]
