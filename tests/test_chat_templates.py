@@ -207,6 +207,16 @@ def test_the_last_turn_of_several(tokenizers_of: dict[str, Tokenizer], name: str
     assert tokens[: len(prompt)] == prompt
 
 
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"mistral", "gemma"}))
+def test_the_systems_words_are_read(tokenizers_of: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = tokenizers_of[name]
+    for messages in ([SYSTEM, USER], [SYSTEM, USER, PLAIN, AGAIN]):
+        assert "Be brief." in text_of(render_prompt(messages, tokenizer, "chat"), tokenizer)
+    assert learnt([SYSTEM, USER, PLAIN], tokenizer, "chat") == learnt(
+        [USER, PLAIN], tokenizer, "chat"
+    )
+
+
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-thinking", "qwen3.5"])
 def test_reasoning_content_is_learnt(tokenizers_of: dict[str, Tokenizer], name: str) -> None:
     apart = said("It is 4.", reasoning_content="two plus two")
@@ -256,7 +266,7 @@ EMPTY = {"tool_calls": None, "name": "", "tools": [], "reasoning_content": None}
 @pytest.mark.parametrize("template", ["chat", "r1", "plain"])
 def test_empty_keys_say_nothing(tokenizers_of: dict[str, Tokenizer], template: str) -> None:
     """As the Hugging Face hub fills them in where other rows have something."""
-    tokenizer = tokenizers_of["qwen2.5"]
+    tokenizer = tokenizers_of["qwen3"]
     filled = [USER | EMPTY, said("4", **EMPTY)]
     assert render(filled, tokenizer, template) == render([USER, said("4")], tokenizer, template)
 

@@ -156,8 +156,11 @@ def test_a_base_model_in_chat_form(tmp_path: Path) -> None:
         _ = open_source(source(tmp_path, stop_tokens=("<|nope|>",)), tmp_path).tokenizer
 
 
-def test_variables_of_the_template(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "hf", QWEN3_HYBRID, "<|im_end|>")
+@pytest.mark.parametrize("apart", [False, True])
+def test_variables_of_the_template(tmp_path: Path, apart: bool) -> None:
+    write_tokenizer(tmp_path / "hf", None if apart else QWEN3_HYBRID, "<|im_end|>")
+    if apart:
+        (tmp_path / "hf" / "chat_template.jinja").write_text(QWEN3_HYBRID)
     thinks = load_tokenizer(tmp_path / "hf")
     still = open_source(
         source(tmp_path / "hf", template_args={"enable_thinking": False}), tmp_path

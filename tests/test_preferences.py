@@ -55,9 +55,9 @@ def test_hh(tmp_path: Path) -> None:
 
 def test_bad_hh(tmp_path: Path) -> None:
     path = write(tmp_path / "hh.jsonl", [{"chosen": START + " A", "rejected": "\n\nHuman: only"}])
-    with pytest.raises(DataError, match="hh.jsonl:1, rejected: the transcript does not end"):
+    with pytest.raises(DataError, match="hh.jsonl:1: rejected: the transcript does not end"):
         preferences.hh(path)
-    with pytest.raises(DataError, match="hh.jsonl:1 has no text under the key 'chosen'"):
+    with pytest.raises(DataError, match="hh.jsonl:1: chosen is NoneType, not a transcript"):
         preferences.hh(write(tmp_path / "hh.jsonl", [{"rejected": "x"}]))
 
 

@@ -14,7 +14,7 @@ from etils import epath
 
 from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
 from r1jax.config import ConfigError, Size
-from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedReward, open_judges
@@ -24,7 +24,7 @@ from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Questions, Sampler, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.tasks import check_example, final_answer, same_answer, task_of
+from r1jax.tasks import final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout
 
 STRICT, LENIENT = "accuracy", "lenient_accuracy"
@@ -77,7 +77,7 @@ class Benchmark:
         self.config, self.key = config, key
         self.examples = finite_examples(config.data, f"{key}.data")
         for example in self.examples:
-            check_example(example)
+            check_located(example)
         prompts = [
             make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
             for e in self.examples

@@ -115,7 +115,8 @@ def _checked_message(message: Any) -> dict[str, Any]:
     thoughts = [key for key in message if key not in ("role", "content") and message[key]]
     if text.lstrip().startswith("<think>") and any(isinstance(message[k], str) for k in thoughts):
         raise DataError(f"a message has thoughts both in content and under {thoughts[0]!r}")
-    return {**message, "role": role, "content": text}
+    said = {key: value for key, value in message.items() if value is not None}
+    return {**said, "role": role, "content": text}
 
 
 def _joined(content: Any) -> str:
@@ -301,8 +302,9 @@ class _Chat:
         tokenizer, tokens = self._tokenizer, self.encode(text)
         stop = self._stop(tokens)
         if not stop:
-            ends = [t for t, i in tokenizer.control_tokens.items() if i in tokens]
-            hint = f"; set config.model.stop_tokens = {tuple(ends[-1:])}" if ends else ""
+            names = {i: token for token, i in tokenizer.control_tokens.items()}
+            ends = tuple([names[i] for i in tokens if i in names][-1:])
+            hint = f"; set config.model.stop_tokens = {ends}" if ends else ""
             raise ConfigError(
                 "template 'chat': this tokenizer's chat template does not end the assistant's turn"
                 f" with a stop token ({tokenizer.special_tokens['eos_token']}){hint}"
@@ -337,7 +339,12 @@ class _Chat:
             for key in more:
                 without = {name: message[name] for name in message if name != key}
                 without = without | {"content": self._sentinel} if key == "content" else without
-                if self._same(messages[: i + 1], [*messages[:i], without]):
+                # Some read a system's words with the user's, and thoughts in the last turn alone.
+                others: tuple[Sequence[Message], ...] = (messages[i + 1 :], ())
+                if all(
+                    self._same([*messages[: i + 1], *more], [*messages[:i], without, *more])
+                    for more in others
+                ):
                     raise DataError(
                         f"the tokenizer's chat template does not read the key {key!r} of a message"
                         f" of the {message['role']}; leave it out, or write it into another"

@@ -37,6 +37,7 @@ from r1jax.data.chat import checked_messages
 from r1jax.data.files import rows_of_file, rows_of_hub
 from r1jax.data.formats import FORMATS, METADATA, Use, read
 from r1jax.files import numbered_jsonl
+from r1jax.tasks import check_example
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
@@ -100,6 +101,8 @@ def errors_at(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if not where:
+            raise
         raise type(error)(f"{where}: {error}") from error
 
 
@@ -281,6 +284,12 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
         metadata={key: value for key, value in row.items() if key not in known},
         where=where,
     )
+
+
+def check_located(example: Example) -> None:
+    """DataError with the row's place for what no completion could get right."""
+    with errors_at(example.where):
+        check_example(example)
 
 
 def examples_of(config: DataConfig, key: str) -> Sequence[Example] | Callable[[int], Example]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,22 +23,21 @@ ENDLESS = 16  # rows of a source without end that are looked at
 Source = Sequence[Any] | Callable[[int], Any]
 
 
-def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], begun: bool) -> None:
-    """Writes workdir/rows.json where no row has been used yet, else compares with it.
+def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], used: Collection[str]) -> None:
+    """Writes down in workdir/rows.json what the sources are, by their names in the config.
 
-    ConfigError names what differs; `sources` by their names in the config.
+    Those of which rows have been `used` must be what they were: ConfigError names the difference.
     """
     path = workdir / ROWS
+    before = json.loads(path.read_text()) if path.exists() else {}
     found = {name: fingerprint(rows) for name, rows in sources.items()}
-    if begun and path.exists():
-        before = json.loads(path.read_text())
-        for name in before.keys() & found.keys():
-            if difference := _difference(before[name], found[name]):
-                raise ConfigError(
-                    f"{name}: {difference}; {workdir} began with other rows: take another"
-                    " --workdir, or the rows of that run"
-                )
-    elif jax.process_index() == 0:
+    for name in before.keys() & found.keys() & set(used):
+        if difference := _difference(before[name], found[name]):
+            raise ConfigError(
+                f"{name}: {difference}; {workdir} began with other rows: take another"
+                " --workdir, or the rows of that run"
+            )
+    if found != before and jax.process_index() == 0:
         write_json(path, found)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from r1jax.config import DataError, import_function
 from r1jax.data.chat import render
+from r1jax.data.datasets import errors_at
+from r1jax.data.formats import transcript
 from r1jax.files import read_jsonl
 from r1jax.types import Message
 from r1jax.weights.load import load_tokenizer
@@ -23,7 +25,6 @@ QUERIES = 4  # of the judge, for a pair (R1 B.3.1)
 MIN_DELTA = 1.0  # of the mean verdict, to be kept
 VERDICTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 _VERDICT = re.compile(r"\[\[(A>>B|A>B|A=B|B>A|B>>A)\]\]")
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 # Ours, in the words of what the paper says of it (Arena-Hard's): an own answer first,
 # then the comparison, then one of five verdicts.
@@ -56,11 +57,12 @@ def hh(path: str) -> list[Row]:
     all, are left out."""
     rows = []
     for number, row in enumerate(read_jsonl(path), start=1):
-        where = f"{path}:{number}"
-        messages, chosen = _transcript(row, "chosen", where)
-        same, rejected = _transcript(row, "rejected", where)
+        with errors_at(f"{path}:{number}"):
+            *messages, chosen = transcript(row.get("chosen"), "chosen")
+            *same, rejected = transcript(row.get("rejected"), "rejected")
         if messages == same and chosen != rejected:
-            rows.append({"messages": messages, "chosen": chosen, "rejected": rejected})
+            sides = {"chosen": chosen["content"], "rejected": rejected["content"]}
+            rows.append({"messages": messages, **sides})
     return rows
 
 
@@ -114,23 +116,6 @@ def fitting(
 
 def _answer(text: str) -> Message:
     return {"role": "assistant", "content": text}
-
-
-def _transcript(row: Mapping[str, Any], key: str, where: str) -> tuple[list[Message], str]:
-    """'\\n\\nHuman: ...\\n\\nAssistant: ...' -> (messages, the assistant's last turn)."""
-    text = row.get(key)
-    if not isinstance(text, str):
-        raise DataError(f"{where} has no text under the key {key!r}")
-    _, *parts = _TURN.split(text)
-    roles = ["user" if name == "Human" else "assistant" for name in parts[0::2]]
-    turns: list[Message] = []
-    for role, content in zip(roles, parts[1::2], strict=True):
-        if turns and turns[-1]["role"] == role:  # somebody spoke twice
-            content = f"{turns.pop()['content']}\n\n{content.strip()}"
-        turns.append({"role": role, "content": content.strip()})
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise DataError(f"{where}, {key}: the transcript does not end with the assistant's turn")
-    return turns[:-1], turns[-1]["content"]
 
 
 # -- pairs from a judge ----------------------------------------------------------------------------

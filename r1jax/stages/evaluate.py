@@ -24,6 +24,7 @@ from r1jax.benchmarks.protocol import (
     write_results,
 )
 from r1jax.config import ConfigError, section
+from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
 from r1jax.progress import Progress
@@ -94,6 +95,9 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
         "seed": config.seed,
     }
     _check_asked(directory, config, asked)
+    sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
+    used = [b.key for name, b in benchmarks.items() if _file(directory, name).exists()]
+    keep_rows(directory, sources, used)
     todo = {name: b for name, b in benchmarks.items() if not _file(directory, name).exists()}
     rollouts = {
         name: [from_row(row) for row in read_jsonl(_file(directory, name))]

@@ -7,7 +7,6 @@ samples nor grades them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.datasets import errors_at, examples_of, stream
+from r1jax.data.datasets import check_located, examples_of, stream
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
@@ -34,7 +33,6 @@ from r1jax.rollout.sampler import (
     to_row,
 )
 from r1jax.stages.grpo_config import GrpoConfig, in_effect, sampling_at
-from r1jax.tasks import check_example
 from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import open_known
@@ -119,12 +117,6 @@ def _checked(examples: Sequence[Example], config: GrpoConfig, key: str) -> Seque
     return fitting
 
 
-def check_located(example: Example) -> None:
-    """DataError with the row's place for what no completion could get right."""
-    with errors_at(example.where) if example.where else nullcontext():
-        check_example(example)
-
-
 class Rollouts:
     """Gives a run's rollouts by iteration, from their files or sampled into them."""
 
@@ -136,7 +128,8 @@ class Rollouts:
         examples: TrainingQuestions,
     ) -> None:
         begun = stage.start > 0 or any((stage.workdir / ROLLOUTS).glob("*.jsonl"))
-        keep_rows(stage.workdir, {_key(at): e for at, e in examples.sources.items()}, begun)
+        sources = {_key(at): found for at, found in examples.sources.items()}
+        keep_rows(stage.workdir, sources, sources if begun else ())
         self._config, self._stage = config, stage
         self._sampler, self._examples = sampler, examples
 

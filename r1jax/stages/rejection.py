@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, Size, import_function, section
-from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.data.datasets import DataConfig, check_located, finite_examples
+from r1jax.data.fingerprint import keep_rows
 from r1jax.files import (
     DATA,
     KEPT,
@@ -49,7 +50,6 @@ from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.tasks import check_example
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
@@ -113,10 +113,12 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     path = absolute(workdir)
     examples = finite_examples(config.data, "config.data")
     for example in examples:
-        check_example(example)
+        check_located(example)
     weights, minima = split_minimum(config.minimum)
     check_config(path, config_dict)
     note_start(path, config)
+    begun = any((path / ROLLOUTS).glob("*")) or any((path / KEPT).glob("*"))
+    keep_rows(path, {"config.data": examples}, {"config.data"} if begun else ())
     if not (path / STATISTICS).exists():
         portions = list(_portions(config, path, examples, weights, minima))
         rows = [row for portion in portions for row in portion["rows"]]

@@ -36,7 +36,7 @@ from r1jax.data.datasets import (
 )
 from r1jax.data.fingerprint import keep_rows
 from r1jax.data.formats import UnpairedError, is_transcript
-from r1jax.data.packing import padding_share
+from r1jax.data.packing import Group, padding_share
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.judges.reward_model import Labelled, Scorer, pack_labelled, size_of, to_group
 from r1jax.losses.aggregation import Metrics
@@ -110,10 +110,13 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         sources = {"config.data": rows, "config.held_out.data": held_out_rows}
-        keep_rows(stage.workdir, sources, begun=stage.start > 0)
-        groups = _fitting(rows, stage.tokenizer, config, "config.data")
-        held_out_groups = _fitting(held_out_rows, stage.tokenizer, config, "config.held_out.data")
+        keep_rows(stage.workdir, sources, sources if stage.start else ())
         trained = stage.trained
+        limit = trained.model.config.max_length
+        groups = _fitting(rows, stage.tokenizer, config, "config.data", limit)
+        held_out_groups = _fitting(
+            held_out_rows, stage.tokenizer, config, "config.held_out.data", limit
+        )
         measure = Scorer(trained.model, stage.mesh, config.microbatch_rows)
         step_fn = trained.make_step(make_loss(trained.model, config.kind))
         if stage.start == 0:
@@ -202,9 +205,11 @@ def _checked_row(row: Row, kind: str, config: DataConfig) -> Row:
 
 
 def _fitting(
-    rows: Sequence[Row], tokenizer: Tokenizer, config: RewardModelConfig, key: str
+    rows: Sequence[Row], tokenizer: Tokenizer, config: RewardModelConfig, key: str, longest: int
 ) -> list[Labelled]:
-    """The rows in tokens; those that don't fit are an error or dropped."""
+    """The rows in tokens; those that don't fit are an error or dropped, and so are those with a
+    conversation of more than `longest` tokens.
+    """
     found = []
     for number, row in enumerate(rows, start=1):
         if config.kind == "pointwise" and "response" in row:
@@ -214,16 +219,27 @@ def _fitting(
         where = place_of(row, number - 1, key)
         with errors_at(where):
             group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
-        if size_of(group) <= config.pack_length:
+        reason = _too_long(group, config.pack_length, longest)
+        if not reason:
             found.append(Labelled(group, tuple(labels)))
         elif config.overlong == "error":
-            raise ConfigError(
-                f"{where} has {size_of(group)} tokens, more than config.pack_length"
-                f" {config.pack_length}; raise it, or set config.overlong to drop"
-            )
+            raise ConfigError(f"{where} has {reason}; raise it, or set config.overlong to drop")
     if rows and not found:
         raise ConfigError(f"{key}: no row fits in config.pack_length {config.pack_length}")
+    if len(found) < len(rows):
+        lost = len(rows) - len(found)
+        logging.warning("%s: %d of %d rows are too long and dropped", key, lost, len(rows))
     return found
+
+
+def _too_long(group: Group, pack_length: int, longest: int) -> str:
+    """Why a row does not fit, "" where it does."""
+    if size_of(group) > pack_length:
+        return f"{size_of(group)} tokens, more than config.pack_length {pack_length}"
+    length = len(group.prefix) + max(len(piece.tokens) for piece in group.pieces)
+    return (
+        f"{length} tokens, more than the model's max_length {longest}" if length > longest else ""
+    )
 
 
 def _batch(config: RewardModelConfig, rows: Sequence[Labelled], step: int) -> Batch:

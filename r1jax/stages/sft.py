@@ -114,7 +114,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     with open_run(config, config_dict, workdir, SHOWN) as stage:
         if opened is None:
             check_rows(config, rows, stage.tokenizer, stage.trained.model.config.max_length)
-        keep_rows(stage.workdir, {"config.data": rows}, begun=stage.start > 0)
+        keep_rows(stage.workdir, {"config.data": rows}, {"config.data"} if stage.start else ())
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
@@ -270,10 +270,7 @@ def _batches(config: SftConfig, stage: TrainingRun, rows: Rows, start: int) -> I
     row = stream(rows, config.seed)
     for step in range(start, config.total_steps):
         indices = range(step * config.batch_size, (step + 1) * config.batch_size)
-        fitted = [
-            _fitted(row(i), _place(row(i), i, config.data), stage.tokenizer, config)
-            for i in indices
-        ]
+        fitted = [_fitted(row(i), i, stage.tokenizer, config) for i in indices]
         groups = [group for group, _ in fitted if group is not None]
         if not groups:
             fates = _said(Counter(fate for _, fate in fitted))
@@ -320,10 +317,7 @@ def check_rows(
         )
     if callable(rows):
         return
-    fates = Counter(
-        _fitted(row, _place(row, index, config.data), tokenizer, config)[1]
-        for index, row in enumerate(rows)
-    )
+    fates = Counter(_fitted(row, index, tokenizer, config)[1] for index, row in enumerate(rows))
     for fate, count in fates.items():
         if fate != WHOLE:
             logging.warning("%s: %d of %d rows %s", key, count, len(rows), fate)
@@ -366,9 +360,12 @@ LONG, EMPTY = "are longer than config.pack_length and dropped", "have nothing to
 
 
 def _fitted(
-    row: Row, where: str, tokenizer: Tokenizer, config: SftConfig
+    row: Row, index: int, tokenizer: Tokenizer, config: SftConfig
 ) -> tuple[Group | None, str]:
     """(the row as one group to pack, None where it is left out; what became of it)."""
+    where = _place(row, index, config.data)
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: {_needs(row)}")
     with errors_at(where):
         row = read_row(row, "sft", config.data)
         a_program = not isinstance(row, FileRow) and row.get("text") is not None
