@@ -161,10 +161,7 @@ class HeldOut:
         if callable(rows):
             raise ConfigError(f"config.held_out.data.limit must be set: {config.data.function}")
         check_rows(config, rows, stage.tokenizer, config.pack_length, "config.held_out.data")
-        fitted = (
-            _fitted(row, _place(row, i, config.data), stage.tokenizer, config)[0]
-            for i, row in enumerate(rows)
-        )
+        fitted = (_fitted(row, i, stage.tokenizer, config)[0] for i, row in enumerate(rows))
         groups = [group for group in fitted if group is not None]
         packed = pack(groups, config.pack_length, config.microbatch_rows)
         self._batch = on_mesh(packed, stage.mesh)
