@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -218,6 +219,16 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be written: .*is kept"):
         checkpoints.save(2, make_state(2))
     assert checkpoints.sound_step() == 1
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(free=100)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(
+        CheckpointError, match="it needs 0 MiB and the disk has 0 MiB left; the one"
+    ):
+        Checkpoints(tmp_path).save(1, make_state(1))
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_other_state_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
 import itertools
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -88,6 +89,7 @@ class Checkpoints:
         Raises CheckpointError where they cannot be written; the others stay as they are.
         """
         try:
+            _check_space(self.directory, state)
             self._write(step, state, extra)
         except (OSError, ValueError) as error:  # tensorstore's for a full disk is a ValueError
             (reason, *_) = str(error).splitlines() or [type(error).__name__]
@@ -127,6 +129,14 @@ class Checkpoints:
         for path in self.directory.iterdir():
             if path.name.isdigit() and path.name not in keep:  # torn ones too; no one else's files
                 _delete(path)
+
+
+def _check_space(directory: epath.Path, state: Any) -> None:
+    """OSError where the disk has less room than the state needs: said before Orbax's threads do."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    directory.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(directory).free) < needed:
+        raise OSError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB left")
 
 
 def _free_name(path: epath.Path) -> epath.Path:
