@@ -1,5 +1,6 @@
 """What the commands share: errors as one sentence, JAX's set-up."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,9 +10,15 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from r1jax.config import ConfigError, UserError, check_config_file, find_key, load_config
+from r1jax.config import ConfigError, UserError, find_key, load_config
 from r1jax.machines.cpu import keep_memory
 from r1jax.machines.processes import end_with_starter
+
+# Of a full disk, a read-only one, somebody else's: nothing is wrong with the program.
+OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -22,6 +29,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)
@@ -40,9 +52,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a sentence for a missing config file and for an unknown config key."""
     spec = _config_spec(argv)
     if spec:
-        check_config_file(spec)
         # Modules beside the config are found, behind all others.
         sys.path.append(str(Path(spec.partition(":")[0]).resolve().parent))
+        load_config(spec)  # which says in a sentence what is wrong with it
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):

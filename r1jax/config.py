@@ -6,16 +6,19 @@ live in those dataclasses and nowhere else.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import importlib.util
 import itertools
+import math
+import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from ml_collections import config_dict
 
@@ -35,6 +38,35 @@ class DataError(UserError):
     """A wrong or missing input file."""
 
 
+# ---- what numbers may be ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """`least` and `most` may be reached, `above` and `below` may not."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        said = {"at least": self.least, "above": self.above, "at most": self.most}
+        said |= {"below": self.below}
+        return " and ".join(f"{name} {x:g}" for name, x in said.items() if math.isfinite(x))
+
+
+Count = Annotated[int, Bounds(least=0)]
+Size = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[float, Bounds(least=0)]
+Positive = Annotated[float, Bounds(above=0)]
+Share = Annotated[float, Bounds(least=0, most=1)]
+Decay = Annotated[float, Bounds(least=0, below=1)]  # of a running mean
+
+
 # ---- sections as dataclasses ----
 
 
@@ -45,15 +77,16 @@ def section(
 
     A key that is left out has the value of `default`, or else the field's own default; so a section
     that sets one key keeps what its parent prefers for the others. Fields may be bool, int, float,
-    str, Literal, Optional, tuple, list, dict, Any and further dataclasses. Raises ConfigError for
-    unknown and missing keys and for wrong types.
+    str, Literal, Optional, tuple, list, dict, Any and further dataclasses, numbers also Annotated
+    with Bounds. Raises ConfigError for unknown and missing keys, wrong types and numbers that
+    cannot be.
     """
     if isinstance(config_section, dataclass_type):
         return config_section
     if not isinstance(config_section, (config_dict.ConfigDict, Mapping)):
         raise _type_error(path, config_section, "a section of keys")
     fields = {f.name: f for f in dataclasses.fields(dataclass_type) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(dataclass_type)
+    hints = typing.get_type_hints(dataclass_type, include_extras=True)
     values = {}
     for key in config_section:
         if key not in fields:
@@ -119,6 +152,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _plain(value)
+    if origin is Annotated:
+        return _bounded(args[1], _convert(args[0], value, path), path)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, path)
     if origin is typing.Literal:
@@ -134,6 +169,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
         raise _type_error(path, value, _describe(hint))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} {value} must be a finite number")
+    return value
+
+
+def _bounded(bounds: Bounds, value: Any, path: str) -> Any:
+    if value not in bounds:
+        raise ConfigError(f"{path} {value:g} must be {bounds}")
     return value
 
 
@@ -177,6 +220,8 @@ def _plain(value: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
     if hint is types.NoneType:
         return "None"
     if typing.get_origin(hint) is None and isinstance(hint, type):
@@ -250,8 +295,25 @@ def load_module(spec: str) -> tuple[types.ModuleType, str]:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"config file {file} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    with _named(file):
+        module_spec.loader.exec_module(module)
     return module, arg
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What a user's file raises becomes a ConfigError with its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename or file}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
+        place = f"{file}:{own[-1]}" if own else file
+        raise ConfigError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def load_config(spec: str) -> config_dict.ConfigDict:
@@ -259,26 +321,41 @@ def load_config(spec: str) -> config_dict.ConfigDict:
     module, arg = load_module(spec)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {spec.partition(':')[0]} has no get_config(arg='')")
-    return module.get_config(arg)
+    with _named(spec.partition(":")[0]):
+        config = module.get_config(arg)
+    if not isinstance(config, config_dict.ConfigDict):
+        raise ConfigError(
+            f"get_config of {spec.partition(':')[0]} gives {type(config).__name__}, expected a"
+            " ConfigDict"
+        )
+    return config
 
 
 def override(config: config_dict.ConfigDict, overrides: Overrides) -> None:
-    """Sets the dotted keys in place; each must exist already."""
+    """Sets the dotted keys in place; their sections must exist, a key may be one that the file
+    leaves at its default.
+    """
     for dotted, value in overrides.items():
-        target, last = find_key(config, dotted)
+        target, last = find_key(config, dotted, new=True)
         try:
             target[last] = value
         except TypeError as error:
             raise ConfigError(f"config.{dotted} = {value!r}: {error}") from error
 
 
-def find_key(config: config_dict.ConfigDict, dotted: str) -> tuple[config_dict.ConfigDict, str]:
-    """The section that holds the last part of a dotted key; ConfigError if there is none."""
+def find_key(
+    config: config_dict.ConfigDict, dotted: str, new: bool = False
+) -> tuple[config_dict.ConfigDict, str]:
+    """The section that holds the last part of a dotted key; ConfigError if there is none.
+
+    A `new` key need not be there.
+    """
     *parents, last = dotted.split(".")
     target, path = config, "config"
     for name in parents:
         target, path = _child(target, name, path), f"{path}.{name}"
-    _child(target, last, path)
+    if not new or not isinstance(target, config_dict.ConfigDict):
+        _child(target, last, path)
     return target, last
 
 

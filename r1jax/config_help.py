@@ -11,9 +11,10 @@ import inspect
 import io
 import textwrap
 import tokenize
+import types
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 WIDTH = 100
 
@@ -23,7 +24,7 @@ class Entry:
     """One field, by its dotted path from the config."""
 
     path: str
-    type: str  # as the source writes it
+    type: str  # as the source writes it, a number's with its bounds
     default: str  # "" = a section, whose fields have the defaults
     meaning: str
 
@@ -54,10 +55,12 @@ def entries(
     """
     seen = {} if seen is None else seen
     written, hints = _written(config), typing.get_type_hints(config)
+    bounded = typing.get_type_hints(config, include_extras=True)
     for field in dataclasses.fields(config):
         if not field.init:
             continue
         annotation, meaning = written[field.name]
+        annotation = _bounded(bounded[field.name]) or annotation
         default = getattr(values, field.name) if values is not None else _default(field)
         inner, many = _section_in(hints[field.name], field)
         if inner is None:
@@ -72,6 +75,16 @@ def entries(
         yield Entry(f"{path}.{field.name}", annotation, "" if own else _shown(default), meaning)
         if known == place:
             yield from entries(inner, place, own, seen)
+
+
+def _bounded(hint: Any) -> str:
+    """A number's type with its bounds; "" where it has none."""
+    if typing.get_origin(hint) is Annotated:
+        of, bounds = typing.get_args(hint)
+        return f"{of.__name__} ({bounds})"
+    optional = types.NoneType in typing.get_args(hint)
+    inner = next(filter(None, map(_bounded, typing.get_args(hint) if optional else ())), "")
+    return inner and f"{inner} | None"
 
 
 def _section_in(hint: Any, field: dataclasses.Field[Any]) -> tuple[type | None, bool]:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 
 # What lies in a workdir. Of a run:
 CONFIG, MODEL_JSON, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"
+EFFECTIVE_CONFIG, STARTS = "config_effective.json", "starts.jsonl"  # with defaults; a line a start
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 ROLLOUTS, EVALUATIONS, CRITIC = "rollouts", "evaluations", "critic"
-TENSORBOARD, PROFILE = "tensorboard", "profile"
+SKIPPED_BATCHES = "skipped"  # of updates that were no numbers
+TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 # Of an evaluation: what an unfinished one was asked for, and the end.
 ASKED, RESULTS = "evaluation.json", "results.json"
 # Of a data set: its rows, what is known on the way to them, and the end.
@@ -32,7 +34,11 @@ LOCK, LOG = ".lock", "log.txt"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """An absolute path, local or remote (gs://)."""
+    """An absolute path of this machine."""
+    if not os.fspath(path):
+        raise ConfigError("an empty path names no file or directory")
+    if "://" in os.fspath(path):
+        raise ConfigError(f"{os.fspath(path)}: paths of object stores are not supported yet")
     return epath.Path(path).expanduser().absolute()
 
 
@@ -53,7 +59,7 @@ def read_rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
 def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
     """As read_jsonl, each object with the number of its line."""
     try:
-        data = epath.Path(path).read_bytes()
+        data = absolute(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(f"file {path} does not exist") from None
     numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
@@ -66,7 +72,7 @@ def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
 def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or far too deep
         raise DataError(f"{path}:{number} is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, expected an object")
@@ -97,7 +103,11 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends rows; each has its "step", by which a resumed run drops those it writes again."""
-    data = b"".join(_line({"step": row["step"], **row}) for row in rows)
+    append_lines(path, ({"step": row["step"], **row} for row in rows))
+
+
+def append_lines(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    data = b"".join(map(_line, rows))
     with absolute(path).open("ab") as file:
         file.write(data)
 
@@ -110,8 +120,7 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
-        if "://" not in os.fspath(path):
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -128,9 +137,22 @@ def drop_after(path: epath.PathLike, step: int) -> None:
         return
     lines = path.read_bytes().split(b"\n")
     torn = lines.pop()  # empty after a whole line, else what a dying process left
-    kept = [x for i, x in enumerate(lines, start=1) if _parse_line(x, path, i)["step"] <= step]
+    kept = [x for i, x in enumerate(lines, start=1) if _step_of(x, path, i) <= step]
     if torn or len(kept) < len(lines):
         write_atomic(path, b"".join(line + b"\n" for line in kept))
+
+
+def _step_of(line: bytes, path: epath.PathLike, number: int) -> int:
+    step = _parse_line(line, path, number).get("step")
+    if not isinstance(step, int):
+        raise DataError(f"{path}:{number} has no step; every line of this file has one")
+    return step
+
+
+def count_lines(path: epath.PathLike) -> int:
+    """Whole lines of a file, 0 where there is none."""
+    path = absolute(path)
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def read_metrics(workdir: epath.PathLike, name: str = METRICS) -> list[dict[str, Any]]:

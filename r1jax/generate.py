@@ -32,7 +32,6 @@ from r1jax.data.chat import TEMPLATES, render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.machines.hosts import set_up_jax
-from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Sampler
@@ -113,7 +112,7 @@ def generate(
     tokenizer, config = opened.tokenizer, opened.config
     template = how.template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
-    mesh = make_mesh()
+    mesh = opened.mesh()
     engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, EngineConfig(slots=how.slots))
     sampler = Sampler(engine, tokenizer)
     params, key = opened.load(mesh, how.seed), jax.random.key(how.seed)

@@ -47,6 +47,13 @@ class Progress:
         if self._first is None:  # the first step compiles: it doesn't count for the rate
             self._first = (step, now)
 
+    def say(self, text: str) -> None:
+        """Some lines above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif jax.process_index() == 0:
+            print(text, flush=True)
+
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A second bar for work inside a step: `advance(done)` moves it."""
@@ -63,6 +70,7 @@ class Progress:
 
     def _text(self, values: Mapping[str, Any]) -> str:
         known = [(label, values[name]) for name, label in self._shown.items() if name in values]
+        known = [(label, value) for label, value in known if value or label != "failures"]
         return "".join(f"  {label} {_brief(float(value))}" for label, value in known)
 
     def _eta(self, step: int, now: float) -> str:

@@ -25,7 +25,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.machines.hosts import set_up_jax
-from r1jax.machines.mesh import check_divisible, make_mesh, replicated
+from r1jax.machines.mesh import check_divisible, replicated
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.train_state import microbatch, on_mesh
@@ -91,7 +91,7 @@ def score(
     length = pack_length or -(-longest // ROUND) * ROUND
     if length < longest:
         raise ConfigError(f"--pack_length {length} is less than the longest sequence's {longest}")
-    mesh = make_mesh()
+    mesh = opened.mesh(rows=batch_rows)
     rows = batch_rows or mesh.size
     check_divisible((rows,), ("batch",), mesh, "--batch_rows")
     logprobs_of = _program(opened, mesh)

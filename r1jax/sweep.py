@@ -25,6 +25,7 @@ from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
 from r1jax.files import LOG, SWEEP_COMPLETE, write_atomic
 from r1jax.machines.processes import Processes
+from r1jax.stages import checked
 
 CONFIG = flags.DEFINE_string(
     "config", None, "FILE.py[:arg,arg=value] with get_config and sweep.", required=True
@@ -49,7 +50,7 @@ class SweepRun:
 
 
 def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
-    """The runs of FILE.py[:arg]; ConfigError, before any is started, for a key that isn't there."""
+    """The runs of FILE.py[:arg]; ConfigError, before any is started, for what one cannot be."""
     module, _ = load_module(spec)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"config file {spec.partition(':')[0]} has no sweep()")
@@ -59,6 +60,7 @@ def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
         run_spec, keys = with_arguments(spec, overrides)
         config = module.get_config(run_spec.partition(":")[2])
         override(config, keys)
+        checked(config)
         values = json.loads(json.dumps(config.to_dict()))
         command = _command(run_spec, workdir / name, keys)
         runs.append(SweepRun(name, workdir / name, command, values))

@@ -61,6 +61,7 @@ class Rollout:
     reward: float
     reward_breakdown: Mapping[str, float]  # unweighted parts by name
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
+    failure_message: str | None = None
 
 
 @struct.dataclass
@@ -85,7 +86,7 @@ class Batch:
     token_advantages: Any = None  # float32, in the place of `advantages` (PPO)
     returns: Any = None  # float32, what the value of the state before the token should be (PPO)
     labels: Any = None  # float32 [C + 1], what a pointwise reward model should say; entry 0 unused
-    lengths: Any = None  # float32 [C + 1], completion lengths in tokens; entry 0 is 1
+    lengths: Any = None  # float32 [C + 1], tokens of completions; 0 = not counted; entry 0 is 1
     num_targets: Any = None  # float32 scalar, tokens that count in all microbatches together
     microbatches: Any = None  # int32 scalar, how many of the M hold anything; the rest is padding
 

@@ -1,6 +1,5 @@
 """Eight CPU devices for the tests, set before JAX is imported; the markers."""
 
-import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -82,7 +81,5 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages take one of the eight devices, which is faster where sharding is not the point."""
     import jax
 
-    from r1jax.machines.mesh import make_mesh
-
-    one = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.training.run.make_mesh", one)
+    for room in ("machines.mesh", "weights.load"):
+        monkeypatch.setattr(f"r1jax.{room}.devices_for", lambda *_: jax.devices()[:1])

@@ -74,6 +74,19 @@ def raises(example: Any, text: str, *, length: int, finish_reason: str) -> float
     raise ZeroDivisionError("no luck")
 
 
+def nothing() -> None:
+    """A source of rows that forgot to return them."""
+
+
+def endless_rows() -> Any:
+    return lambda index: {"text": str(index)}
+
+
+def examples() -> list[Any]:
+    """Questions, which are no rows to learn."""
+    return [example("integer", "1")]
+
+
 def sft_config(tokenizer: str, **changes: Any) -> ConfigDict:
     """A few updates on the mini world's corpus."""
     config = {

@@ -170,6 +170,56 @@ def test_flipped_byte_is_noticed(tmp_path: Path) -> None:
         load_params(tmp_path)
 
 
+def break_file(directory: Path, name: str) -> None:
+    """The file, or the largest one of the state, is no longer what was written."""
+    files = [path for path in directory.rglob("*") if path.is_file() and name in str(path)]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-3] + b"???")
+
+
+@pytest.mark.parametrize("name", ["state/", "manifest.json", "extra.json"])
+def test_a_damaged_one_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path, max_to_keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step))
+    directory = tmp_path / "checkpoints"
+    break_file(directory / "3", name)
+    again = Checkpoints(tmp_path, max_to_keep=3)
+    assert again.sound_step() == 2
+    assert f"checkpoint {directory}/3 is damaged: {name}" in caplog.text
+    assert sorted(os.listdir(directory)) == ["1", "2", "3.damaged"]
+    again.save(3, make_state(3))
+    break_file(directory / "3", name)
+    assert Checkpoints(tmp_path).sound_step() == 2
+    assert sorted(os.listdir(directory)) == ["1", "2", "3.damaged", "3.damaged1"]
+    for step in (1, 2):
+        break_file(directory / str(step), name)
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        Checkpoints(tmp_path).sound_step()
+    assert Checkpoints(tmp_path / "other").sound_step() is None
+
+
+def test_others_files_stay(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    (directory / "6.bak").mkdir(parents=True)
+    (directory / "notes.txt").write_text("mine")
+    for step in (1, 2):
+        Checkpoints(tmp_path, max_to_keep=1).save(step, make_state(step))
+    assert sorted(os.listdir(directory)) == ["2", "6.bak", "notes.txt"]
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk, here a file where a directory must be: the checkpoint before is kept."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1))
+    (tmp_path / "checkpoints/2").write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be written: .*is kept"):
+        checkpoints.save(2, make_state(2))
+    assert checkpoints.sound_step() == 1
+
+
 def test_other_state_is_refused(tmp_path: Path) -> None:
     state = make_state(1)
     Checkpoints(tmp_path).save(1, state)
@@ -206,6 +256,7 @@ def test_changed_config_is_refused(tmp_path: Path) -> None:
     check_config(tmp_path, config(log_every=1))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     check_config(tmp_path, config(log_every=5, wandb_project="p", profile=dict(num_steps=1)))
+    check_config(tmp_path, config(mesh=dict(data=2), engine=dict(slots=4), microbatch_rows=1))
     changed = config(top=1)
     changed.grpo.kl_coef = 0.01
     del changed.seed
@@ -214,3 +265,20 @@ def test_changed_config_is_refused(tmp_path: Path) -> None:
         check_config(tmp_path, changed)
     with pytest.raises(ConfigError, match="must be JSON"):
         check_config(tmp_path, config(dtype=jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "unit", "right"),
+    [(8, 12, 4, True), (8, 9, 1, True), (8, 12, 0, False), (6, 12, 4, False), (8, 4, 4, False)],
+)
+def test_a_run_may_be_prolonged(tmp_path: Path, old: int, new: int, unit: int, right: bool) -> None:
+    """By whole iterations, and where the schedule of the learning rate is the same."""
+    before, after = (config_dict.create(total_steps=steps) for steps in (old, new))
+    check_config(tmp_path, before, unit)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    if right:
+        check_config(tmp_path, after, unit)
+        assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == new
+    else:
+        with pytest.raises(ConfigError, match=f"changed: total_steps {old} -> {new}"):
+            check_config(tmp_path, after, unit)

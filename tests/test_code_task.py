@@ -64,6 +64,17 @@ def test_asserts_each_have_a_verdict() -> None:
         ("def f(x, kind): return isinstance(x, kind)", "assert f(1, int) and not f(1, str)"),
         ("def f(g): return g(2)\ndef h(x): return x + 1", "assert f(h) == 3"),
         ("if __name__ == '__main__':\n def f(): return 1", "import math\nassert math.isclose(f(), 1)"),
+        ("from decimal import Decimal\ndef f(x): return [x, Decimal('0.10')]", "from decimal import Decimal\nassert f(Decimal(2)) == [2, Decimal('0.1')]"),
+        ("from fractions import Fraction as F\ndef f(x): return x / 3", "from fractions import Fraction\nassert f(Fraction(1, 2)) == Fraction(1, 6)"),
+        ("from datetime import *\ndef f(d): return d + timedelta(days=1), datetime(2024, 1, 2, 3, tzinfo=timezone.utc), time(4, 5)",
+         "from datetime import *\nassert f(date(2024, 2, 28)) == (date(2024, 2, 29), datetime(2024, 1, 2, 3, tzinfo=timezone.utc), time(4, 5))"),
+        ("def f(g, x): return [g(y) for y in x]", "assert f(lambda y: y + 1, [1, 2]) == [2, 3]"),
+        ("def f(x, key): return sorted(x, key=key)", "assert f(['bb', 'a'], len) == ['a', 'bb'] and f([1, 2], key=lambda x: -x) == [2, 1]"),
+        ("def f(g): return g", "g = lambda: 1\nassert f(g) is g"),
+        ("class A:\n n = 3\ndef f(g): return g(A())", "assert f(lambda a: a.n + 1) == 4"),  # asks back
+        ("def f(g):\n try: g()\n except ValueError as e: return str(e)", "def g(): raise ValueError('no')\nassert f(g) == 'no'"),
+        ("import numpy as np\ndef f(): return np.int64(3), np.float32(0.5), np.bool_(True)", "assert f() == (3, 0.5, True)"),
+        ("import numpy as np\ndef f(x): return np.array(x).sum().item()", "assert f([1, 2]) == 3"),
     ],
 )  # fmt: skip
 def test_values_travel(program: str, test: str) -> None:
@@ -157,6 +168,10 @@ def test_programs_that_read_and_print() -> None:
     large = [{"input": "", "output": "7" * 3_000_000}]
     assert verdicts("print('7' * 3_000_000)", *large, limits=Limits()) == ["passed"]
     assert verdicts("print(len(input()))", {"input": "\ud800", "output": "3"}) == ["passed"]
+    digits = [{"input": "", "output": str(10**4000) + "0" * 1000}]
+    assert verdicts("print(10 ** 5000)", *digits) == ["passed"]
+    numpy = "import numpy as np\nprint(np.linalg.det(np.eye(3)))"
+    assert verdicts(numpy, {"input": "", "output": "1.0"}, limits=Limits()) == ["passed"]
 
 
 def test_instances_of_the_prelude_travel() -> None:
@@ -278,6 +293,34 @@ CHECK = (
 )
 
 
+def test_a_test_cannot_swallow_the_end_of_the_program() -> None:
+    dies = "import os\ndef f(): os._exit(0)"
+    for test in (
+        "try: f()\nexcept: pass\nelse: assert False",
+        "try: f()\nexcept BaseException: pass",
+        "try: f()\nfinally: raise SystemExit",
+    ):
+        assert verdicts(dies, test) == ["crash"]
+
+
+def test_the_block_that_reads_is_graded() -> None:
+    example = code_example({"input": "2", "output": "3"})
+    program = "```python\nprint(int(input()) + 1)\n```"
+    text = f"{program}\nFor example:\n```python\nx = 2\nprint(x + 1)\n```\n```\n3\n```"
+    assert accuracy(example, text, length=1, finish_reason="stop") == 1
+    assert final_programs(text) == ["print(int(input()) + 1)\n"]
+
+
+def test_a_liar_that_speaks_as_a_callback() -> None:
+    liar = (
+        "import json\n"
+        'def f(g):\n json.dumps = lambda x: \'{"callback": 99, "args": []}\'\n return 0'
+    )
+    assert verdicts(liar, "assert f(lambda: 1) == 1") != ["passed"]
+    greedy = "def f(g):\n while True: g()"
+    assert verdicts(greedy, "assert f(lambda: 1) == 1") == ["time_limit"]
+
+
 def test_the_check_itself() -> None:
     assert verdicts(HONEST, CHECK) == ["passed"]
 
@@ -307,6 +350,25 @@ RIGHT, WRONG = "```python\ndef f(x): return x + 1\n```", "```python\ndef f(x): r
         (RIGHT.replace("python", ""), 1, 1),
         (RIGHT.replace("```python", "  ``` Python3 title"), 1, 1),
         (RIGHT.replace("python", "c++"), 0, 0),
+        (f"{RIGHT}\nUse it:\n```python\nprint(f(1))\n```\nIt prints\n```\n2\n```", 1, 1),
+        (f"{RIGHT}\n```python\ndef test(): assert f(1) == 2\ntest()\n```", 1, 1),
+        (f"{RIGHT}\n```python\nx = 1\n```", 1, 1),
+        (f"{RIGHT}\nFaster:\n{WRONG}\n```python\nprint(f(1))\n```", 0, 0),
+        (RIGHT.replace("```", "~~~"), 1, 1),
+        (RIGHT.replace("```", "````"), 1, 1),
+        ("1. ```python\n   def f(x):\n       return x + 1\n   ```", 1, 1),
+        ("- Here:\n  ```python\n  def f(x):\n      return x + 1\n  ```\n", 1, 1),
+        (
+            '```python\ndef f(x):\n    """Adds.\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n```',
+            1,
+            1,
+        ),
+        (
+            '```python\ndef f(x):\n    s = """\n```python\n```\n"""\n    return x + 1\n```\nDone',
+            1,
+            1,
+        ),
+        (f"```text\n{RIGHT.replace('`', '~')}\n```", 0, 0),
         (f"{RIGHT}\n```text\n2\n```", 1, 1),
         (RIGHT.removesuffix("```"), 0, 0),
         ("def f(x): return x + 1", 0, 0),
@@ -379,8 +441,8 @@ def test_plain_data_survives() -> None:
     records = {"Point": Point}
     shared = [1]
     value = {"a": (shared, shared), "p": Point({2: 0.1}), (1, ("x",)): {frozenset([3])}}
-    table = json.loads(json.dumps(encode(value, records, hash)))
-    back = decode(table, records, repr)
+    table = json.loads(json.dumps(encode(value, records, lambda x: ["h", hash(x)])))
+    back = decode(table, records, lambda kind, number: number)
     assert back["a"] == ([1], [1]) and back["a"][0] is back["a"][1]
     assert type(back["p"]) is Point and back["p"].x == {2: 0.1}
     assert back[(1, ("x",))] == {frozenset([3])}

@@ -1,5 +1,6 @@
 """Sections, config files and sweeps, and the sentences that users read."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from ml_collections import config_dict
 
 from r1jax.config import (
     ConfigError,
+    Decay,
+    Positive,
+    Size,
     chain,
     check_choice,
     import_function,
@@ -152,17 +156,59 @@ def test_load_config(tmp_path: Path) -> None:
     assert config.arg == "smoke,seed=1"
     override(config, {"g.g": 2})
     assert config.g.g == 2
-    with pytest.raises(ConfigError, match=r"unknown key config.g.gg; did you mean config.g.g\?"):
-        override(config, {"g.gg": 2})
+    override(config, {"g.left_out": 2})  # by the file: what it may be is known where it is read
+    assert config.g.left_out == 2
+    with pytest.raises(ConfigError, match=r"unknown key config.gg; did you mean config.g\?"):
+        override(config, {"gg.g": 2})
     with pytest.raises(ConfigError, match="config.arg is not a section"):
         override(config, {"arg.x": 2})
     with pytest.raises(ConfigError, match=r"config\.g\.g = 'x'"):
         override(config, {"g.g": "x"})
     with pytest.raises(ConfigError, match="config file nowhere.py does not exist"):
         load_config("nowhere.py:smoke")
-    file.write_text("")
-    with pytest.raises(ConfigError, match="has no get_config"):
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", r"config file .*c\.py has no get_config"),
+        ("def get_config(arg=''):\n    return {}\n", "gives dict, expected a ConfigDict"),
+        ("x = 1\ndef get_config(:\n", r"c\.py:2: invalid syntax"),
+        ("\nimport no_such_module\n", r"c\.py:2: ModuleNotFoundError: No module named 'no_such"),
+        ("def get_config(arg=''):\n    x = 1\n    return x.y\n", r"c\.py:3: AttributeError: 'int'"),
+    ],
+)
+def test_config_files_that_cannot_be(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "c.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": -1}, "config.steps -1 must be at least 1"),
+        ({"steps": 0}, "config.steps 0 must be at least 1"),
+        ({"rate": math.nan}, "config.rate nan must be a finite number"),
+        ({"rate": -math.inf}, "config.rate -inf must be a finite number"),
+        ({"rate": 0}, "config.rate 0 must be above 0"),
+        ({"decay": 1.0}, "config.decay 1 must be at least 0 and below 1"),
+        ({"limit": 0}, "config.limit 0 must be at least 1"),
+        ({"limit": "x"}, "config.limit = 'x' is str, expected int"),
+    ],
+)
+def test_numbers_out_of_bounds(changes: dict[str, Any], expected: str) -> None:
+    @dataclass(frozen=True)
+    class Numbers:
+        steps: Size = 1
+        rate: Positive = 1.0
+        decay: Decay = 0.5
+        limit: Size | None = None
+
+    assert section(Numbers, {"decay": 0, "limit": None, "rate": 2}) == Numbers(1, 2.0, 0.0, None)
+    with pytest.raises(ConfigError, match=expected):
+        section(Numbers, changes)
 
 
 def test_sweeps() -> None:

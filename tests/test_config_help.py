@@ -68,9 +68,10 @@ def test_the_command() -> None:
     done = train("--help_config", "grpo")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert "config.total_steps: int = 10400  # optimizer updates" in lines
+    assert "config.total_steps: int (at least 1) = 10400  # optimizer updates" in lines
     assert any(
-        line.startswith("config.critic.optimizer.learning_rate: float = 1e-05") for line in lines
+        line.startswith("config.critic.optimizer.learning_rate: float (at least 0) = 1e-05")
+        for line in lines
     )
     assert any(line.startswith("config.model.config.num_layers: int, required") for line in lines)
 

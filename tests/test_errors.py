@@ -1,6 +1,7 @@
 """A user's mistake is one sentence that names what is wrong, and nothing is left half-written."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from helpers import grpo_config, sft_config
 
 from r1jax.config import UserError
+from r1jax.files import STARTS
 from r1jax.stages import grpo, sft
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -29,7 +31,7 @@ def assert_no_progress(workdir: Path) -> None:
     for name in ("rollouts", "checkpoints", "evaluations"):
         assert not list(workdir.glob(f"{name}/**/*.*"))
     for path in workdir.glob("*.jsonl"):
-        assert path.read_text() == ""
+        assert path.name == STARTS or path.read_text() == ""
     assert not list(workdir.glob("**/*.tmp*"))
     for path in workdir.glob("*.json"):
         json.loads(path.read_text())
@@ -105,6 +107,29 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
             "cannot be imported",
         ),
         ("sft", {"data": {"path": "no.jsonl"}}, "file no.jsonl does not exist"),
+        ("sft", {"data": {"path": "gs://b/a"}}, "gs://b/a: paths of object stores are not support"),
+        ("sft", {"pack_length": 0}, "config.pack_length 0 must be at least 1"),
+        ("sft", {"microbatch_rows": 0}, "config.microbatch_rows 0 must be at least 1"),
+        ("grpo", {"microbatch_rows": -2}, "config.microbatch_rows -2 must be at least 1"),
+        ("sft", {"log_every": 0}, "config.log_every 0 must be at least 1"),
+        ("sft", {"checkpoint_every": -1}, "config.checkpoint_every -1 must be at least 0"),
+        ("sft", {"logits_chunk": 0}, "config.logits_chunk 0 must be at least 1"),
+        ("grpo", {"total_steps": -1}, "config.total_steps -1 must be at least 1"),
+        ("grpo", {"group_size": 1}, "config.group_size 1 leaves every advantage at 0"),
+        ("grpo", {"rewards": {"format": math.nan}}, "weight of 'format' is nan, not a number"),
+        ("grpo", {"data": {"limit": -1}}, "config.data.limit -1 must be at least 1"),
+        ("grpo", {"sampling": {"temperature": math.inf}}, "temperature inf must be a finite"),
+        ("sft", {"optimizer": {"b1": 1.5}}, "config.optimizer.b1 1.5 must be at least 0 and below"),
+        ("sft", {"optimizer": {"clip_norm": 0}}, "config.optimizer.clip_norm 0 must be above 0"),
+        ("sft", {"optimizer": {"learning_rate": -1}}, "learning_rate -1 must be at least 0"),
+        ("sft", {"optimizer": {"warmup_steps": -1}}, "warmup_steps -1 must be at least 0"),
+        ("sft", {"data": {"function": "helpers:nothing"}}, "gives NoneType, not a list of rows"),
+        ("sft", {"data": {"function": "helpers:examples"}}, "it is Example"),
+        (
+            "sft",
+            {"data": {"function": "helpers:nothing", "args": {"a": 1}}},
+            "does not take config",
+        ),
     ],
 )
 def test_wrong_config(
@@ -129,6 +154,9 @@ def test_wrong_config(
         ),
         ("grpo", GOOD.replace('"2"', '"two"'), "'two' is no integer answer"),
         ("sft", GOOD, "an SFT row needs the key messages or text"),
+        ("sft", "[" * 100_000, "rows.jsonl:1 is not JSON"),
+        ("grpo", GOOD.replace("1+1=?", ""), "rows.jsonl:1: prompt is empty"),
+        ("grpo", f'{GOOD[:-1]}, "id": 7}}\n' * 2, "rows.jsonl:2: id 7 is that of "),
     ],
 )
 def test_wrong_data(
@@ -173,9 +201,11 @@ def test_command_says_one_sentence(tokenizer_dir: str, tmp_path: Path) -> None:
         f"    return grpo_config({tokenizer_dir!r}, rewards={{'helpers:raises': 1.0}})\n"
     )
     done = train(tmp_path, config)
-    assert done.stderr == (
-        "error: reward 'helpers:raises' raised ZeroDivisionError: no luck"
-        " (on every item of the first batch)\n"
+    assert "a completion cannot be graded, and earns 0: reward 'helpers:raises'" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: reward 'helpers:raises' raised ZeroDivisionError: no luck (16 of"
     )
     assert done.returncode == 2
     assert_no_progress(tmp_path / "run")

@@ -298,7 +298,7 @@ def test_rollouts_ahead_want_weights(tokenizer_dir: str, tmp_path: Path) -> None
     for changes, said in (
         ({}, "set config.loss.importance_cap"),
         ({"loss": {"importance_cap": 2.0}, "dynamic_sampling": 1}, "at most one of them"),
-        ({"rollouts_ahead": 2}, "config.rollouts_ahead 2 must be 0 or 1"),
+        ({"rollouts_ahead": 2}, "config.rollouts_ahead 2 must be at least 0 and at most 1"),
     ):
         config = grpo_config(tokenizer_dir, **({"rollouts_ahead": 1} | changes))
         with pytest.raises(ConfigError, match=said):

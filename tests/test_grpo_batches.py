@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 from helpers import MODEL, example, grpo_config
 
-from r1jax.config import section
+from r1jax.config import ConfigError, section
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses.aggregation import AGGREGATIONS
 from r1jax.models.config import ModelConfig
@@ -26,13 +26,13 @@ from r1jax.stages.grpo import Minibatch
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     Packing,
-    is_due,
+    check,
     longest_completion,
     packing_of,
     sampling_at,
 )
 from r1jax.stages.grpo_rollouts import rewarded
-from r1jax.training.run import Trainable
+from r1jax.training.run import Trainable, is_due
 from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout, TrainState
 
@@ -219,15 +219,46 @@ def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
     np.testing.assert_array_equal(rewards_BG, [expected] * 4)
 
 
+def test_a_completion_on_the_screen() -> None:
+    sample = {
+        "question": "1+1=?", "completion": "a\nb" + "c" * 1000, "reward": 1.5, "length": 7,
+        "reward_breakdown": {"accuracy": 1.0, "format": 0.5},
+    }  # fmt: skip
+    lines = grpo_rollouts.shown(sample).splitlines()
+    assert lines[:2] == ["  1+1=?", "  a"]
+    assert len(lines[2]) < 420 and " ... " in lines[2]
+    assert lines[3] == "  -> reward 1.5 (accuracy 1, format 0.5), 7 tokens"
+
+
+def test_what_varies() -> None:
+    """Lengths that differ are no answers that differ, where the config asks for accuracy."""
+    parts = [{"accuracy": a, "format": f} for a, f in ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0))]
+    group = [replace(rollout(0, g), reward=sum(x.values()), reward_breakdown=x)
+             for g, x in enumerate(parts)]  # fmt: skip
+    for by, expected in (("reward", [True, True]), ("accuracy", [False, True])):
+        config = config_of(rewards={"accuracy": 1.0, "format": 1.0}, vary_by=by, group_size=2)
+        assert [grpo_rollouts.varied(config, group[i : i + 2]) for i in (0, 1)] == expected
+    with pytest.raises(ConfigError, match=r"config.vary_by 'acuracy' is not.*mean 'accuracy'"):
+        check(config_of(rewards={"accuracy": 1.0}, vary_by="acuracy"))
+
+
 def test_truncated_are_masked() -> None:
-    """Their tokens leave the loss, but they stay in its denominator."""
+    """They leave the loss and its denominators, also where every one is cut."""
     rollouts = four_by_four()
     batch = pack(grpo.to_groups(config_of(), rollouts), 16, 8)
     masked = grpo.mask_truncated(batch, rollouts)
     left = batch.tokens[masked.loss_mask == 1]
     assert sorted(set(left.tolist())) == [0, 2, 10, 12, 20, 22, 30, 32]
-    assert masked.loss_mask.sum() == 4 * (1 + 3)
-    np.testing.assert_array_equal(masked.lengths, batch.lengths)
+    assert masked.loss_mask.sum() == masked.num_targets == 4 * (1 + 3)
+    np.testing.assert_array_equal(masked.lengths, [1, *[1, 0, 3, 0] * 4])
+    for name, aggregate in AGGREGATIONS.items():
+        total = float(jnp.sum(aggregate(jax.tree.map(jnp.asarray, masked), 4)))
+        assert total == pytest.approx({"constant": 16 / (8 * 4)}.get(name, 1.0))
+    cut = [rollout(p, g, cut=True) for p in range(4) for g in range(4)]
+    none = grpo.mask_truncated(batch, cut)
+    for aggregate in AGGREGATIONS.values():
+        assert float(jnp.sum(aggregate(jax.tree.map(jnp.asarray, none), 4))) == 0
+    assert none.num_targets == 1
 
 
 @pytest.mark.parametrize("split_by", ["question", "output"])

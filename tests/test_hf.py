@@ -197,10 +197,34 @@ def test_sharded_files(tmp_path: Path) -> None:
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:
     export(tmp_path)
     save_file({"model.norm.weight": np.ones(16, np.float32)}, tmp_path / "more.safetensors")
-    weight_map = {"a": "model.safetensors", "b": "more.safetensors"}
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(
+        json.dumps({"weight_map": {"a": "whole.safetensors", "b": "more.safetensors"}})
+    )
+    open_checkpoint(tmp_path)  # a stale index, as transformers sees it
+    (tmp_path / "model.safetensors").rename(tmp_path / "whole.safetensors")
     with pytest.raises(DataError, match=r"model\.norm\.weight is set twice"):
+        open_checkpoint(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(DataError, match=r"index\.json has no weight_map"):
+        open_checkpoint(tmp_path)
+    index.unlink()
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(DataError, match=r"pytorch_model\.bin but no model\.safetensors.*save_pret"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", r"config\.json is a JSON list, expected an object"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "num_attention_heads 0 must be"),
+        ("[" * 100_000, r"config\.json is not JSON"),
+    ],
+)
+def test_a_config_json_that_cannot_be(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=expected):
         open_checkpoint(tmp_path)
 
 

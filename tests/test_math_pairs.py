@@ -88,12 +88,16 @@ EQUAL = [
     (r"1\frac{2}{3}", r"\frac53"),
     ("n!", "n!"),
     (r"\binom{5}{2}", "10"),
-    ("10", r"\binom{5}{2}"),
-    ("10", r"{5 \choose 2}"),
-    ("7", "3+4"),
-    ("7", r"3 \cdot 4 - 5"),
-    ("7", "7x^0"),
     (r"\infty", r"\infty"),
+    (r"3 \times 10^8", "3e8"),
+    (r"(-\infty,3]", r"x \le 3"),
+    ("1000", "1 000"),
+    ("5", "5 dollars"),
+    ("[0,1)", r"0 \le x < 1"),
+    (r"\frac{2}{3}", r"0.6\overline{6}"),
+    (r"\sin 30^\circ", r"\frac{1}{2}"),
+    (r"e^{i\pi}", "-1"),
+    ("i", r"\sqrt{-1}"),
     ("14:30", "14:30"),
     ("3:4", "3/4"),
 ]
@@ -104,7 +108,6 @@ DIFFERENT = [
     (r"\sqrt{2}", "1.414"),
     (r"2\sqrt{3}", r"3\sqrt{2}"),
     (r"\sqrt[3]{9}", "3"),
-    (r"3 \times 10^8", "3e8"),
     ("1.5", "1,5"),
     ("1", "1.0000001"),
     ("1000", "10,00"),
@@ -166,6 +169,12 @@ DIFFERENT = [
     (r"\text{no solution}", r"\emptyset"),
     ("2:30", "2.5"),
     ("3:4", "4:3"),
+    # left to compute
+    ("10", r"\binom{5}{2}"),
+    ("10", r"{5 \choose 2}"),
+    ("7", "3+4"),
+    ("7", r"3 \cdot 4 - 5"),
+    ("7", "7x^0"),
 ]
 
 # Right to math-verify, and a judge might differ: decimals are compared to 6 digits, a ratio is a
@@ -181,18 +190,6 @@ GENEROUS = [
     (r"\{1,2\}", "(1,2)"),
 ]
 
-# Right to a reader, and not recognised.
-MISSED = [
-    (r"(-\infty,3]", r"x \le 3"),
-    ("1000", "1 000"),
-    ("5", "5 dollars"),
-    ("[0,1)", r"0 \le x < 1"),
-    (r"\frac{2}{3}", r"0.6\overline{6}"),
-    (r"\sin 30^\circ", r"\frac{1}{2}"),
-    (r"e^{i\pi}", "-1"),
-    ("i", r"\sqrt{-1}"),
-]
-
 
 def equal(reference: str, answer: str) -> bool:
     example = Example("e", ({"role": "user", "content": "?"},), reference, "math")
@@ -204,6 +201,6 @@ def test_equal(reference: str, answer: str) -> None:
     assert equal(reference, answer)
 
 
-@pytest.mark.parametrize(("reference", "answer"), DIFFERENT + MISSED)
+@pytest.mark.parametrize(("reference", "answer"), DIFFERENT)
 def test_different(reference: str, answer: str) -> None:
     assert not equal(reference, answer)

@@ -25,7 +25,7 @@ def plan(demand: Demand = DEMAND, **changes: Any) -> Memory:
 
 def need(slots: int) -> int:
     """Bytes: twice the caches (they grow by a copy), three float32 arrays of logits."""
-    prompts = min(slots, 2 * -(-slots // 8) + 2)
+    prompts = min(slots, 2 * -(-slots // 8))
     return slots * (2 * 1024 * COLUMN + 3 * 4 * 1024) + prompts * 2 * 512 * COLUMN
 
 
@@ -63,7 +63,7 @@ def test_free_bytes_are_shared_by_the_devices() -> None:
 
 
 def test_prompt_rows() -> None:
-    """Those of twice as many groups as fit, and two; never more than rows."""
-    assert Memory(64, 8).prompts(64) == 18
+    """Those of twice as many groups as fit; never more than rows."""
+    assert Memory(64, 8).prompts(64) == 16
     assert Memory(64, 1).prompts(64) == 64
     assert Memory(64, 64).prompts(2) == 2

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from r1jax.config import ConfigError, DataError
 from r1jax.files import drop_after, plain_number, read_jsonl, read_metrics, write_jsonl_atomic
@@ -18,10 +19,10 @@ from r1jax.progress import Progress
 from r1jax.training import metrics
 from r1jax.training.metrics import (
     MetricsWriter,
-    NonFiniteError,
     ProfileConfig,
     Profiler,
     Timer,
+    _wandb_id,
     process_use,
 )
 
@@ -89,20 +90,39 @@ def test_plain_numbers() -> None:
         plain_number(np.zeros(2))
 
 
-def test_non_finite_loss_stops(tmp_path: Path) -> None:
+def test_lines_that_a_checkpoint_knows_of(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, -1) as writer:
-        finite = ("sft/loss", "sft/grad_norm", "sft/absent")
-        writer.write(1, {"sft/loss": 1.0, "eval/graduate_loss": math.nan}, finite=finite)
-        expected = "^sft/loss, sft/grad_norm not finite at step 2"
-        with pytest.raises(NonFiniteError, match=expected):
-            writer.write(
-                2, {"sft/grad_norm": math.inf, "sft/loss": jnp.float32("nan"), "x": 1}, None, finite
-            )
-    first, second = read_metrics(tmp_path)
-    assert math.isnan(first["eval/graduate_loss"])
-    assert math.isnan(second["sft/loss"])
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[1] == (
-        '{"step": 2, "sft/grad_norm": null, "sft/loss": null, "x": 1}'
+        for step in (1, 2, 3):
+            writer.write(step, {"x": step})
+        writer.samples(1, [{"question": "a"}])
+        lines = writer.sync()
+    assert lines == {"metrics.jsonl": 3, "samples.jsonl": 1}
+    MetricsWriter(tmp_path, 3, lines=lines).close()
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n")
+    with pytest.raises(DataError, match=r"metrics.jsonl has 2 lines up to step 3, but had 3"):
+        MetricsWriter(tmp_path, 3, lines=lines)
+    file.write_text('{"step": 1}\n{"x": 2}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl:2 has no step"):
+        MetricsWriter(tmp_path, 3)
+
+
+def test_a_new_run_at_an_old_path_is_another_one(tmp_path: Path) -> None:
+    """For Weights & Biases; the same run goes on with its curves."""
+    path = epath.Path(tmp_path)
+    first = _wandb_id(path)
+    assert _wandb_id(path) == first
+    (tmp_path / "wandb_id.txt").unlink()
+    assert _wandb_id(path) != first
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, -1) as writer:
+        writer.write(2, {"sft/grad_norm": math.inf, "sft/loss": jnp.float32("nan"), "x": 1})
+    (line,) = read_metrics(tmp_path)
+    assert math.isnan(line["sft/loss"])
+    assert (tmp_path / "metrics.jsonl").read_text() == (
+        '{"step": 2, "sft/grad_norm": null, "sft/loss": null, "x": 1}\n'
     )
 
 

@@ -251,11 +251,18 @@ def test_a_function_that_always_raises_stops_the_first_batch(workers: int) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_function_that_raises_later_does_not_stop_the_run(workers: int) -> None:
+def test_a_function_that_raises_now_and_then(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is shown once, with its traceback; the run stops where most of a batch has none."""
     with pool_of({"pool_user:moody": 1.0}, workers=workers) as pool:
-        assert len(grade_all(pool, ["raise", "a"])) == 2
-        grades = grade_all(pool, ["raise"])
-    assert grades["raise"].reward == 0
+        for _ in range(2):
+            grades = grade_all(pool, ["raise", "a"])
+            assert grades["raise"].reward == 0
+        (shown,) = [r.getMessage() for r in caplog.records if "earns 0" in r.getMessage()]
+        assert "reward 'pool_user:moody' raised" in shown and "Traceback" in shown
+        with pytest.raises(ConfigError, match="1 of 1 completions"):
+            grade_all(pool, ["raise"])
 
 
 def test_a_first_batch_of_timeouts_does_not_stop_the_run() -> None:

@@ -242,6 +242,36 @@ def test_curves() -> None:
     np.testing.assert_allclose(smoothed, [1.5, 1, 2, 3])
 
 
+def test_one_base_of_several_seeds_has_its_standard_error(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / f"seed={s}", s, 0.1, 0.4 + 0.1 * s) for s in (0, 1)]
+    table = results_table(group_runs([read_run(path) for path in paths]))
+    found = lines_of(table)["pass@1 strict (%)"]
+    assert (found[0], found[2]) == ("10.0 ± 2.0", "45.0 ± 7.1")
+    assert "where all seeds have one value" in table.note
+
+
+def test_eight_groups_are_drawn_in_rows() -> None:
+    """And rewards below zero are seen."""
+    values = {"grpo/policy/entropy": 0.5, "grpo/kl/ref": 0.1}
+    rows: list[dict[str, Any]] = [
+        {"step": s, "grpo/reward/mean": -float(s), "grpo/reward/penalty": -1.0} | values
+        for s in (1, 2)
+    ]
+    groups = {f"group {i}": [rows] for i in range(8)}
+    rewards = figures.rewards_figure(groups, read_paper())
+    assert rewards is not None
+    width, height = rewards.get_size_inches()
+    assert width * 150 <= 2100 and height == 3 * 3.4
+    drawn = [ax for ax in rewards.axes if ax.axison]
+    assert len(drawn) == 8
+    assert all(ax.get_ylim()[0] < -2 for ax in drawn)
+    health = figures.health_figure(groups, read_paper())
+    assert health is not None
+    assert [ax.get_title() for ax in health.axes] == ["Entropy of a token", "KL to the reference"]
+    assert all(ax.get_ylim()[0] == 0 for ax in health.axes)
+    assert figures.health_figure({"a": [[{"step": 1}]]}, read_paper()) is None
+
+
 def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_report([seeds[0]], seeds[0])
     names = {str(Path(path).relative_to(seeds[0])) for path in paths}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError, DataError
-from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_all_failed
+from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_failed
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.format import format_reward, r1_format_reward, reflective_words
 from r1jax.rewards.penalties import repetition
@@ -56,7 +56,14 @@ FINAL_ANSWERS = [
     (r"<think>\boxed{4}</think> so \boxed{5}", ["5"]),
     (r"<think>a</think> \boxed{5}, again \boxed{5}", ["5"]),
     (r"<think>a</think> \boxed{5} or \boxed{6}", ["5", "6"]),
-    (r"<think>a</think> \boxed{5}" + "\n\n" + r"\boxed{6}", ["5", "6"]),
+    (r"<think>a</think> \boxed{6}" + "\n\n" + r"\boxed{5}", ["5"]),  # corrected
+    (r"<think>a</think> \boxed{6}. Wait, no: \boxed{5}", ["5"]),
+    (r"<think>a</think> $\boxed{6}$. Wait, no: $\boxed{5}$.", ["5"]),
+    (r"<think>a</think> \[\boxed{6}.\] It is \[\boxed{5}\]", ["5"]),
+    (r"</think>是\boxed{6}。不对，是\boxed{5}。", ["5"]),
+    (r"a</think> <answer>\boxed{6}. No, \boxed{5}</answer>", ["5"]),
+    (r"a</think> \boxed{4}; \boxed{6}, \boxed{5}", ["4", "6", "5"]),
+    (r"a</think> \boxed{4}. \boxed{6} and \boxed{5}", ["6", "5"]),
     (r"<think>a</think> <answer>\boxed{5} \boxed{6}</answer>", ["5", "6"]),
     (r"<think>a</think> <answer>\boxed{5", []),
     (r"<think>a</think> <answer>\boxed{5}", ["5"]),  # cut before the closing tag
@@ -117,6 +124,10 @@ def test_accuracy_variants() -> None:
     assert REWARDS["accuracy_in_format"](five, formatted, **CONTEXT) == 1
     assert REWARDS["accuracy_in_format"](five, boxed, **CONTEXT) == 0
     assert REWARDS["accuracy_in_format"](five, formatted.replace("5", "6"), **CONTEXT) == 0
+    r1_format = REWARDS["accuracy_in_r1_format"]
+    assert r1_format(five, rf"thoughts</think> {boxed}", **CONTEXT) == 1
+    assert r1_format(five, rf"thoughts</think> {boxed}".replace("5", "6"), **CONTEXT) == 0
+    assert r1_format(five, rf"thoughts that never close: {boxed}", **CONTEXT) == 0
     assert REWARDS["accuracy_if_stopped"](five, boxed, **CONTEXT) == 1
     assert REWARDS["accuracy_if_stopped"](five, boxed, **cut) == 0
 
@@ -130,6 +141,21 @@ def test_accuracy_variants() -> None:
         ("integer", "5", "nothing", 0),
         ("math", r"\frac{1}{2}", r"\boxed{\frac12} in step 3", 1),
         ("math", "5", "it is 5", 1),
+        # the final answer first: never below the strict one
+        ("math", r"\frac{3}{4}", r"<answer>\frac{3}{4}</answer>", 1),
+        ("math", "4", r"<answer>\frac{3}{4}</answer>", 0),
+        ("math", "1", r"<answer>x^2+1</answer>", 0),
+        ("math", r"\frac{3}{4}", "so it is 3/4.", 1),
+        ("math", r"\frac{3}{4}", r"so it is \frac{3}{4}.", 1),
+        ("math", "x+1", "so $y = x+1$.", 1),
+        ("math", "5", "<answer>The answer is 5</answer>", 1),
+        ("math", "5", "<answer>6</answer> not 5", 0),
+        ("math", "(1,2)", r"a</think> \boxed{(1,2)} as 3 > 2", 1),
+        ("choice", "B", r"\boxed{B}. Option A fails.", 1),
+        ("choice", "A", r"\boxed{B}. Option A fails.", 0),
+        ("choice", "C", r"\boxed{\textbf{(C)}\ 12}", 1),
+        ("choice", "C", "<answer>I think it is C</answer>", 1),
+        ("integer", "5", r"\boxed{5} apples, 3 of them red", 1),
         ("sorted", "1, 2", "2, 1 becomes 1, 2", 1),
         ("letter", "B", "A? No, B", 1),
         ("choice", "B", "answer: B", 1),
@@ -159,6 +185,12 @@ FORMAT = [
     ("<think></think> <answer>b</answer>", 0),
     ("<think> \n</think> <answer>b</answer>", 0),
     ("<think>\u200b</think> <answer>b</answer>", 0),
+    ("<think>\u3164</think> <answer>b</answer>", 0),
+    ("<think>\u2800\u2800</think> <answer>b</answer>", 0),
+    ("<think>\u034f</think> <answer>b</answer>", 0),
+    ("<think>\u115f\u1160\uffa0</think> <answer>b</answer>", 0),
+    ("<think>\u0301\ufe0f</think> <answer>b</answer>", 0),
+    ("<think>a</think> <answer>\u3164</answer>", 0),
     ("<think>a</think> <answer></answer>", 0),
     ("<think>a</think> <answer> </answer>", 0),
     ("<think>a</think> <answer>\u200b\ufeff</answer>", 0),
@@ -297,15 +329,18 @@ def test_score() -> None:
     assert grade.failure == Failure("exception", "reward 'mine' raised ValueError: asleep")
 
 
-def test_stop_if_all_failed() -> None:
+def test_stop_if_failed() -> None:
     good = Grade(1.0, {})
     bad = Grade(0.0, {}, Failure("exception", "reward 'mine' raised ValueError: asleep"))
     late = Grade(0.0, {}, Failure("timeout", "late"))
-    stop_if_all_failed([])
-    stop_if_all_failed([bad, good])
-    stop_if_all_failed([late, late])
-    with pytest.raises(ConfigError, match="'mine' raised ValueError: asleep"):
-        stop_if_all_failed([bad, bad])
+    stop_if_failed([], 0.5, "training")
+    stop_if_failed([bad, good], 0.5, "training")
+    stop_if_failed([late, late], 0.5, "training")
+    expected = r"'mine' raised ValueError: asleep \(2 of 3 completions of training failed"
+    with pytest.raises(ConfigError, match=expected):
+        stop_if_failed([bad, bad, good], 0.5, "training")
+    with pytest.raises(ConfigError, match="more than the share 0 of"):
+        stop_if_failed([bad, good, good], 0, "training")
 
 
 # ---- fuzzing ----

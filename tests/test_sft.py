@@ -1,6 +1,5 @@
 """SFT on tiny corpora: the loss falls, masks and long rows, one device or eight."""
 
-import functools
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from helpers import MODEL, metrics_by_step, sft_config
 
 from r1jax.config import ConfigError, DataError
-from r1jax.machines.mesh import make_mesh
 from r1jax.stages import sft
 from r1jax.weights.load import load_tokenizer
 
@@ -42,6 +40,27 @@ def test_loss_falls(tokenizer_dir: str, tmp_path: Path, one_device: None) -> Non
     assert steps[30]["sft/loss"] < math.log(512) / 2  # it begins at log(512)
 
 
+def test_held_out_rows(
+    tokenizer_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their loss is that of training on the same rows; before, now and then, and at the end."""
+    rows = [{"text": text} for text in TEXTS] + [{"messages": CHAT}]
+    held_out = {"data": {"path": write(tmp_path / "held.jsonl", rows)}, "every": 2}
+    (tmp_path / "other").mkdir()
+    same = {"optimizer": {"learning_rate": 0.0}, "batch_size": len(rows), "template": "plain"}
+    train(tokenizer_dir, tmp_path, rows, held_out=held_out, total_steps=5, **same)
+    assert f"model and metrics are in {tmp_path}/run" in capsys.readouterr().out
+    assert (tmp_path / "run/figures/loss.png").exists()
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    found = {x["step"]: x["eval/held_out/nll"] for x in lines if "eval/held_out/nll" in x}
+    losses = [x["sft/loss"] for x in lines if "sft/loss" in x]
+    assert list(found) == [0, 2, 4, 5]
+    assert list(found.values()) == pytest.approx([losses[0]] * 4, rel=1e-5)
+    endless = {"data": {"function": "helpers:endless_rows"}}
+    with pytest.raises(ConfigError, match="config.held_out.data.limit must be set"):
+        train(tokenizer_dir, tmp_path / "other", rows, held_out=endless, total_steps=1, **same)
+
+
 def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """data x fsdp x tensor gives what one device gives."""
     rows = [{"text": text} for text in TEXTS]
@@ -49,8 +68,7 @@ def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).mkdir()
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     eight = train(tokenizer_dir, tmp_path / "eight", rows, mesh=mesh, total_steps=2)
-    one_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr("r1jax.training.run.make_mesh", one_mesh)
+    monkeypatch.setattr("r1jax.weights.load.devices_for", lambda *_: jax.devices()[:1])
     one = train(tokenizer_dir, tmp_path / "one", rows, total_steps=2)
     for step in (1, 2):
         for name in ("sft/loss", "sft/optimizer/grad_norm"):

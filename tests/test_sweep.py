@@ -15,10 +15,13 @@ from ml_collections import config_dict
 from r1jax.config import product
 
 def get_config(arg=""):
-    return config_dict.create(seed=0, grpo=dict(kl_coef=0.1), arg=arg)
+    return config_dict.create(
+        stage="sft", seed=0, template=arg, model=dict(path="m"), data=dict(path="rows.jsonl"),
+        optimizer=dict(learning_rate=0.1),
+    )
 
 def sweep():
-    return product(**{"grpo.kl_coef": [0.0, 0.01], "seed": [0, 1]})
+    return product(**{"optimizer.weight_decay": [0.0, 0.01], "seed": [0, 1]})
 """
 
 
@@ -49,14 +52,19 @@ def test_make_runs(tmp_path: Path) -> None:
     file = tmp_path / "c.py"
     file.write_text(CONFIG)
     runs = make_runs(f"{file}:smoke", tmp_path / "out")
-    assert [run.name for run in runs][:2] == ["kl_coef=0.0,seed=0", "kl_coef=0.0,seed=1"]
-    assert runs[3].config == {"seed": 1, "grpo": {"kl_coef": 0.01}, "arg": "smoke"}
+    assert [run.name for run in runs][:2] == [
+        "weight_decay=0.0,seed=0",
+        "weight_decay=0.0,seed=1",
+    ]
+    assert runs[3].config["seed"] == 1
+    assert runs[3].config["optimizer"] == {"learning_rate": 0.1, "weight_decay": 0.01}
+    assert runs[3].config["template"] == "smoke"
     assert runs[3].command[1:] == [
         "-m",
         "r1jax.train",
         f"--config={file}:smoke",
-        f"--workdir={tmp_path}/out/kl_coef=0.01,seed=1",
-        "--config.grpo.kl_coef=0.01",
+        f"--workdir={tmp_path}/out/weight_decay=0.01,seed=1",
+        "--config.optimizer.weight_decay=0.01",
         "--config.seed=1",
     ]
     file.write_text(CONFIG.replace('"seed"', '"sead"'))
@@ -126,11 +134,7 @@ def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:
     file.write_text(CONFIG.partition("def sweep")[0] + f"def sweep():\n    return [{sweep}]\n")
     runs = make_runs(f"{file}:seed=9,smoke", tmp_path / "out")
     assert [run.name for run in runs] == ["arm=b,seed=2", "arm=c,seed=3"]
-    assert runs[0].config == {
-        "seed": 1,
-        "grpo": {"kl_coef": 0.1},
-        "arg": "seed=9,smoke,arm=b,seed=2",
-    }
+    assert (runs[0].config["seed"], runs[0].config["template"]) == (1, "seed=9,smoke,arm=b,seed=2")
     assert runs[1].command[3:] == [
         f"--config={file}:seed=9,smoke,arm=c,seed=3",
         f"--workdir={tmp_path}/out/arm=c,seed=3",

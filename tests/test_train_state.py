@@ -233,6 +233,20 @@ def test_metrics_of_a_step(bigram: Any) -> None:
     assert metrics["optimizer/grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_no_number_is_skipped(bigram: Any, bad: float) -> None:
+    """Parameters and moments stay, also in the one after it."""
+    step, state, batch, (sound, metrics) = bigram
+    poor = batch.replace(advantages=np.append(batch.advantages[:-1], np.float32(bad)))
+    after, found = update(step, state, poor)
+    assert (metrics["optimizer/skipped"], found["optimizer/skipped"]) == (0, 1)
+    assert not np.isfinite(found["loss"] + found["optimizer/grad_norm"])
+    assert int(after.step) == 1
+    assert_close((after.params, after.opt_state), (state.params, state.opt_state))
+    later, _ = update(step, jax.device_put(after, state.step.sharding), batch)
+    assert_close(later.params, sound.params)
+
+
 def test_the_state_is_donated(bigram: Any) -> None:
     step, state, batch, _ = bigram
     eaten, batch = jax.tree.map(jnp.copy, state), jax.tree.map(jnp.asarray, batch)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, Size
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
@@ -45,9 +45,9 @@ class BenchmarkConfig:
     """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95."""
 
     data: DataConfig
-    num_samples: int = 16  # completions of a problem: k of pass@k and cons@k
+    num_samples: Size = 16  # completions of a problem: k of pass@k and cons@k
     template: str = "chat"  # a key of data.chat.TEMPLATES
-    max_prompt_tokens: int = 1024  # a longer prompt is an error
+    max_prompt_tokens: Size = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
     )

@@ -25,7 +25,9 @@ import numpy as np
 
 from r1jax.config import (
     ConfigError,
+    Count,
     DataError,
+    Size,
     UserError,
     check_choice,
     import_function,
@@ -56,7 +58,15 @@ class DataConfig:
     format: str | None = None  # of the rows, a key of formats.FORMATS; None: what their keys tell
     keys: dict[str, str] = field(default_factory=dict)  # {a format's key: its name in the rows}
     metadata: tuple[str, ...] = ()  # keys of rows to be learnt, or compared, that nobody is to read
-    limit: int | None = None  # the first rows only
+    limit: Size | None = None  # the first rows only
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Rows like those of training, to measure on what was not trained on."""
+
+    data: DataConfig | None = None
+    every: Count = 0  # updates between two measurements; there is one before and one at the end
 
 
 class FileRow(dict[str, Any]):
@@ -237,6 +247,8 @@ def _check_messages(row: Row, where: str) -> None:
         raise DataError(f"{where}: key prompt (or messages) is missing; it has {', '.join(row)}")
     if messages is None and not isinstance(prompt, str | list):
         raise DataError(f"{where}: prompt {prompt!r} is not a text")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise DataError(f"{where}: prompt is empty")
     if messages is not None and (not isinstance(messages, list | tuple) or not messages):
         raise DataError(f"{where}: messages {messages!r} is not a list of messages")
     for message in messages or (prompt if isinstance(prompt, list) else ()):
@@ -281,12 +293,23 @@ def check_located(example: Example) -> None:
 
 
 def examples_of(config: DataConfig, key: str) -> Sequence[Example] | Callable[[int], Example]:
-    """Like rows_of, as Examples."""
+    """Like rows_of, as Examples, each with an id of its own."""
     rows = rows_of(config, key)
     source = str(config.path or config.function)
     if callable(rows):
         return lambda index: to_example(rows(index), index, source, config)
-    return [to_example(row, index, source, config) for index, row in enumerate(rows)]
+    return _distinct([to_example(row, i, source, config) for i, row in enumerate(rows)])
+
+
+def _distinct(examples: list[Example]) -> list[Example]:
+    """DataError for an id that two of them have: what is kept under it would be of one alone."""
+    places: dict[str, str] = {}
+    for example in examples:
+        if example.id in places:
+            where = example.where or "a row"
+            raise DataError(f"{where}: id {example.id} is that of {places[example.id]} already")
+        places[example.id] = example.where or "another row"
+    return examples
 
 
 def finite_examples(config: DataConfig, key: str) -> list[Example]:

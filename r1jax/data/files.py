@@ -7,10 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from r1jax.config import ConfigError, DataError
-from r1jax.files import numbered_jsonl
+from r1jax.files import absolute, numbered_jsonl
 
 Placed = tuple[str, dict[str, Any]]  # ("problems.jsonl:7", its row)
 
@@ -33,13 +31,13 @@ def rows_of_file(path: str) -> list[Placed]:
 
 def _json_array(path: str) -> list[dict[str, Any]] | None:
     """The objects of a file that is one JSON array; None for any other."""
-    file = epath.Path(path)
+    file = absolute(path)
     data = file.read_bytes() if file.is_file() else b""
     if not data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return None
     try:
         values = json.loads(data.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if all(isinstance(value, dict) for value in values) else None
 

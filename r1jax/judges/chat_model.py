@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, Positive, Size
 from r1jax.data.chat import render_prompt
 from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -45,8 +45,8 @@ class ChatModelConfig:
     endpoint: str | None = None  # OpenAI's protocol: "http://localhost:8000/v1"
     name: str = ""  # the model's name there
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if any
-    parallel: int = 16  # requests at once
-    timeout_s: float = 120.0  # of a request
+    parallel: Size = 16  # requests at once
+    timeout_s: Positive = 120.0  # of a request
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=1024, temperature=0.6, top_p=0.95)
     )

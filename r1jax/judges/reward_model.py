@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.config import ConfigError, DataError
+from r1jax.config import ConfigError, DataError, Size
 from r1jax.data.chat import render, render_prompt
 from r1jax.data.packing import Group, Piece, pack, rounded_up
 from r1jax.data.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ class LearnedReward:
     # A metadata key with a response to compare with: the score is then the probability that the
     # completion is preferred to it (Bradley-Terry).
     against: str | None = None
-    microbatch_rows: int = 8  # packed rows in memory at once
+    microbatch_rows: Size = 8  # packed rows in memory at once
 
 
 class LearnedRewards:

@@ -29,12 +29,12 @@ def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any
 
 def sequence_mean(batch: Batch, max_tokens: int) -> jax.Array:
     """1/C sum_i 1/|o_i| sum_t (DeepSeekMath eq 3; the GRPO of the paper) -> [B, L]."""
-    return batch.loss_mask / (batch.lengths[batch.completion_ids] * _count(batch))
+    return batch.loss_mask / (_lengths(batch)[batch.completion_ids] * _count(batch))
 
 
 def token_mean(batch: Batch, max_tokens: int) -> jax.Array:
     """1 / sum_i |o_i| (DAPO eq 8) -> [B, L]."""
-    return batch.loss_mask / jnp.sum(batch.lengths[1:])
+    return batch.loss_mask / jnp.maximum(jnp.sum(batch.lengths[1:]), 1.0)
 
 
 def constant(batch: Batch, max_tokens: int) -> jax.Array:
@@ -42,8 +42,14 @@ def constant(batch: Batch, max_tokens: int) -> jax.Array:
     return batch.loss_mask / (_count(batch) * max_tokens)
 
 
-def _count(batch: Batch) -> int:
-    return batch.lengths.shape[0] - 1
+def _lengths(batch: Batch) -> jax.Array:
+    """Of each completion; 1 for those that do not count, which have no token in the loss."""
+    return jnp.maximum(batch.lengths, 1.0)
+
+
+def _count(batch: Batch) -> jax.Array:
+    """C, the completions that count."""
+    return jnp.maximum(jnp.sum(batch.lengths[1:] > 0), 1)
 
 
 AGGREGATIONS: dict[str, Callable[[Batch, int], jax.Array]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from r1jax.config import NotNegative
 from r1jax.losses.aggregation import AGGREGATIONS, Metrics
 from r1jax.types import Batch
 
@@ -53,7 +54,7 @@ def sequence_ratio(log_ratio_BL: jax.Array, batch: Batch) -> jax.Array:
     """
     zeros = jnp.zeros(batch.lengths.shape, log_ratio_BL.dtype)
     sums_C = zeros.at[batch.completion_ids].add(log_ratio_BL * batch.loss_mask)
-    return jnp.exp(sums_C / batch.lengths)[batch.completion_ids]
+    return jnp.exp(sums_C / jnp.maximum(batch.lengths, 1.0))[batch.completion_ids]
 
 
 RATIOS: dict[str, Callable[[jax.Array, Batch], jax.Array]] = {
@@ -83,16 +84,16 @@ def truncated_importance(old_BL: jax.Array, batch: Batch, cap: float) -> jax.Arr
 class GrpoLossConfig:
     """The paper's objective. It prints the clipping epsilon for RL stage 1 only, where it is 10."""
 
-    clip_eps_low: float = 0.2  # the ratio is clipped below at 1 - this
-    clip_eps_high: float = 0.2  # and above at 1 + this; DAPO: higher than clip_eps_low
-    kl_coef: float = 0.001  # of the k3 estimate of KL(policy || reference) in the loss; 0 = none
+    clip_eps_low: NotNegative = 0.2  # the ratio is clipped below at 1 - this
+    clip_eps_high: NotNegative = 0.2  # and above at 1 + this; DAPO: higher than clip_eps_low
+    kl_coef: NotNegative = 0.001  # of the k3 KL(policy || reference) in the loss; 0 = none
     # How tokens weigh: "sequence_mean" 1/|o| each (DeepSeekMath), "token_mean" all alike (DAPO),
     # "constant" 1/max_tokens (Dr. GRPO).
     loss_agg: str = "sequence_mean"
     ratio: str = "token"  # pi / pi_old of each "token", or of the "sequence" (GSPO)
     surrogate: str = "clipped"  # "clipped" (PPO, GRPO) or "cispo"
     # Truncated importance sampling: tokens weigh min(pi_old / pi_sampler, cap); 0 = they don't.
-    importance_cap: float = 0.0
+    importance_cap: NotNegative = 0.0
 
 
 def grpo_loss(

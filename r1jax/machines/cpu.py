@@ -1,4 +1,4 @@
-"""What serves only CPUs: memory that is kept, quick compilation, mappings.
+"""What serves only CPUs: cores as devices, memory that is kept, quick compilation, mappings.
 
 Imports JAX late: a command may start itself anew before it does.
 """
@@ -9,12 +9,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from etils import epath
+
+if TYPE_CHECKING:
+    import jax
 
 # One heap for all threads, in pages of 2 MiB, that never shrinks.
 MALLOC = ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**62}")
 MOST_MAPPED = 0.2  # of the mappings a process may have, at the beginning of a stage
+# A model of so many parameters is computed by several devices, a core each, a larger one by all
+# cores as one device, whose matmuls are large enough for them (measured: experiments/LOG.md).
+SMALL_MODEL = 20_000_000
+COUNTED = "xla_force_host_platform_device_count"  # in XLA_FLAGS: how many devices a CPU is
 
 
 def keep_memory() -> None:
@@ -30,6 +38,38 @@ def keep_memory() -> None:
     if ours and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{item}" for item in MALLOC)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def make_cores_devices() -> None:
+    """Before JAX begins: makes a CPU a device for each core, for `devices_for` to choose from.
+
+    Nothing where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many devices there are.
+    """
+    import jax
+
+    if not _are_counted():
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux
+        cores = len(affinity(0)) if affinity else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _are_counted() -> bool:
+    return COUNTED in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+
+
+def devices_for(parameters: int = SMALL_MODEL, rows: int = 0) -> list[jax.Device]:
+    """All devices; of a CPU's cores one, or for a small model as many as `rows` can be split over.
+
+    Two cores take a sixth less time a step for the mini world's model as two devices than as one.
+    """
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform != "cpu" or _are_counted() or jax.process_count() > 1:
+        return devices
+    if parameters >= SMALL_MODEL:
+        return devices[:1]
+    return devices[: max(n for n in range(1, len(devices) + 1) if rows % n == 0)]
 
 
 @contextmanager

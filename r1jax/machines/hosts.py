@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from r1jax.config import ConfigError
+from r1jax.machines.cpu import make_cores_devices
 
 
 def set_up_jax() -> None:
@@ -30,13 +31,19 @@ def set_up_jax() -> None:
     if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    several = "JAX_COORDINATOR_ADDRESS" in os.environ or os.environ.get("R1JAX_DISTRIBUTED")
+    if not several:
+        make_cores_devices()
+        return
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes, process = _env_number("JAX_NUM_PROCESSES"), _env_number("JAX_PROCESS_ID")
+        if process >= processes:
+            raise ConfigError(
+                f"JAX_PROCESS_ID {process} must be below JAX_NUM_PROCESSES {processes}"
+            )
         jax.distributed.initialize(num_processes=processes, process_id=process)
-    elif os.environ.get("R1JAX_DISTRIBUTED"):
-        jax.distributed.initialize()
     else:
-        return
+        jax.distributed.initialize()
     if jax.process_index() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the first process says it all
 

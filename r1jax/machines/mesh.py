@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import ConfigError
+from r1jax.machines.cpu import devices_for
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -36,8 +37,8 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(
     axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over all devices; at most one axis may be -1, which takes what is left."""
-    devices = jax.devices() if devices is None else devices
+    """A mesh over these devices, or all; at most one axis may be -1, which takes what is left."""
+    devices = devices_for() if devices is None else devices
     sizes = dict.fromkeys(MESH_AXES, 1) | dict(axes or {"fsdp": -1})
     unknown = set(sizes) - set(MESH_AXES)
     if unknown:

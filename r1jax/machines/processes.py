@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from r1jax.config import ConfigError
-from r1jax.files import LOCK, LOG
+from r1jax.files import LOCK, LOG, absolute
 
 PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
 
@@ -87,12 +87,8 @@ def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the workdir for this process; ConfigError if another one has it.
 
     A POSIX record lock: it ends with its process, however that dies, and children don't hold it.
-    Object stores (gs://) have no locks: there nothing is held.
     """
-    if "://" in os.fspath(workdir):
-        yield
-        return
-    path = Path(workdir).expanduser() / LOCK
+    path = Path(absolute(workdir)) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

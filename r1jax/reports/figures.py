@@ -1,4 +1,4 @@
-"""The figures of a run beside the paper's: accuracy, length, reflective words, rewards, levels.
+"""The figures of a run beside the paper's: accuracy, length, words, rewards, levels, health.
 
 Lines are means over the runs of a group (seeds of one config). A band is one standard deviation
 over them, or, for a single run's benchmark, one standard error over problems.
@@ -48,6 +48,18 @@ class Curve:
     spread: np.ndarray | None
 
 
+MOST_PANELS = 3  # side by side
+HEALTH = {  # of the policy, over training
+    "Entropy of a token": "grpo/policy/entropy",
+    "KL to the reference": "grpo/kl/ref",
+    "Share of clipped tokens": "grpo/ratio/clip_fraction",
+    "Norm of the gradient": "grpo/optimizer/grad_norm",
+    "Groups without variance": "grpo/group/zero_variance",
+    "Sampler against trainer: largest gap": "grpo/drift/logprob_abs_max",
+}
+LOSSES = {"sft/loss": "training", "reward_model/loss": "training", "eval/held_out/nll": "held out"}
+
+
 def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
     """{name: PNG} of the figures for which these runs have measurements."""
     drawings = {
@@ -56,6 +68,8 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
         "reflective_words": reflective_words_figure,
         "rewards": rewards_figure,
         "levels": levels_figure,
+        "health": health_figure,
+        "loss": loss_figure,
         "summary": summary_figure,
     }
     figures = {}
@@ -189,8 +203,14 @@ def _draw_noisy(ax: Axes, curve: Curve, label: str, colour: str) -> None:
 
 
 def _panels(titles: Sequence[str], y_label: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.6 * len(titles), 3.4), layout="constrained")
-    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    """A panel for each title, at most MOST_PANELS side by side."""
+    columns = min(len(titles), MOST_PANELS)
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[len(titles) :]:
+        ax.set_axis_off()
+    axes = axes[: len(titles)]
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel(STEPS)
@@ -202,10 +222,14 @@ def _finish(axes: Sequence[Axes], percent: bool = False) -> None:
     for ax in axes:
         if percent:
             ax.set_ylim(-2, 102)
-        else:
+        elif not any((values < 0).any() for values in _values_on(ax)):
             ax.set_ylim(bottom=0)
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
+
+
+def _values_on(ax: Axes) -> list[np.ndarray]:
+    return [np.asarray(line.get_ydata(), np.float64) for line in ax.get_lines()]
 
 
 def _paper_panel(ax: Axes, figure: Mapping[str, Any], y_label: str, scale: float = 1.0) -> None:
@@ -331,6 +355,36 @@ def rewards_figure(groups: Groups, paper: Paper) -> Figure | None:
                 label = "total (weighted)" if name == "mean" else name
                 _draw_noisy(ax, curve, label, COLOURS[i % len(COLOURS)])
     _finish(axes)
+    return figure
+
+
+def health_figure(groups: Groups, paper: Paper) -> Figure | None:
+    """What tells whether an RL run is well: one panel a metric, a line a group."""
+    shown = {title: name for title, name in HEALTH.items() if _names(groups, f"({name})")}
+    if not shown:
+        return None
+    figure, axes = _panels(list(shown), "")
+    for ax, name in zip(axes, shown.values(), strict=True):
+        for g, (label, runs) in enumerate(groups.items()):
+            if (curve := make_curve(runs, name)) is not None:
+                _draw_noisy(ax, curve, label, COLOURS[g % len(COLOURS)])
+    _finish(axes)
+    return figure
+
+
+def loss_figure(groups: Groups, paper: Paper) -> Figure | None:
+    """Of supervised training and reward models, beside that on held-out rows."""
+    shown = [(label, name) for name, label in LOSSES.items() if _names(groups, f"({name})")]
+    if not shown:
+        return None
+    figure, (ax,) = _panels(["Loss"], "nats a token")
+    for g, (group, runs) in enumerate(groups.items()):
+        for i, (label, name) in enumerate(shown):
+            if (curve := make_curve(runs, name)) is not None:
+                colour = _colour(groups, g, i)
+                draw = _draw_noisy if label == "training" else _draw
+                draw(ax, curve, f"{_prefix(groups, group)}{label}", colour)
+    _finish([ax])
     return figure
 
 

@@ -85,7 +85,10 @@ def _note(groups: Mapping[str, Sequence[RunRecord]], variants: Sequence[str]) ->
     spread = ERROR
     if any(len(runs) > 1 for runs in groups.values()):
         counts = ", ".join(f"{label}: {len(runs)}" for label, runs in groups.items())
-        spread = f"Mean ± standard deviation over seeds ({counts})."
+        spread = (
+            f"Mean ± standard deviation over seeds ({counts}), or where all seeds have one value,"
+            " as of their base, ± its standard error over problems."
+        )
     begun = [
         f"{v.capitalize()}: the base, with the beginning of its completions given."
         for v in variants
@@ -116,10 +119,13 @@ def _result_cells(
 
 
 def _aggregate(runs: Sequence[RunRecord], which: int, benchmark: str, row: Row) -> Cell:
-    """One run: its value and standard error; several: mean and standard deviation over them."""
+    """One run: its value and standard error; several: mean and standard deviation over them.
+
+    Runs that begin at one base have one value of it: then the standard error is theirs.
+    """
     values = [_value(run, which, benchmark, row.metric) for run in runs]
     cell = _mean_cell([value for value in values if value is not None], row)
-    if len(runs) > 1:
+    if cell.spread:
         return cell
     error = _value(runs[0], which, benchmark, f"{row.metric}_se")
     return replace(cell, spread=None if error is None else error * row.scale)

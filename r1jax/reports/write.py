@@ -36,7 +36,7 @@ def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
         tables += [results_table(groups), breakdown_table(groups)]
         if any(len(members) > 1 for members in groups.values()):
             tables.append(seeds_table(groups))
-        if any(metric_names(members, "(grpo|eval)/.*") for members in groups.values()):
+        if any(metric_names(members, "grpo/.*|eval/.*pass@1") for members in groups.values()):
             tables.append(paper_table(groups))
     if evaluated:
         tables.append(models_table(evaluated))

@@ -22,8 +22,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import ConfigError, import_function
@@ -31,6 +32,7 @@ from r1jax.rewards.accuracy import (
     accuracy,
     accuracy_if_stopped,
     accuracy_in_format,
+    accuracy_in_r1_format,
     lenient_accuracy,
 )
 from r1jax.rewards.format import format_reward, r1_format_reward
@@ -43,12 +45,14 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., float]
 Weights = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Rewards = dict[str, tuple[RewardFunction, float]]
+OF_THE_REWARD = ("exception", "invalid")  # kinds of failures that no completion should cause
 CONTEXT = ("length", "finish_reason")  # what every reward function is called with
 
 
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy,
     "accuracy_in_format": accuracy_in_format,
+    "accuracy_in_r1_format": accuracy_in_r1_format,
     "accuracy_if_stopped": accuracy_if_stopped,
     "lenient_accuracy": lenient_accuracy,
     "format": format_reward,
@@ -67,6 +71,7 @@ class Failure:
 
     kind: Literal["exception", "invalid", "timeout", "crash", "memory"]
     message: str  # names the reward
+    trace: str = field(default="", compare=False)  # where a function raised
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def load_rewards(rewards: Weights) -> Rewards:
         if isinstance(weight, Mapping):
             arguments = {key: value for key, value in weight.items() if key != "weight"}
             weight = weight.get("weight")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight):
             raise ConfigError(f"rewards: the weight of {name!r} is {weight!r}, not a number")
         loaded[name] = (_with_arguments(name, _function(name), arguments), float(weight))
     if not loaded:
@@ -144,11 +150,11 @@ def score(rewards: Rewards, example: Example, text: str, length: int, finish_rea
         breakdown[name] = 0.0
         try:
             value = float(function(example, text, length=length, finish_reason=finish_reason))
-        except MemoryError as error:
-            failure = failure or Failure("memory", f"reward {name!r} raised {_said(error)}")
-            continue
         except (Exception, SystemExit) as error:  # untrusted: a user's function
-            failure = failure or Failure("exception", f"reward {name!r} raised {_said(error)}")
+            kind: Literal["memory", "exception"]
+            kind = "memory" if isinstance(error, MemoryError) else "exception"
+            said = f"reward {name!r} raised {_said(error)}"
+            failure = failure or Failure(kind, said, traceback.format_exc())
             continue
         if math.isfinite(value):
             breakdown[name] = value
@@ -159,9 +165,14 @@ def score(rewards: Rewards, example: Example, text: str, length: int, finish_rea
     return Grade(sum(weight * breakdown[name] for name, (_, weight) in rewards.items()), breakdown)
 
 
-def stop_if_all_failed(grades: Iterable[Grade]) -> None:
-    """Raises ConfigError if a reward function failed on every item of a (first) batch."""
-    failures = [grade.failure for grade in grades]
-    if failures and all(f is not None and f.kind in ("exception", "invalid") for f in failures):
-        assert failures[0] is not None
-        raise ConfigError(f"{failures[0].message} (on every item of the first batch)")
+def stop_if_failed(grades: Sequence[Grade], most: float, what: str) -> None:
+    """Raises ConfigError where a reward itself failed on more than the share `most` of these.
+
+    A grader that is late, dies or runs out of memory may owe that to what it had to grade.
+    """
+    failures = [g.failure for g in grades if g.failure and g.failure.kind in OF_THE_REWARD]
+    if len(failures) > most * len(grades):
+        raise ConfigError(
+            f"{failures[0].message} ({len(failures)} of {len(grades)} completions of {what} failed,"
+            f" more than the share {most:g} of config.graders.max_failures)"
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from r1jax.rewards.format import format_reward
-from r1jax.tasks import MAX_BOXES, task_of
+from r1jax.rewards.format import format_reward, r1_format_reward
+from r1jax.tasks import MAX_BOXES, finals, task_of
 from r1jax.tasks.answers import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -17,15 +19,27 @@ def accuracy(example: Example, text: str, *, length: int, finish_reason: str) ->
 
     Several boxed values must all be right, so different ones score 0.
     """
-    task = task_of(example.task)
-    answers = task.final(text)
-    right = 0 < len(answers) <= MAX_BOXES and all(task.equivalent(example, a) for a in answers)
-    return float(right)
+    return float(_all_right(example, finals(example, text)))
+
+
+def _all_right(example: Example, answers: Sequence[str]) -> bool:
+    equivalent = task_of(example.task).equivalent
+    return 0 < len(answers) <= MAX_BOXES and all(equivalent(example, x) for x in answers)
 
 
 def accuracy_in_format(example: Example, text: str, *, length: int, finish_reason: str) -> float:
     """`accuracy`, and 0 unless `format_reward` is 1 (the switch "require format")."""
     in_format = format_reward(example, text, length=length, finish_reason=finish_reason)
+    return in_format and accuracy(example, text, length=length, finish_reason=finish_reason)
+
+
+def accuracy_in_r1_format(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """`accuracy`, and 0 unless `r1_format` is 1: for prompts that open <think>.
+
+    There a box in thoughts that never close is no answer; the text alone doesn't tell, since its
+    <think> stands in the prompt.
+    """
+    in_format = r1_format_reward(example, text, length=length, finish_reason=finish_reason)
     return in_format and accuracy(example, text, length=length, finish_reason=finish_reason)
 
 
@@ -37,7 +51,22 @@ def accuracy_if_stopped(example: Example, text: str, *, length: int, finish_reas
 
 
 def lenient_accuracy(example: Example, text: str, *, length: int, finish_reason: str) -> float:
-    """1 iff the last thing anywhere that looks like an answer is right. For evaluation."""
+    """1 iff `accuracy` is, or the last thing that looks like an answer is right. For evaluation.
+
+    That is looked for in the final answer where there is one ("<answer>it is C</answer>"), and else
+    anywhere.
+    """
     task = task_of(example.task)
-    answer = task.extract(text[-MAX_CHARACTERS:])
-    return float(answer is not None and task.equivalent(example, answer))
+    answers = finals(example, text)
+    if _all_right(example, answers):
+        return 1.0
+    if not answers:
+        tried = [task.extract(text[-MAX_CHARACTERS:])]
+    elif _PROSE.search(answers[-1]):
+        tried = [answers[-1], task.extract(answers[-1])]
+    else:
+        tried = [answers[-1]]
+    return float(any(x is not None and task.equivalent(example, x) for x in tried))
+
+
+_PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}|[\u4e00-\u9fff]")

@@ -1,4 +1,4 @@
-"""Language consistency (R1 eq 7): the share of the thoughts' words that are in the target language.
+r"""Language consistency (R1 eq 7): the share of the thoughts' words in the target language.
 
 The paper does not say what a word is or how languages are told apart. Here, by Unicode script:
 
@@ -6,10 +6,12 @@ The paper does not say what a word is or how languages are told apart. Here, by 
 - a run of two or more Latin letters is an English word, with the apostrophes and hyphens inside it;
 - a run of letters of any other script (kana and hangul too) is a word of neither.
 
-What is no language does not count: digits, single Latin letters (variables), tags, addresses, and
-the Latin letters in LaTeX and code (other scripts count there too: nothing is hidden by a pair of
-dollars). So words of other languages in Latin script count as English. Thoughts are what stands
-before the last </think>, or all of the text where there is none.
+What is no language does not count: digits, single Latin letters (variables), tags, addresses,
+names such as ABC where no Latin word stands beside them, names of functions (sin, max), units
+behind a number, and the Latin letters in LaTeX and code. Nothing is hidden there either: other
+scripts count, and so do words in \text{}, in comments, and three and more in a row that are no
+code. So words of other languages in Latin script count as English. Thoughts are what stands before
+the last </think>, or all of the text where there is none.
 
 For a target language other than en and zh, by its ISO 639-1 code, the extra `lingua` decides: it
 cuts the text into spans of the target language, English and Chinese, and a word belongs to its
@@ -25,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from r1jax.config import ConfigError, DataError
+from r1jax.tasks.units import is_known_unit
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -35,7 +38,25 @@ LANGUAGES = ("en", "zh")
 _QUOTED = {"```": "```", "`": "`", "$$": "$$", "$": "$", "\\[": "\\]", "\\(": "\\)"}
 _OPENING = re.compile("|".join(map(re.escape, _QUOTED)))
 _LATIN_LETTERS = re.compile(r"[A-Za-z]+")
-_NO_WORDS = re.compile(r"</?(?:think|answer)>|https?://[^\s\u4e00-\u9fff]+|\\[A-Za-z]+")
+_IN_TEXT = re.compile(
+    r"(_\s*\{?\s*)?\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf)\s*\{([^{}]*)\}"
+)
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_IN_A_ROW = re.compile(r"(?<![A-Za-z])[A-Za-z'’-]+(?:[,.;:!?]? +[A-Za-z'’-]+)+")
+_COMMENT = re.compile(r"(?:#|//)(.*)")
+_SYNTAX = re.compile(r"[=()\[\]{}:;_<>+*/\\|&]")
+_KEYWORDS = frozenset(
+    {"if", "elif", "else", "for", "in", "from", "import", "as", "return", "def", "class", "yield"}
+    | {"lambda", "while", "with", "assert", "raise", "print", "del", "global"}
+)
+_NAME = re.compile(r"(?<![A-Za-z])(?<![A-Za-z] )[A-Z]{2,4}(?![A-Za-z]| [A-Za-z])")
+_FUNCTION = re.compile(
+    r"(?<![A-Za-z])(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+    r"|(?<![A-Za-z])(?:log|ln|lg|exp|max|min|mod|gcd|lcm|lim)(?![A-Za-z])"
+)
+_BEHIND_NUMBER = re.compile(r"(?<=[0-9])( ?)([A-Za-z]{2,4}(?:/[A-Za-z]{1,3})?)(?![A-Za-z])")
+_ADDRESS = re.compile(r"https?://[^\s\u4e00-\u9fff]+")
+_NO_WORDS = re.compile(r"</?(?:think|answer)>|\\[A-Za-z]+")
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _LETTER = rf"(?![{_HAN}])[^\W\d_]"
 _WORD = re.compile(rf"([{_HAN}])|(?:{_LETTER})+(?:['’-](?:{_LETTER})+)*")
@@ -125,13 +146,60 @@ def _is_latin(character: str) -> bool:
 
 
 def _prose(text: str) -> str:
-    """The text without tags and addresses, and without the Latin letters of formulas and code."""
-    parts = (_LATIN_LETTERS.sub(" ", part) if quoted else part for part, quoted in _parts(text))
+    """The text without tags and addresses, and of formulas and code the words only."""
+    parts = (
+        _ordinary(part) if not mark else _words_of(part, code=mark[0] == "`")
+        for part, mark in _parts(_ADDRESS.sub(" ", text))
+    )
     return _NO_WORDS.sub(" ", " ".join(parts))
 
 
-def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """(part, whether it is a formula or code) in order; what is never closed is ordinary text.
+def _ordinary(text: str) -> str:
+    """Without names of points and functions, and units behind numbers; words in \\text{} stay."""
+    text = _BEHIND_NUMBER.sub(lambda m: m[0] if not _is_unit(m[2]) else " ", text)
+    return _FUNCTION.sub(" ", _NAME.sub(" ", text))
+
+
+@functools.lru_cache(maxsize=1_000)
+def _is_unit(name: str) -> bool:
+    return is_known_unit(name)
+
+
+def _words_of(quoted: str, code: bool) -> str:
+    """What is said in words inside a formula or code, and everything that isn't Latin."""
+    lines = quoted.split("\n") if code else [quoted]
+    return " ".join(_said_in_code(line) if code else _said_in_formula(line) for line in lines)
+
+
+def _said_in_formula(formula: str) -> str:
+    """The words of its \\text{} but for units and subscripts, and three or more in a row."""
+    texts = [m[2] for m in _IN_TEXT.finditer(formula) if not m[1] and not _is_unit(m[2].strip())]
+    rest = _ENVIRONMENT.sub(" ", _IN_TEXT.sub(" , ", formula))
+    foreign = _LATIN_LETTERS.sub(" ", formula)
+    return " ".join([foreign, *texts, *(run for run in _runs(rest) if len(run.split()) >= 3)])
+
+
+def _said_in_code(line: str) -> str:
+    """The words of comments, and three or more in a row where no sign of code is, six anywhere."""
+    comment = _COMMENT.search(line)
+    code = line[: comment.start()] if comment else line
+    enough = 6 if _SYNTAX.search(code) else 3
+    said = [run for run in _runs(code) if len(run.split()) >= enough]
+    if comment and "://" not in line:
+        said += [run for run in _runs(comment[1]) if len(run.split()) >= 2]
+    return " ".join([_LATIN_LETTERS.sub(" ", line), *said])
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Words in a row, as one text each, without keywords of code and single letters."""
+    for match in _IN_A_ROW.finditer(text):
+        words = re.findall(r"[A-Za-z'’-]{2,}", match[0])
+        yield " ".join(word for word in words if word not in _KEYWORDS)
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """(part, the mark that opens it as a formula or code, or "") in order; what is never closed is
+    ordinary text.
 
     In linear time: a closing mark that was not found once is not searched for again.
     """
@@ -144,7 +212,7 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
         if end < 0:
             absent.add(closing)
             continue
-        yield text[at : match.start()], False
-        yield text[match.end() : end], True
+        yield text[at : match.start()], ""
+        yield text[match.end() : end], match[0]
         at = end + len(closing)
-    yield text[at:], False
+    yield text[at:], ""

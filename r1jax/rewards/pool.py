@@ -23,8 +23,11 @@ from queue import SimpleQueue
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
+from absl import logging
+
+from r1jax.config import Count, Positive, Share
 from r1jax.machines.processes import end_with_parent
-from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_all_failed
+from r1jax.rewards import Failure, Grade, Weights, load_rewards, score, stop_if_failed
 from r1jax.tasks.sandbox import Mode, choose_sandbox
 
 if TYPE_CHECKING:
@@ -42,12 +45,13 @@ class GraderConfig:
     """Where rewards are computed.
 
     A grader that hangs, crashes or asks for too much memory gives its completion a reward of 0 and
-    is counted (`grpo/reward/failures`).
+    is counted (`grpo/reward/failures`); the first of its kind is shown with its traceback.
     """
 
-    workers: int = 0  # processes; 0 = in this one, without a time limit
-    timeout_s: float = 30.0  # wall clock per completion; a worker that is late is killed
-    memory_mb: int = 4096  # of a worker's data; 0 = no limit
+    workers: Count = 0  # processes; 0 = in this one, without a time limit
+    timeout_s: Positive = 30.0  # wall clock per completion; a worker that is late is killed
+    memory_mb: Count = 4096  # of a worker's data; 0 = no limit
+    max_failures: Share = 0.5  # of a batch: where a reward raises on more, the run stops
     # What programs under test run in: bubblewrap, or limits alone, without a wall to files and the
     # network (see tasks/sandbox.py).
     sandbox: Mode = "bwrap"
@@ -68,7 +72,8 @@ class GraderPool:
         # A wrong config fails here, not in a worker.
         self._rewards = {name: load_rewards(w) for name, w in self._weights.items()}
         self._items: SimpleQueue[tuple[Grading, Hashable, Any] | None] = SimpleQueue()
-        self._proved: set[str] = set()  # sets of rewards that graded a batch
+        self._most_failures = config.max_failures
+        self._shown: set[tuple[str, str]] = set()  # failures: rewards, kind
         self._closed = False
         start = (self._weights, config.sandbox, config.memory_mb)
         self._workers = [_Worker(start, config.timeout_s) for _ in range(config.workers)]
@@ -90,11 +95,14 @@ class GraderPool:
         else:
             batch.done.put((key, score(self._rewards[batch.rewards], *item)))
 
-    def prove(self, batch: Grading, grades: Sequence[Grade]) -> None:
-        """ConfigError if these rewards failed on every item of their first batch."""
-        if grades and batch.rewards not in self._proved:
-            self._proved.add(batch.rewards)
-            stop_if_all_failed(grades)
+    def judge(self, batch: Grading, grades: Sequence[Grade]) -> None:
+        """Shows what failed for the first time; ConfigError where too much did."""
+        for failure in (grade.failure for grade in grades if grade.failure):
+            if (batch.rewards, failure.kind) not in self._shown:
+                self._shown.add((batch.rewards, failure.kind))
+                said = f"a completion cannot be graded, and earns 0: {failure.message}"
+                logging.warning("%s", f"{said}\n{failure.trace}".rstrip())
+        stop_if_failed(grades, self._most_failures, batch.rewards)
 
     def close(self) -> None:
         self._closed = True
@@ -145,7 +153,7 @@ class Grading:
     def results(self) -> Iterator[tuple[Hashable, Grade]]:
         """(key, grade) of everything submitted so far, in the order of finishing.
 
-        ConfigError at the end of the first batch of these rewards if every grade in it failed.
+        ConfigError at the end where more of them failed than config.graders.max_failures.
         """
         grades = []
         while self._pending:
@@ -155,7 +163,7 @@ class Grading:
             self._pending -= 1
             grades.append(grade)
             yield key, grade
-        self._pool.prove(self, grades)
+        self._pool.judge(self, grades)
 
 
 class _Worker:

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, Count, Size
 from r1jax.models.caches import LayerCache, SharedPrefix
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
@@ -47,12 +47,12 @@ class EngineConfig:
     A run that must resume to the bit names its slots, or memory_mib: what is free may differ.
     """
 
-    slots: int = 64  # rows that decode together, on all devices; 0 = as many as memory allows
-    chunk: int = 32  # decode steps on the device between two looks from the host
-    bucket: int = 128  # caches have this many columns, or 2, 4, ... times as many, for the longest
-    prefill_batch: int = 8  # prompts prefilled together, a device
-    prefill_chunk: int = 512  # tokens of a prompt that are prefilled at once
-    memory_mib: int = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
+    slots: Count = 64  # rows that decode together, on all devices; 0 = as many as memory allows
+    chunk: Size = 32  # decode steps on the device between two looks from the host
+    bucket: Size = 128  # columns of a cache: so many, 2, 4, ... times as many, or for the longest
+    prefill_batch: Size = 8  # prompts prefilled together, a device
+    prefill_chunk: Size = 512  # tokens of a prompt that are prefilled at once
+    memory_mib: Count = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
     # Decoding is a program for each number of slots and of columns: compile all that may come with
     # the first prompts, side by side, instead of stopping the first iterations for one by one.
     compile_ahead: bool = False
@@ -60,14 +60,6 @@ class EngineConfig:
     # less time at 128 columns and in 20 to 30 % less at 512; a program compiles up to half as long
     # again.
     lane_cache: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("chunk", "bucket", "prefill_batch", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"engine.{name} {getattr(self, name)} must be at least 1")
-        for name in ("slots", "memory_mib"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"engine.{name} {getattr(self, name)} must not be negative")
 
 
 @dataclass
@@ -139,9 +131,9 @@ class Engine:
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         memory = self.memory(prompts, limits, group_size)
         slots = min(memory.slots, -(-len(prompts) * group_size // self.shards))
-        held = min(memory.prompts(slots), len(prompts) * -(-group_size // MOST_READERS))
         places = min(_readers(group_size), slots)
-        work = Schedule(len(prompts), group_size, self.shards, slots, held, places)
+        prompt_rows = memory.prompts(slots)  # if fewer prompts come too: the same programs
+        work = Schedule(len(prompts), group_size, self.shards, slots, prompt_rows, places)
         self.statistics.slots = slots * self.shards
         params = self.programs.prepare(params)
         drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
@@ -215,12 +207,12 @@ class Engine:
         return min(sampling.max_tokens, self.model.config.max_length - len(prompt))
 
     def _columns(self, tokens: int, most: int) -> int:
-        """The first of bucket x (1, 2, 4, ...) that holds so many tokens: few programs. None is
-        larger than `most` tokens need.
+        """The first of few sizes that holds so many tokens: bucket x (1, 2, 4, ...), and the
+        largest, which `most` tokens need, as soon as that is less than four times as large.
         """
         size, largest = self.config.bucket, -(-most // self.config.bucket) * self.config.bucket
         while size < tokens:
-            size = min(2 * size, largest)
+            size = 2 * size if 4 * size <= largest else largest
         return size
 
     def _prompt_columns(self, length: int) -> int:
@@ -289,13 +281,12 @@ class Engine:
         # Shards take turns; prompts of like length go together.
         loads = sorted(loads, key=lambda load: -len(prompts[load.prompt_index]))
         queues = [[load for load in loads if load.shard == z] for z in range(self.shards)]
-        chunk, size = min(self.config.prefill_chunk, held), self.config.prefill_batch
-        for first in range(0, max(len(queue) for queue in queues), size):
-            batch = [queue[first : first + size] for queue in queues]
-            most = max(len(part) for part in batch)
-            prefix = self._loaded_batch(
-                params, prefix, prompts, batch, 1 << (most - 1).bit_length(), chunk
-            )
+        chunk, most = min(self.config.prefill_chunk, held), self.config.prefill_batch
+        while left := max(len(queue) for queue in queues):
+            size = most if 2 * left > most else 1  # two programs: a few prompts go one by one
+            batch = [queue[:size] for queue in queues]
+            queues = [queue[size:] for queue in queues]
+            prefix = self._loaded_batch(params, prefix, prompts, batch, size, chunk)
         jax.block_until_ready(prefix.lengths)
         self.statistics.prompt_tokens += sum(len(prompts[load.prompt_index]) for load in loads)
         self.statistics.prefill_seconds += time.perf_counter() - began

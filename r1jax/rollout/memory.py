@@ -28,7 +28,7 @@ class Memory:
 
     def prompts(self, slots: int) -> int:
         """Prompt rows for so many slots: those of twice as many groups as fit, for stragglers."""
-        return min(slots, 2 * -(-slots // self.group_size) + 2)
+        return min(slots, 2 * -(-slots // self.group_size))
 
 
 @dataclass(frozen=True)

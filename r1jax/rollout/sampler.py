@@ -191,6 +191,7 @@ def _grade_row(grade: Grade) -> dict[str, Any]:
         "reward": grade.reward,
         "reward_breakdown": dict(grade.breakdown),
         "failure": grade.failure.kind if grade.failure else None,
+        "failure_message": grade.failure.message if grade.failure else None,
     }
 
 
@@ -221,6 +222,7 @@ def to_row(rollout: Rollout) -> dict[str, Any]:
         "reward": rollout.reward,
         "reward_breakdown": dict(rollout.reward_breakdown),
         "failure": rollout.failure,
+        "failure_message": rollout.failure_message,
     }
 
 
@@ -241,4 +243,5 @@ def from_row(row: Mapping[str, Any]) -> Rollout:
         reward=row["reward"],
         reward_breakdown=row["reward_breakdown"],
         failure=row["failure"],
+        failure_message=row.get("failure_message"),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-HALVINGS = 3  # of the slots, at most
+SHARES = (1, 2, 8)  # of all slots decode: all, half, an eighth
 MOST_READERS = 16  # of a prompt row; a larger group has several rows
 
 
@@ -139,8 +139,8 @@ class Schedule:
         return [size for size in _sizes(self.first_slots) if size <= self.slots]
 
     def shrink(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """One step from all slots to half of them, where nothing waits and these hold what is
-        busy. None where they do not; it is called again until then.
+        """One step to fewer slots, where nothing waits and these hold what is busy. None where
+        they do not; it is called again until then.
 
         So there are few sizes, each a program of its own, and few ways from one to another, which
         are programs too. Returns the slots that stay [Z, S] and the prompt rows that stay [Z, P]:
@@ -183,10 +183,7 @@ class Schedule:
 
 def _sizes(slots: int) -> list[int]:
     """A number of slots, and those that it may shrink to: each is a program to compile."""
-    sizes = [slots]
-    while sizes[-1] % 2 == 0 and len(sizes) <= HALVINGS:
-        sizes.append(sizes[-1] // 2)
-    return sizes
+    return [slots // share for share in SHARES if slots % share == 0]
 
 
 def _kept(values: Sequence[object | None], count: int) -> list[int]:

@@ -27,7 +27,6 @@ from r1jax.config import ConfigError, section
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
-from r1jax.machines.mesh import make_mesh
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
@@ -154,7 +153,7 @@ def _run(
     directory: epath.Path,
 ) -> dict[str, list[Rollout]]:
     """Samples and grades these benchmarks; each is written down as it ends."""
-    mesh = make_mesh(config.mesh)
+    mesh = opened.mesh(config.mesh)
     params = opened.load(mesh, config.seed)
     engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
     rollouts = {}

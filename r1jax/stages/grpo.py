@@ -38,7 +38,7 @@ from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.stages.grpo_config import GrpoConfig, check, is_due, longest_completion, packing_of
+from r1jax.stages.grpo_config import GrpoConfig, check, longest_completion, packing_of
 from r1jax.stages.grpo_evaluation import open_evaluation
 from r1jax.stages.grpo_rollouts import (
     Rewarded,
@@ -50,7 +50,7 @@ from r1jax.stages.grpo_rollouts import (
 )
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.critic import Critic, open_critic
-from r1jax.training.run import FINITE, Trainable, TrainingRun, open_run
+from r1jax.training.run import Trainable, TrainingRun, is_due, open_run
 from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch, Rollout
 
@@ -70,6 +70,9 @@ def describe(config: GrpoConfig) -> str:
 SHOWN = {
     "grpo/reward/mean": "reward",
     "grpo/reward/accuracy": "accuracy",
+    "grpo/reward/failures": "failures",
+    "grpo/loss": "loss",
+    "grpo/kl/ref": "KL",
     "grpo/completion/length": "length",
     "grpo/rollout/tokens_per_s": "tokens/s",
 }
@@ -104,7 +107,6 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         source = Rollouts(config, stage, sampler, examples)
         held_out.run_benchmarks(0)
         held_out.measure_curves(0)
-        finite = FINITE if critic is None else (*FINITE, *critic.finite)
         step = stage.start
         while step < config.total_steps:
             iteration = step // config.updates_per_rollout
@@ -123,7 +125,8 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
                         metrics |= critic.update(batch)
                 tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
                 stage.note({"update/tokens_per_s": tokens_per_s})
-                stage.log(step, "grpo", summary | metrics | packed, finite)
+                stage.log(step, "grpo", summary | metrics | packed)
+                stage.watch(step, metrics, batch)
                 summary = {}  # on the iteration's first line only
                 held_out.measure_curves(step)
             if ahead is not None:  # before the checkpoint, which cannot sample it any more
@@ -288,7 +291,7 @@ class Programs:
             }
             batch = count_left_out(batch, minibatch)
             if config.truncated == "mask":
-                batch = mask_truncated(batch, minibatch.rollouts)
+                batch = mask_truncated(batch, [*minibatch.rollouts, *minibatch.left_out])
             batch = on_mesh(batch, stage.mesh)
         policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one
@@ -369,6 +372,11 @@ def make_loss(
 
 
 def mask_truncated(batch: Batch, rollouts: Sequence[Rollout]) -> Batch:
-    """Takes the tokens of completions cut by length out of the loss (they stay counted)."""
+    """Takes completions cut by length out of the loss, its means and the metrics' means.
+
+    `rollouts` are those of the batch's per-completion arrays, in their order.
+    """
     keep = np.array([1.0, *(float(not truncated(r)) for r in rollouts)], np.float32)
-    return replace(batch, loss_mask=batch.loss_mask * keep[batch.completion_ids])
+    loss_mask = batch.loss_mask * keep[batch.completion_ids]
+    targets = np.float32(max(loss_mask.sum(), 1.0))
+    return replace(batch, loss_mask=loss_mask, lengths=batch.lengths * keep, num_targets=targets)

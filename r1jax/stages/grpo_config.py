@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from r1jax.benchmarks.protocol import BenchmarkConfig
-from r1jax.config import ConfigError, check_choice
+from r1jax.config import Bounds, ConfigError, Count, NotNegative, Size, check_choice
 from r1jax.data.datasets import DataConfig
 from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses.aggregation import AGGREGATIONS
@@ -32,7 +32,7 @@ SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can 
 class EvaluationConfig:
     """What is measured beside training, on held-out problems."""
 
-    every: int = 0  # updates between two points of the curves; 0 = no curves
+    every: Count = 0  # updates between two points of the curves; 0 = no curves
     curve: dict[str, BenchmarkConfig] = field(default_factory=dict)  # asked at every point
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
     seed: int = 0  # of the samples
@@ -48,51 +48,63 @@ class GrpoConfig:
     data_at: dict[str, DataConfig] = field(
         default_factory=dict
     )  # {"1300": ...}: from that update on
-    total_steps: int = 10_400  # optimizer updates
+    total_steps: Size = 10_400  # optimizer updates
     # Their weights by name (r1jax.rewards.REWARDS, or "module:function"), as a dict or as pairs; in
     # the place of a weight may stand {"weight": 0.5, argument: value}. See rewards.load_rewards.
     rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # added to the rewards
     template: str = "r1_zero"  # how a question becomes a prompt: a key of data.chat.TEMPLATES
-    max_prompt_tokens: int = 1024  # tokens of a prompt, at most
+    max_prompt_tokens: Size = 1024  # tokens of a prompt, at most
     overlong_prompts: str = "error"  # what a longer prompt is; "drop": left out, and counted
     # max_tokens, temperature (of the rollouts, and of all log-probabilities), stop, ...
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=32_768))
     # {"8200": 65_536}: from that update on; so the paper's R1-Zero, where a config asks for it.
     max_tokens_at: dict[str, int] = field(default_factory=dict)
     allow_filtered_rollouts: bool = False  # top-p, top-k, min-p bias the ratio: refused unless set
-    group_size: int = 16  # completions of a question, the paper's G
-    prompts_per_update: int = 32  # questions of a minibatch
-    updates_per_rollout: int = 16  # minibatches that a rollout is sampled for and split into
-    rollouts_ahead: int = 0  # 1: a rollout is sampled before the updates on the one before it
-    dynamic_sampling: int = 0  # further rollouts at most, to replace groups that earn all the same
+    group_size: Size = 16  # completions of a question, the paper's G
+    prompts_per_update: Size = 32  # questions of a minibatch
+    updates_per_rollout: Size = 16  # minibatches that a rollout is sampled for and split into
+    rollouts_ahead: Annotated[int, Bounds(0, 1)] = (
+        0  # 1: a rollout is sampled before the updates on the one before it
+    )
+    dynamic_sampling: Count = (
+        0  # further rollouts at most, to replace groups that earn all the same
+    )
+    # What must differ within a group for it to count as varied: the "reward", or one of the rewards
+    # by its name; DAPO: "accuracy", which a term of length or language cannot stand in for.
+    vary_by: str = "reward"
     split_by: str = "question"  # a minibatch has whole groups; "output": outputs at random
     # What a completion that was cut by its length is worth: "grade" it as it stands, "zero" (its
     # reward), or "mask" (it is not learnt from).
     truncated: str = "grade"
-    advantage_std_eps: float = 1e-6  # added to the group's standard deviation
+    advantage_std_eps: NotNegative = 1e-6  # added to the group's standard deviation
     advantage_scale: bool = True  # divide by the group's standard deviation; False: Dr. GRPO
     # Advantages are those of the weighted "sum" of the rewards (the paper), or the weighted sum of
     # "each" reward's own, normalised over the batch.
     normalise: str = "sum"
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
-    ref_every: int = 400  # updates after which the reference becomes the current policy; 0 = never
+    ref_every: Count = (
+        400  # updates after which the reference becomes the current policy; 0 = never
+    )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    pack_length: int = 0  # tokens of a packed row; 0 = the longest prompt and completion
-    pack_choices: int = 1  # row lengths an update may take, down to 3/4 of it; all compiled first
-    microbatch_rows: int = 8  # packed rows in memory at once
+    pack_length: Count = 0  # tokens of a packed row; 0 = the longest prompt and completion
+    pack_choices: Annotated[int, Bounds(1, 8)] = (
+        1  # row lengths an update may take, down to 3/4 of it; all compiled first
+    )
+    microbatch_rows: Size = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
-    logits_chunk: int = 128  # positions whose logits exist at once
+    logits_chunk: Size = 128  # positions whose logits exist at once
     seed: int = 0  # of the order of questions, of the samples, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 16  # updates; taken at the end of the iteration
-    samples_per_step: int = 4  # completions a rollout shows in samples.jsonl
-    keep_rollouts: int = 0  # iterations whose rollout files stay; 0 = all
+    checkpoint_every: Count = 16  # updates; taken at the end of the iteration
+    show_every: Count = 20  # updates between two completions on the screen; 0 = none
+    samples_per_step: Count = 4  # completions a rollout shows in samples.jsonl
+    keep_rollouts: Count = 0  # iterations whose rollout files stay; 0 = all
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -106,7 +118,8 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
     check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
-    load_rewards(config.rewards)
+    rewards = [*load_rewards(config.rewards), *config.reward_models]
+    check_choice("config.vary_by", config.vary_by, ["reward", *rewards])
     if config.sampling.temperature <= 0:
         raise ConfigError(
             f"config.sampling.temperature {config.sampling.temperature} must be above 0 in training"
@@ -116,8 +129,6 @@ def check(config: GrpoConfig) -> None:
             "config.sampling draws from another distribution than the loss assumes; leave out"
             " top_p, top_k and min_p, or set config.allow_filtered_rollouts to True"
         )
-    if config.rollouts_ahead not in (0, 1):
-        raise ConfigError(f"config.rollouts_ahead {config.rollouts_ahead} must be 0 or 1")
     if config.rollouts_ahead and not config.loss.importance_cap:
         raise ConfigError(
             "config.rollouts_ahead trains on an older policy's rollouts: set"
@@ -125,14 +136,11 @@ def check(config: GrpoConfig) -> None:
         )
     if config.rollouts_ahead and config.dynamic_sampling:
         raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
-    sizes = ("group_size", "prompts_per_update", "updates_per_rollout", "microbatch_rows")
-    for name in (*sizes, "pack_choices"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"config.{name} {getattr(config, name)} must be at least 1")
-    if config.pack_choices > 8:
-        raise ConfigError(f"config.pack_choices {config.pack_choices} must be at most 8")
-    if config.dynamic_sampling < 0:
-        raise ConfigError(f"config.dynamic_sampling {config.dynamic_sampling} must be at least 0")
+    if config.group_size == 1 and config.critic is None:
+        raise ConfigError(
+            "config.group_size 1 leaves every advantage at 0, since it is taken within the group:"
+            " set it to 2 or more, or config.critic"
+        )
     for name in ("max_tokens_at", "data_at"):
         bad = [step for step in getattr(config, name) if not step.isdecimal()]
         if bad:
@@ -188,8 +196,3 @@ def in_effect(schedule: Mapping[str, Any], step: int) -> str | None:
     """The schedule's last key that is not after `step`; None before the first."""
     passed = [at for at in schedule if int(at) <= step]
     return max(passed, key=int) if passed else None
-
-
-def is_due(every: int, step: int, updates: int) -> bool:
-    """Whether a multiple of `every` lies among the last `updates` updates."""
-    return bool(every) and step // every > (step - updates) // every

@@ -37,6 +37,7 @@ from r1jax.training.run import TrainingRun
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import open_known
 
+SHOWN_SIDE = 200  # characters of a text's beginning, and of its end, on the screen
 REWARDS = "config.rewards"  # the name of the training's rewards in the run's sampler
 
 
@@ -142,14 +143,35 @@ class Rollouts:
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
         ]
-        if path.exists():
-            rollouts = [from_row(row) for row in read_jsonl(path)]
-        else:
+        rollouts = self._written(path, len(attempts[0]) * config.group_size)
+        if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             self._write(iteration, rollouts)
         questions = {p.example.id: p.example for prompts in attempts for p in prompts}
-        self._stage.writer.samples(step + 1, samples(config, rollouts, questions))
+        kept = list(samples(config, rollouts, questions))
+        self._stage.writer.samples(step + 1, kept)
+        if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
+            self._stage.progress.say(shown(kept[0]))
         return rollouts
+
+    def _written(self, path: epath.Path, count: int) -> list[Rollout] | None:
+        """An iteration's rollouts from their file; None where there is none, or not all of them.
+
+        Then they are sampled anew, the same ones, but for those that older parameters sampled.
+        """
+        if not path.exists():
+            return None
+        try:
+            rollouts = [from_row(row) for row in read_jsonl(path)]
+            if len(rollouts) == count:
+                return rollouts
+            problem = f"{path} has {len(rollouts)} of {count} rollouts"
+        except (DataError, KeyError) as error:
+            problem = str(error) if isinstance(error, DataError) else f"{path} has no key {error}"
+        if self._config.rollouts_ahead:
+            raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
+        logging.warning("%s: they are sampled again", problem)
+        return None
 
     def begin_ahead(self, iteration: int, step: int) -> Ungraded | None:
         """Samples an iteration's completions now, before the updates that it will start after.
@@ -301,7 +323,9 @@ def _rewards(config: GrpoConfig, rollouts: Sequence[Rollout]) -> np.ndarray:
 
 
 def varied(config: GrpoConfig, group: Sequence[Rollout]) -> bool:
-    """Whether a group has an advantage to learn from."""
+    """Whether a group has something to learn from: advantages, or answers of two kinds."""
+    if config.vary_by != "reward":
+        return len({rollout.reward_breakdown[config.vary_by] for rollout in group}) > 1
     return bool(rewarded(config, group).advantages.any())
 
 
@@ -314,6 +338,22 @@ def most_varied(config: GrpoConfig, groups: Sequence[list[Rollout]], count: int)
         for place, group in enumerate(chosen)
         for rollout in group
     ]
+
+
+def shown(sample: Mapping[str, Any]) -> str:
+    """A completion for the screen: what was asked, what came, and what it earned."""
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in sample["reward_breakdown"].items())
+    said = "\n".join(
+        f"  {line}" for name in ("question", "completion") for line in _shortened(sample[name])
+    )
+    return f"{said}\n  -> reward {sample['reward']:.3g} ({parts}), {sample['length']} tokens"
+
+
+def _shortened(text: str) -> list[str]:
+    """Its lines, of a long text the beginning and the end."""
+    if len(text) > 2 * SHOWN_SIDE:
+        text = f"{text[:SHOWN_SIDE]} ... {text[-SHOWN_SIDE:]}"
+    return text.strip().splitlines()
 
 
 def samples(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, DataError, Size, section
 from r1jax.data.chat import render
 from r1jax.data.datasets import (
     DataConfig,
@@ -29,6 +29,7 @@ from r1jax.data.decontaminate import NGRAM, Benchmarks
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import DATA, STATISTICS, absolute, write_data
 from r1jax.machines.hosts import wait_for_all
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.weights.load import load_tokenizer
 
@@ -52,7 +53,7 @@ class MixtureConfig:
     tokenizer: str  # a MODEL or a path; tokens are counted with it
     template: str = "chat"  # a key of data.chat.TEMPLATES, to count tokens
     benchmarks: dict[str, DataConfig] = field(default_factory=dict)  # evaluation questions
-    ngram: int = NGRAM  # words in a row that a row must not share with a benchmark
+    ngram: Size = NGRAM  # words in a row that a row must not share with a benchmark
     seed: int = 0  # of the order of rows
 
 
@@ -69,6 +70,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     config = section(MixtureConfig, config_dict)
     path = absolute(workdir)
     check_config(path, config_dict)
+    note_start(path, config)
     if not (path / STATISTICS).exists() and jax.process_index() == 0:
         rows, lost = _gather(config)
         if not rows:

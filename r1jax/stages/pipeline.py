@@ -87,7 +87,7 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
     config = section(PipelineConfig, config_dict)
     root = absolute(workdir)
     stages = ordered(config_dict, root)
-    local = jax.default_backend() == "cpu" and jax.process_count() == 1 and "://" not in str(root)
+    local = jax.default_backend() == "cpu" and jax.process_count() == 1
     if parallel > 1 and not local:
         raise ConfigError(
             "--parallel is for one process on CPUs with a local --workdir; on accelerators a stage"

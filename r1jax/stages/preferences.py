@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, DataError, Size, section
 from r1jax.data.datasets import DataConfig, Row, errors_at, messages_of, place_of, read_row, rows_of
 from r1jax.files import (
     CANDIDATES,
@@ -29,6 +29,7 @@ from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import QUERIES, judge_pairs
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 
 
@@ -40,7 +41,7 @@ class PreferencesConfig:
     data: DataConfig  # {"messages" | "prompt"[, "responses": [first, second]]}
     judge: ChatModelConfig  # says which of two responses is better
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
-    queries: int = QUERIES  # verdicts a pair, in random order of the two
+    queries: Size = QUERIES  # verdicts a pair, in random order of the two
     seed: int = 0  # of that order
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
@@ -62,6 +63,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         raise ConfigError(f"config.data.limit must be set: {config.data.function} has no end")
     path, mesh = absolute(workdir), make_mesh(config.mesh)
     check_config(path, config_dict)
+    note_start(path, config)
     missing = not (path / STATISTICS).exists()
     wait_for_all("looked")  # before one process writes it
     if missing:

@@ -27,7 +27,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, import_function, section
+from r1jax.config import ConfigError, DataError, Size, import_function, section
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import (
@@ -51,6 +51,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks.sandbox import choose_sandbox
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.types import Example, Rollout
 from r1jax.weights.load import ModelSource, open_source
@@ -71,17 +72,17 @@ class RejectionConfig:
     # What each reward must reach; with arguments: {"minimum": ..., argument: value}. A dict, or
     # pairs as in load_rewards.
     minimum: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    num_samples: int = 16  # completions of a question
-    per_prompt: int = 1  # of them become rows, at most
+    num_samples: Size = 16  # completions of a question
+    per_prompt: Size = 1  # of them become rows, at most
     template: str = "r1_zero"  # a key of data.chat.TEMPLATES
-    max_prompt_tokens: int = 1024  # a longer prompt is an error
+    max_prompt_tokens: Size = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=1.0, top_p=1.0)
     )
     judge: ChatModelConfig | None = None  # compares with the reference answer
     writer: ChatModelConfig | None = None  # refines what was kept (paper: DeepSeek-V3)
     rewriter: str | None = None  # module:function(example, text) -> text or None, instead
-    portion: int = 1024  # questions between two saves
+    portion: Size = 1024  # questions between two saves
     seed: int = 0  # of the samples
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"data": -1})
@@ -115,6 +116,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_located(example)
     weights, minima = split_minimum(config.minimum)
     check_config(path, config_dict)
+    note_start(path, config)
     begun = any((path / ROLLOUTS).glob("*")) or any((path / KEPT).glob("*"))
     keep_rows(path, {"config.data": examples}, {"config.data"} if begun else ())
     if not (path / STATISTICS).exists():

@@ -20,10 +20,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.estimators import mean_and_standard_error
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, Count, DataError, Positive, Size, section
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
+    HeldOutConfig,
     Row,
     check_keys,
     errors_at,
@@ -44,20 +45,12 @@ from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.machines.mesh import check_divisible
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import FINITE, TrainingRun, open_run
+from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
-
-
-@dataclass(frozen=True)
-class HeldOutConfig:
-    """Rows like those of training, for the accuracy on what was not trained on."""
-
-    data: DataConfig | None = None
-    every: int = 0  # updates between two measurements; there is one before and one at the end
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,11 @@ class RewardModelConfig:
     data: DataConfig
     kind: Literal["pairwise", "pointwise"] = "pairwise"  # Bradley-Terry, or safe or not
     reads: Literal["summary", "response"] = "summary"  # what stands behind the thoughts, or all
-    epochs: float = 1.0  # of finite data
-    total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
-    batch_size: int = 256  # rows of an update
-    pack_length: int = 8192  # tokens of a packed row; a pair (or a response) must fit
-    microbatch_rows: int = 8  # packed rows in memory at once
+    epochs: Positive = 1.0  # of finite data
+    total_steps: Count = 0  # updates; 0 = as many as `epochs` of the rows have
+    batch_size: Size = 256  # rows of an update
+    pack_length: Size = 8192  # tokens of a packed row; a pair (or a response) must fit
+    microbatch_rows: Size = 8  # packed rows in memory at once
     template: str = "chat"  # a key of data.chat.TEMPLATES
     overlong: Literal["error", "drop"] = "error"  # rows that don't fit
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
@@ -83,7 +76,7 @@ class RewardModelConfig:
     seed: int = 0  # of the order of rows, of the head
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 100  # updates
+    checkpoint_every: Count = 100  # updates
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -136,11 +129,12 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 batch = on_mesh(batch, stage.mesh)
             with stage.timer("update"):
                 metrics = jax.device_get(trained.update(step_fn, batch))
-            stage.log(step, "reward_model", metrics | packing, FINITE)
+            stage.log(step, "reward_model", metrics | packing)
+            stage.watch(step, metrics, batch)
             every, last = config.held_out.every, step == config.total_steps
             if last or (every and step % every == 0):
                 _measure(config, stage, measure, held_out_groups, step)
-            if last or step % config.checkpoint_every == 0:
+            if last or is_due(config.checkpoint_every, step):
                 stage.save(step)
     print(f"model and metrics are in {stage.workdir}")
 

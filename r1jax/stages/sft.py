@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, Count, DataError, Positive, Share, Size, section
 from r1jax.data.chat import control_token_in, render, rendered_document, template_variables
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
+    HeldOutConfig,
     Row,
     check_keys,
     errors_at,
@@ -35,18 +36,21 @@ from r1jax.data.datasets import (
 from r1jax.data.fingerprint import keep_rows
 from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_group
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics, token_mean
 from r1jax.losses.logprobs import teacher_kl, token_loss
 from r1jax.losses.supervised import nll_loss
 from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
+from r1jax.reports.write import write_report
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.run import FINITE, TrainingRun, open_run
-from r1jax.training.train_state import OptimizerConfig, on_mesh
+from r1jax.training.run import TrainingRun, is_due, open_run
+from r1jax.training.train_state import OptimizerConfig, microbatch, on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource, open_known, open_source
 
+SHOWN = {"sft/loss": "loss", "eval/held_out/nll": "held out"}
 Rows = Sequence[Row] | Callable[[int], Row]
 
 
@@ -55,8 +59,8 @@ class TeacherConfig:
     """Distillation on a teacher's logits (`distill`), beside or instead of the text (`sft`)."""
 
     model: ModelSource  # with the student's tokenizer
-    weight: float = 1.0  # of KL(teacher || student); the negative log-likelihood has the rest
-    temperature: float = 1.0  # of both
+    weight: Share = 1.0  # of KL(teacher || student); the negative log-likelihood has the rest
+    temperature: Positive = 1.0  # of both
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ class SftConfig:
     stage: str  # "sft"
     model: ModelSource
     data: DataConfig
-    epochs: float = 2.0  # of finite data
-    total_steps: int = 0  # updates; 0 = as many as `epochs` of the rows have
-    batch_size: int = 128  # sequences of an update
-    pack_length: int = 32_768  # tokens of a packed row
-    microbatch_rows: int = 8  # packed rows in memory at once
+    epochs: Positive = 2.0  # of finite data
+    total_steps: Count = 0  # updates; 0 = as many as `epochs` of the rows have
+    batch_size: Size = 128  # sequences of an update
+    pack_length: Size = 32_768  # tokens of a packed row
+    microbatch_rows: Size = 8  # packed rows in memory at once
     template: str = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
     # Control tokens written out in a `text` (<|im_start|>user ...): those tokens, or plain text.
@@ -79,12 +83,13 @@ class SftConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: int = 0  # of the order of rows, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
-    checkpoint_every: int = 200  # updates
-    log_every: int = 1  # updates between two lines of metrics.jsonl
-    logits_chunk: int = 128  # positions whose logits exist at once
+    checkpoint_every: Count = 200  # updates
+    log_every: Size = 1  # updates between two lines of metrics.jsonl
+    logits_chunk: Size = 128  # positions whose logits exist at once
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -106,7 +111,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     opened = open_known(config.model)
     if opened is not None:  # what is wrong is said before the model is loaded
         check_rows(config, rows, opened.tokenizer, opened.config.max_length)
-    with open_run(config, config_dict, workdir, shown={"sft/loss": "loss"}) as stage:
+    with open_run(config, config_dict, workdir, SHOWN) as stage:
         if opened is None:
             check_rows(config, rows, stage.tokenizer, stage.trained.model.config.max_length)
         keep_rows(stage.workdir, {"config.data": rows}, {"config.data"} if stage.start else ())
@@ -116,6 +121,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         step_fn = trained.make_step(
             make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
         )
+        held_out = HeldOut(config, stage)
+        if stage.start == 0:
+            held_out.measure(0)
         data = _batches(config, stage, rows, start=stage.start)
         for step in range(stage.start + 1, config.total_steps + 1):
             stage.profiler.step(step)
@@ -125,12 +133,55 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 batch = on_mesh(batch, stage.mesh)
             with stage.timer("update"):
                 metrics = trained.update(step_fn, batch, *frozen)
+            stage.watch(step, metrics, batch)
             if step % config.log_every == 0 or step == config.total_steps:
                 with stage.timer("update"):  # the device is waited for here
                     metrics = jax.device_get(metrics)
-                stage.log(step, "sft", metrics | packed, FINITE)
-            if step % config.checkpoint_every == 0 or step == config.total_steps:
+                stage.log(step, "sft", metrics | packed)
+            if is_due(config.held_out.every, step) or step == config.total_steps:
+                held_out.measure(step)
+            if is_due(config.checkpoint_every, step) or step == config.total_steps:
                 stage.save(step)
+    if jax.process_index() == 0:
+        for path in write_report([workdir], workdir):
+            print(f"wrote {path}")
+        print(f"model and metrics are in {absolute(workdir)}")
+
+
+class HeldOut:
+    """The loss on rows that are not trained on, where the config names any."""
+
+    def __init__(self, config: SftConfig, stage: TrainingRun) -> None:
+        self._stage = stage
+        self._batch: Batch | None = None
+        if config.held_out.data is None:
+            return
+        config = dataclasses.replace(config, data=config.held_out.data)
+        rows = checked_rows(config.data, "config.held_out.data")
+        if callable(rows):
+            raise ConfigError(f"config.held_out.data.limit must be set: {config.data.function}")
+        check_rows(config, rows, stage.tokenizer, config.pack_length, "config.held_out.data")
+        fitted = (_fitted(row, i, stage.tokenizer, config)[0] for i, row in enumerate(rows))
+        groups = [group for group in fitted if group is not None]
+        packed = pack(groups, config.pack_length, config.microbatch_rows)
+        self._batch = on_mesh(packed, stage.mesh)
+        loss_fn = make_loss(stage.trained.model, config.logits_chunk)
+
+        def nll(params: Any, batch: Batch) -> jax.Array:
+            def add(index: Any, total: jax.Array) -> jax.Array:
+                return total + loss_fn(params, microbatch(batch, index))[0]
+
+            return jax.lax.fori_loop(0, batch.microbatches, add, jnp.float32(0))
+
+        self._nll = jax.jit(nll)
+
+    def measure(self, step: int) -> None:
+        """Nats per target token, as a metric of that step."""
+        if self._batch is None:
+            return
+        with self._stage.timer("evaluation"):
+            nll = jax.device_get(self._nll(self._stage.trained.params, self._batch))
+        self._stage.log(step, "eval", {"held_out/nll": nll})
 
 
 def make_loss(
@@ -234,9 +285,9 @@ def steps_of(config: SftConfig, rows: Rows) -> int:
     return math.ceil(config.epochs * len(rows) / config.batch_size)
 
 
-def checked_rows(config: DataConfig) -> Rows:
+def checked_rows(config: DataConfig, key: str = "config.data") -> Rows:
     """The rows of the source; of those that have an end, each has something to learn."""
-    rows = rows_of(config, "config.data")
+    rows = rows_of(config, key)
     for index, row in enumerate([] if callable(rows) else rows):
         if not isinstance(row, Mapping):
             raise DataError(f"{_place(row, index, config)}: {_needs(row)}")
@@ -245,7 +296,13 @@ def checked_rows(config: DataConfig) -> Rows:
     return rows
 
 
-def check_rows(config: SftConfig, rows: Rows, tokenizer: Tokenizer, max_length: int) -> None:
+def check_rows(
+    config: SftConfig,
+    rows: Rows,
+    tokenizer: Tokenizer,
+    max_length: int,
+    key: str = "config.data",
+) -> None:
     """Looks at every row of a source with an end, before the first update.
 
     DataError with its place for a row that cannot be learnt; what is cut or left out is counted.
@@ -260,11 +317,11 @@ def check_rows(config: SftConfig, rows: Rows, tokenizer: Tokenizer, max_length: 
     fates = Counter(_fitted(row, index, tokenizer, config)[1] for index, row in enumerate(rows))
     for fate, count in fates.items():
         if fate != WHOLE:
-            logging.warning("config.data: %d of %d rows %s", count, len(rows), fate)
+            logging.warning("%s: %d of %d rows %s", key, count, len(rows), fate)
     if not config.control_tokens:
         _warn_of_control_tokens(config, rows, tokenizer)
     if not fates[WHOLE] + fates[CUT]:
-        raise DataError(f"config.data: no row is learnt from; of {len(rows)}, {_said(fates)}")
+        raise DataError(f"{key}: no row is learnt from; of {len(rows)}, {_said(fates)}")
 
 
 def _warn_of_control_tokens(config: SftConfig, rows: Sequence[Row], tokenizer: Tokenizer) -> None:

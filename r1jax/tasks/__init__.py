@@ -46,7 +46,13 @@ from r1jax.tasks.logic_task import (
     same_roles,
     solves_countdown,
 )
-from r1jax.tasks.math_task import last_formula, last_number, same_formula, same_integer
+from r1jax.tasks.math_task import (
+    check_formula,
+    last_formula,
+    last_number,
+    same_formula,
+    same_integer,
+)
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -61,6 +67,8 @@ class Task:
     extract: Callable[[str], str | None]  # lenient: the last thing like an answer, anywhere
     equivalent: Callable[[Example, str], bool]  # strict: the answer as a whole, nothing around it
     final: Callable[[str], list[str]] = final_answers
+    # `final`, where the example says more of what the answer looks like
+    final_for: Callable[[str, Example], list[str]] | None = None
     comparable: bool = True  # whether two answers can be compared
     same: Callable[[str, str], bool] | None = None  # how, where not by `equivalent`
     # DataError for what no completion could get right; None: the answer must equal itself
@@ -68,7 +76,7 @@ class Task:
 
 
 TASKS = {
-    "math": Task(last_formula, same_formula),
+    "math": Task(last_formula, same_formula, check=check_formula),
     "integer": Task(last_number, same_integer),
     "sorted": Task(last_list, same_list),
     "letter": Task(last_letter, same_letter),
@@ -84,7 +92,14 @@ TASKS = {
     ),
     "knights": Task(last_roles, same_roles),
     "gym": Task(last_line, solves_gym, comparable=False, check=check_gym),
-    "code": Task(last_program, passes_tests, final_programs, comparable=False, check=check_code),
+    "code": Task(
+        last_program,
+        passes_tests,
+        final_programs,
+        final_programs,
+        comparable=False,
+        check=check_code,
+    ),
 }
 
 
@@ -111,6 +126,12 @@ def check_example(example: Example) -> None:
         task.check(example)
     elif not task.equivalent(example, example.answer):
         raise DataError(f"example {example.id}: {example.answer!r} is no {example.task} answer")
+
+
+def finals(example: Example, text: str) -> list[str]:
+    """The final answers of a completion to this example."""
+    task = task_of(example.task)
+    return task.final(text) if task.final_for is None else task.final_for(text, example)
 
 
 def final_answer(text: str, task: str = "math") -> str | None:

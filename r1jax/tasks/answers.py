@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 
@@ -10,31 +11,39 @@ def final_answers(text: str) -> list[str]:
     r"""The final answer as written, [] if there is none; several if it boxes several values.
 
     It stands in the last <answer>...</answer> behind the thoughts (there in \boxed{} or bare), or
-    else in the \boxed{} values behind the last </think>. Without these tags it is the line of the
-    last \boxed{}. What stands before a </think> never counts, nor does a box behind a <think> that
-    is never closed (an <answer> there does: it ends the thoughts).
+    else in the last \boxed{} behind the last </think>, with those in the same sentence: "\boxed{5}
+    or \boxed{6}" are two answers, of which a reward wants both right, but a box that a later
+    sentence corrects is no final answer any more (the paper grades one, in its box). Without these
+    tags the same holds of all the text. What stands before a </think> never counts, nor does a box
+    behind a <think> that is never closed (an <answer> there does: it ends the thoughts).
     """
     final = after_thoughts(text)
     tagged = tagged_answer(final)
-    if tagged is not None:
-        boxes = [value for value, _ in boxed_values(tagged)]
-        return list(dict.fromkeys(boxes)) or [tagged.strip()]
-    final = final.partition("<think>")[0]
-    found = boxed_values(final)
-    if found and "</think>" not in text:
-        line_start = final.rfind("\n", 0, found[-1][1])
-        found = [(value, place) for value, place in found if place > line_start]
-    return list(dict.fromkeys(value for value, _ in found))
+    final = final.partition("<think>")[0] if tagged is None else tagged
+    boxes = boxed_values(final)
+    last = boxes[-1:]
+    for (value, start), (_, later) in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
+        if _SENTENCE_END.search(final, start + len(value), later):
+            break
+        last.append((value, start))
+    values = list(dict.fromkeys(value for value, _ in last[::-1]))
+    return values or ([] if tagged is None else [tagged.strip()])
 
 
+_SENTENCE_END = re.compile(r"[.!?](?:[\s$*)]|\\[)\]])|[。！？\n]")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 MAX_CHARACTERS = 20_000  # of a text that extraction looks at, counted from its end
 
 
+# Letters and a symbol of no shape: fillers of Hangul, an empty Braille cell.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
+
 def visible(text: str) -> bool:
-    return any(character.isprintable() and not character.isspace() for character in text)
+    """Whether there is something to see: marks, controls, spaces and fillers alone are nothing."""
+    return any(unicodedata.category(x)[0] in "LNPS" and x not in _BLANK for x in text)
 
 
 def after_thoughts(text: str) -> str:

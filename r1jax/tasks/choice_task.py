@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from r1jax.tasks.math_task import plain, to_ascii
+from r1jax.tasks.writing import bare_words, plain, to_ascii
 
 if TYPE_CHECKING:
     from r1jax.types import Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).]?")
 _LETTER_TOKEN = re.compile(r"(?<![A-Za-z'])[A-Z](?![A-Za-z'])")
-# "C", "(C)", "C. Paris", "(C) Paris", "C: Paris"
-_CHOICE = re.compile(r"\(?([A-Ja-j])(?:[).:、]\s*(\S.*)?)?", re.DOTALL)
+# "C", "(C)", "C. Paris", "(C) Paris", "C: Paris", "Option C", "Answer: C", "选C"
+_CHOICE = re.compile(
+    r"(?:(?i:(?:final\s+)?answer\s*:|(?:option|choice)\b:?)|答案\s*[:为是]|选项?:?)?\s*"
+    r"\(?([A-Ja-j])\s*(?:[).:、,]+\s*(\S.*)?|选项|项)?",
+    re.DOTALL,
+)
 _OPTION = re.compile(r"(?<![A-Za-z])(?:[A-J][).:、]|(?:or|and)\s+\(?[A-J]\b)|[或和]\s*[A-J]")
 _MORE = re.compile(r"\(?[A-J]\)?\s*(?:[,、;/]|$)")  # what is behind a first letter names others
 _CHOICE_TOKEN = re.compile(r"(?<![A-Za-z'])[A-J](?![A-Za-z'])")
@@ -41,7 +45,8 @@ def same_letter(example: Example, answer: str) -> bool:
 
 def choice(text: str) -> str | None:
     """The option A-J that `text` names, alone or before the option's text; None if it names two."""
-    match = _CHOICE.fullmatch(plain(text))
+    marked = re.sub(r"\*\*|[$~]|\\[ ,;]|\\q?quad", " ", bare_words(to_ascii(text)))
+    match = _CHOICE.fullmatch(plain(re.sub(r"\s+", " ", marked)))
     rest = match[2] or "" if match else ""
     if not match or _OPTION.search(rest) or _MORE.match(rest):
         return None

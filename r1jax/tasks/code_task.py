@@ -18,6 +18,7 @@ equality and yes-or-no questions to a text, a set or a number.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import math
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import DataError
 from r1jax.tasks.answers import after_thoughts, tagged_answer
+from r1jax.tasks.programs import asked_names, defined, program_of
 from r1jax.tasks.sandbox import (
     Child,
     Limits,
@@ -50,10 +52,6 @@ if TYPE_CHECKING:
 Verdict = Literal["passed", "wrong_answer", "time_limit", "memory_limit", "crash", "refused"]
 MAX_PROGRAM = 100_000  # characters; a longer one is refused
 MAX_DATA = 1 << 20  # bytes that the harness may write
-_FENCE = re.compile(  # an opening one may stand behind a tag: <answer>```python
-    r"(?:^|(?<=>))[ \t]*```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE
-)
-_LANGUAGES = ("", "python", "python3", "py")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -66,17 +64,29 @@ class Result:
 
 
 def last_program(text: str) -> str | None:
-    """The last closed block of Python (or of no language) between ``` anywhere."""
-    blocks = [code for language, code in _FENCE.findall(text) if language.lower() in _LANGUAGES]
-    return blocks[-1] if blocks else None
+    """The last closed block of Python anywhere that answers, as far as the text tells."""
+    return program_of(text)
 
 
-def final_programs(text: str) -> list[str]:
-    """The last such block behind the thoughts, inside <answer> where there is one; [] if none."""
+def final_programs(text: str, example: Example | None = None) -> list[str]:
+    """That block behind the thoughts, inside <answer> where there is one; [] if there is none.
+
+    Which block answers is said by the example's tests: it defines what they call, or reads input.
+    """
     final = after_thoughts(text)
     tagged = tagged_answer(final)
-    program = last_program(final.partition("<think>")[0] if tagged is None else tagged)
+    final = final.partition("<think>")[0] if tagged is None else tagged
+    program = program_of(final) if example is None else program_of(final, *_asked(example))
     return [] if program is None else [program]
+
+
+def _asked(example: Example) -> tuple[set[str], bool]:
+    """(the names that the tests call, whether they give input)."""
+    tests, prelude = example.metadata["tests"], example.metadata.get("prelude", "")
+    code = "\n".join(test for test in tests if isinstance(test, str))
+    names = asked_names(code) - defined(prelude) - set(dir(builtins))
+    given = any(not isinstance(test, str) and test["input"].strip() for test in tests)
+    return names, given
 
 
 def check_code(example: Example) -> None:

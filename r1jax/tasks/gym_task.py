@@ -12,7 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from r1jax.config import ConfigError, DataError
-from r1jax.tasks.math_task import TOO_BIG, OutOfTime, time_limit
+from r1jax.tasks.formulas import OutOfTime, time_limit
+from r1jax.tasks.math_task import TOO_BIG
 
 if TYPE_CHECKING:
     from r1jax.types import Example

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from r1jax.config import DataError
-from r1jax.tasks.math_task import plain, to_ascii
+from r1jax.tasks.writing import plain, to_ascii
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -26,11 +26,12 @@ _INT = r"[+-]?[0-9]+"
 _LIST = re.compile(rf"(?<![0-9]){_INT}(?:\s*[,、]\s*{_INT})+")
 _SEPARATOR = re.compile(r"\s*[,、;]\s*|\s+")
 _BRACKETS = ("[]", "()", "{}")
-# "Amelia is a knight", "Amelia: knave", "Amelia is not a knave"
+# "Amelia is a knight", "Amelia: knave", "Amelia is not a knave"; not "is a knight or a knave"
 _ROLE = re.compile(
     r"(?<![^\W\d_])([^\W\d_]{1,40}+)(?:\s{1,9}is\s|:|\s{0,9}=)\s{0,9}(not\s)?(?:an?\s)?"
-    r"(?i:(knight|knave))(?![a-z])"
+    r"(?i:(knight|knave))(?![a-z])(?![,\s]{0,9}(?:or\b|and/or|if\b|unless\b|\?|/))"
 )
+_HEDGED = re.compile(r"\b(?:or|either|if|unless|maybe|perhaps|possibly)\b|[?/]", re.IGNORECASE)
 _ARITHMETIC = re.compile(r"[0-9+\-*/() ]+")
 
 
@@ -117,8 +118,11 @@ def _unmarked(text: str) -> str:
 
 
 def roles(text: str) -> dict[str, bool] | None:
-    """{name: is a knight} of all statements in `text`; None if there are none or two disagree."""
+    """{name: is a knight} of all statements in `text`; None if there are none or two disagree, or
+    it leaves something open ("a knight or a knave")."""
     found: dict[str, bool] = {}
+    if _HEDGED.search(text):
+        return None
     for name, negated, role in _ROLE.findall(_unmarked(text)):
         knight = (role.lower() == "knight") != bool(negated)
         if found.setdefault(name.casefold(), knight) != knight:

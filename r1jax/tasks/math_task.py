@@ -1,41 +1,45 @@
 """Numbers and formulas: what an answer says, and whether it equals the reference.
 
-Integers are compared as digits; only the rest goes through math-verify (sympy), under a limit of
-processor time, so that no answer can hang a grader.
+Integers are compared as digits. Otherwise the structure of both is read (structure.py: lists, sets,
+intervals, equations; units.py: units), and the formulas in it are compared by math-verify's parser
+and sympy (formulas.py), under a limit of processor time, so that no answer can hang a grader.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from r1jax.config import DataError
+from r1jax.tasks import formulas
 from r1jax.tasks.answers import BOX_TOKEN, boxed_values
+from r1jax.tasks.choice_task import choice
+from r1jax.tasks.computed import is_idle, is_worked_out, repeats
+from r1jax.tasks.formulas import OutOfTime, formula, same_equations, same_formulas, same_sets
+from r1jax.tasks.structure import (
+    Equation,
+    Group,
+    Matrix,
+    Node,
+    Region,
+    Value,
+    interval_of,
+    read,
+)
+from r1jax.tasks.units import split_unit, units_agree
+from r1jax.tasks.writing import TEXT, bare_words, compact, plain, to_ascii, written
 
 if TYPE_CHECKING:
     from r1jax.types import Example
 
 MAX_ANSWER = 1_000  # characters; a longer answer is wrong
-MAX_WORDS = 4  # in a formula
+MAX_WORDS = 6  # in a formula
 MAX_DEPTH = 20  # of braces in a formula
-TIME_LIMIT = 3.0  # seconds of processor time for one parse, and for one comparison
+MAX_ITEMS = 50  # of a list or set
 
-# Full-width ASCII, the ideographic space and full stop, and three more ways to write a minus.
-_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
-    0x3000: " ",
-    0x3002: ".",
-    0x2212: "-",
-    0x2013: "-",
-    0xFE63: "-",
-}
-_WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\{([^{}]*)\}")
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _INTEGER = re.compile(rf"([+-]?) ?({_DIGITS})(?:\.0*)?")
 # A minus right behind a digit, letter or closing bracket is an operator, not a sign.
@@ -43,32 +47,10 @@ _NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])[+-])?{_DIGITS}(?:\.[0-9]+)?")
 # Sympy would work for minutes on these: exponents in the millions, towers, huge factorials.
 TOO_BIG = re.compile(
     r"(?:\^|\*\*)[\s{(]*-?(?:[0-9]{5,}|[0-9.]+\s*(?:\^|\*\*))|[0-9]{4,}[\s)}]*!|[0-9]{400,}"
+    r"|!\s*!|binom\s*\{?\s*[0-9]{5,}"
 )
-
-
-_BASE = re.compile(r"[0-9]_\{?[0-9]")  # 52_8, a number in another base
-_ABOUT = re.compile(r"\\(?:approx|sim|simeq|ne|neq|not)(?![A-Za-z])|[≈≠]")
-
-
-class OutOfTime(BaseException):
-    """Not an Exception, so that sympy's own handlers let it pass."""
-
-
-def to_ascii(text: str) -> str:
-    """Full-width characters as ASCII, TeX's ways to group thousands as commas."""
-    text = text.translate(_TO_ASCII)
-    return text.replace("{,}", ",").replace(r",\!", ",").replace(r"\!", "")
-
-
-def plain(text: str) -> str:
-    """`text` in ASCII without what is wrapped around an answer: $...$, \\text{...}, a full stop."""
-    text = to_ascii(text).strip().removesuffix(".").strip()
-    for opening, closing in _WRAPPERS:
-        inside = text[len(opening) : len(text) - len(closing)]
-        if text == opening + inside + closing and opening not in inside:
-            text = inside.strip().removesuffix(".").strip()
-    wrapped = _TEXT_COMMAND.fullmatch(text)
-    return wrapped[1].strip() if wrapped else text
+_BASE = re.compile(r"[0-9]_\{?(?:[0-9]|\\text)")  # 52_8, a number in another base
+_ABOUT = re.compile(r"\\(?:approx|sim|simeq|not|cong)(?![A-Za-z])|≈")
 
 
 def integer(text: str) -> str | None:
@@ -90,125 +72,459 @@ def same_integer(example: Example, answer: str) -> bool:
     return integer(answer) is not None and integer(answer) == integer(example.answer)
 
 
+_LAST_FORMULA = re.compile(
+    r"(?<!\\)\$([^$\n]{1,200})(?<!\\)\$|\\\((.{1,200}?)\\\)"
+    rf"|(-?\\[dt]?frac\{{[^{{}}]{{1,40}}\}}\{{[^{{}}]{{1,40}}\}})|({_NUMBER.pattern}(?:/[0-9]+)?)"
+)
+
+
 def last_formula(text: str) -> str | None:
-    r"""The last \boxed{} anywhere, or else the last number."""
+    r"""The last \boxed{} anywhere, or else the last number, or what it is part of: $...$, 3/4."""
     boxes = boxed_values(text)
-    return boxes[-1][0] if boxes else last_number(text)
+    if boxes:
+        return boxes[-1][0]
+    found = None
+    for match in _LAST_FORMULA.finditer(to_ascii(text)):
+        formula_in_dollars = match[1] or match[2]
+        if formula_in_dollars is None or re.search("[0-9]", formula_in_dollars):
+            found = next(x for x in match.groups() if x is not None)
+    return found
+
+
+# -- references ------------------------------------------------------------------------------------
+
+_INTRODUCED = re.compile(
+    r"\b(?:answer|solution|result)\b.{0,20}?\b(?:is|are)\b|答案", re.IGNORECASE
+)
+_LETTER_AND_VALUE = re.compile(
+    rf"(?:{TEXT}\{{\s*)?\(([A-J])\)\s*\}}?[\s\\~:.]*([^\s}}].*)", re.DOTALL
+)
+
+
+@lru_cache(maxsize=10_000)
+def references(text: str) -> tuple[str, ...]:
+    """What counts as the reference: several only for a letter with its value.
+
+    What stands behind GSM8K's ####, or alone in a JSON list.
+    """
+    if "####" in text:
+        text = text.rpartition("####")[2].strip()
+    if text[:1] == "[" and '"' in text:
+        try:
+            items = json.loads(text)
+        except ValueError:
+            items = []
+        if len(items) == 1:
+            text = str(items[0])
+    if match := _LETTER_AND_VALUE.fullmatch(text.strip().strip("$")):
+        return match[1], match[2].strip(" }$")
+    return (text,)
+
+
+def check_formula(example: Example) -> None:
+    """DataError for a reference that no answer could be like."""
+    text = example.answer
+    (*_, reference) = references(text)
+    problem = None
+    if not plain(reference):
+        problem = "is empty" if not text.strip() else "has no answer behind its last ####"
+    elif reference[:1] in "[{" and '"' in reference:
+        problem = "is JSON, not one answer"
+    elif len(reference) > MAX_ANSWER or "\n\n" in reference.strip():
+        problem = "is a text rather than an answer"
+    elif _INTRODUCED.search(reference):
+        problem = "is a sentence; the answer alone is wanted"
+    elif not same_formula(example, reference):
+        problem = "is not even equal to itself"
+    if problem:
+        raise DataError(f"example {example.id}: {text[:200]!r} is no math answer: it {problem}")
+
+
+# -- comparison ------------------------------------------------------------------------------------
 
 
 def same_formula(example: Example, answer: str) -> bool:
-    """Whether `answer` is written like the reference or equals it according to math-verify.
+    """Whether `answer` is written like the reference or equals it.
 
-    Prose is no answer, nor is a piece of the question that equals the reference ("2+3" for 5).
+    Prose is no answer, nor is a calculation that stands in the question or is left to do ("2+3" for
+    5, see computed.py).
     """
-    gold, answer = plain(example.answer), plain(answer)
-    if not gold or not answer or len(answer) > MAX_ANSWER:
+    if len(answer) > MAX_ANSWER:
+        return False
+    return _literal(example.answer) == _literal(answer) != "" or any(
+        _same_reference(reference, answer, example.question)
+        for reference in references(example.answer)
+    )
+
+
+def _same_reference(gold: str, answer: str, question: str) -> bool:
+    gold, answer = gold.strip(), answer.strip()
+    if not gold or not answer:
         return False
     if _literal(gold) == _literal(answer):
         return True
     if integer(gold) is not None and integer(answer) is not None:
         return integer(gold) == integer(answer)
-    if _TEXT_COMMAND.fullmatch(example.answer.strip("$. ")):  # to sympy east is teas: e*a*s*t
-        return gold.strip("()").casefold() == answer.strip("()").casefold()
-    if _is_no_formula(answer) or _repeats(example.question, answer):
+    letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
+    if _LETTERS.fullmatch(plain(gold)) and (letters := _letters(answer)):
+        return letters == plain(gold)
+    answer = _ANNOUNCED.sub("", answer)
+    if letter and (plain(answer)[:1].isupper() or gold != letter):
+        return choice(answer) == letter
+    exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
+    answer = exact.strip() if re.search("[0-9]", exact) else answer  # \sqrt{51} \approx 7.14
+    if _ABOUT.search(gold):
+        gold, answer = (_ABOUT.sub("", text).strip() for text in (gold, answer))
+    if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
         return False
-    if _BASE.search(gold + " " + answer):  # 52_8: to sympy the index is nothing
-        return re.sub(r"[{}]", "", _literal(gold)) == re.sub(r"[{}]", "", _literal(answer))
-    return all(_verified(gold, side) for side in _sides(gold, answer))
+    comparison = Comparison(_variables(question), compact(written(question)))
+    formulas.load()  # takes no time of the answer's
+    try:
+        with formulas.time_limit(TIME_LIMIT):
+            return not repeats(question, gold, answer) and any(
+                comparison.same(first, second) for first in read(gold) for second in read(answer)
+            )
+    except (OutOfTime, RecursionError):
+        return False
 
 
-def _sides(gold: str, answer: str) -> list[str]:
-    """What must equal the reference: every side of an equation but a variable's name ("x = 5").
-
-    Math-verify looks at the last side only, so that 6 = 5 would be 5.
-    """
-    if "=" in gold or not re.search(r"(?<![<>!:])=", answer):
-        return [answer]
-    sides = answer.split("=")
-    named = len(sides) == 2 and re.match(r"\s*\\?[A-Za-z]", sides[0])
-    return sides[1:] if named else sides
+TIME_LIMIT = formulas.TIME_LIMIT
 
 
+_ANNOUNCED = re.compile(
+    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]|答案?\s*[:：为是]+"
+    r"|[一总合]?共计?(?=\s*[0-9]))\s*\}?\s*",
+    re.IGNORECASE,
+)
+_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?")  # several choices: ACD
+
+
+def _letters(text: str) -> str | None:
+    """ACD for A, C and D in any order; None if it is something else."""
+    found = re.sub(r"\band\b|[\s,;、和及.()]", "", bare_words(to_ascii(text)))
+    alike = re.fullmatch("[A-J]+", found) and len(set(found)) == len(found)
+    return "".join(sorted(found)) if alike else None
+
+
+@lru_cache(maxsize=20_000)
 def _literal(text: str) -> str:
-    """`text` without what doesn't show: spaces that part no words or numbers, \\left, \\dfrac."""
-    text = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", text)
-    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}", text)
-    return re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z\s])", "", text)
+    """`text` without what doesn't show, bases with their braces left out."""
+    return re.sub(r"_\{?([0-9]+)\}?", r"_\1", compact(written(text)).rstrip("."))
 
 
 def _is_no_formula(answer: str) -> bool:
     """Whether it is prose (more words than a unit needs), or too big or broken for sympy."""
     words = re.findall(r"[A-Za-z]{2,}|[\u4e00-\u9fff]{2}", re.sub(r"\\[A-Za-z]+", " ", answer))
-    if len(words) > MAX_WORDS or "?" in answer or TOO_BIG.search(answer) or _ABOUT.search(answer):
+    if len(words) > MAX_WORDS or "?" in answer or _is_too_big(answer) or _ABOUT.search(answer):
         return True
     depth = 0
     for token in BOX_TOKEN.finditer(answer):
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if not 0 <= depth <= MAX_DEPTH:
             return True
-    return depth != 0
+    return depth != 0 or len(re.findall(r"[(\[|]", answer)) > 3 * MAX_DEPTH
 
 
-def _repeats(question: str, answer: str) -> bool:
-    """Whether `answer` is a calculation that stands in the question; a lone fraction is none."""
-    answer = re.sub(r"\^\{?\\circ\}?", "", _literal(answer))
-    calculation = re.search(r"[0-9A-Za-z)}!]\s*(?:[-+*/^!]|\\times|\\cdot|\\div)|\\sqrt", answer)
-    if not calculation or re.fullmatch(r"-?[0-9]+/[0-9]+", answer):
+_NESTED = re.compile(  # counts of counts
+    r"\\(?:sum|prod|binom|int|lim)(?![A-Za-z]).*[)}]\s*!|\\binom\s*\{[^{}]*\\[a-z]{3}|[)}]\s*\^.*\\binom"
+    r"|\^\s*\{[^{}]*(?:!|\\(?:binom|sum|prod))"
+)
+
+
+def _is_too_big(text: str) -> bool:
+    text = written(text)
+    counts = re.search(r"!|\\(?:[dt]?binom|choose|prod|sum|int)(?![A-Za-z])", text)
+    large = re.search(r"[0-9]{4,}|10 ?\^ ?\{?[0-9]", text)
+    return bool(TOO_BIG.search(text) or (counts and large) or _NESTED.search(text))
+
+
+@lru_cache(maxsize=2_000)
+def _variables(question: str) -> frozenset[str]:
+    """Letters that stand alone in the question, in its prose not behind a number as units do."""
+    question = re.sub(TEXT + r"\{[^{}]*\}", " ", question)
+    inside = " ".join(re.findall(r"\$([^$]*)\$", question))
+    outside = re.sub(r"\$[^$]*\$|[0-9]\s*[A-Za-z]+", "0", question)
+    letter = r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z'])"
+    alone = set(re.findall(r"(?<!0)(?<!0 )" + letter, outside)) - {"a", "A", "I"}
+    return frozenset(alone | set(re.findall(letter, inside)))
+
+
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\([^()=]*\)|\\angle ?[A-Z]+"
+    r"|\|[^|]*\||[A-Z]\\c[au]p ?[A-Z]"
+)
+_HAN = re.compile("[\u3400-\u9fff]")
+_NO_NAME = re.compile(  # commands that name nothing
+    r"\\(?:frac|sqrt|pi|infty|cdot|times|circ|text|pm|le|ge|ne|in|cup|mathbb|begin\{\w*\}"
+    r"|end\{\w*\})(?![A-Za-z])"
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of two structures, as to a question."""
+
+    variables: frozenset[str]  # letters that the question uses as such
+    question: str  # compact
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        if isinstance(answer, Equation) and not isinstance(gold, Equation):
+            return self._said(gold, answer)
+        if isinstance(gold, Equation):
+            return self._equation(gold, answer)
+        gold, answer = _single(gold), _single(answer)
+        if isinstance(gold, Region) or isinstance(answer, Region):
+            return self._regions(gold, answer)
+        if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+            return self._matrices(gold, answer)
+        if isinstance(gold, Value) and isinstance(answer, Value):
+            return self.values(gold.text, answer.text)
+        if isinstance(gold, Group) and isinstance(answer, Group):
+            return self._groups(gold, answer)
+        if isinstance(gold, Value) and isinstance(answer, Group) and answer.kind != "tuple":
+            return all(self.same(gold, item) for item in answer.items)  # "5, 5"
         return False
-    return answer.replace(" ", "") in _literal(to_ascii(question)).replace(" ", "")
+
+    # -- equations -----------------------------------------------------------------------------
+
+    def _said(self, gold: Node, answer: Equation) -> bool:
+        """Every side of m+n = 4+5 = 9 is the reference, but for a name at one end."""
+        sides = list(answer.sides)
+        if self._is_name(sides[0]):
+            first = compact(sides[0])[:1]  # x_1 = x_2 = 3 is one value twice
+            while len(sides) > 2 and re.fullmatch(rf"{re.escape(first)}_\w+", compact(sides[1])):
+                sides = sides[1:]
+            sides = sides[1:]
+        elif self._is_name(sides[-1]):
+            sides = sides[:-1][::-1]
+        nodes = [_one(side) for side in sides]
+        steps = (self._replaced(computed=False).same(gold, node) for node in nodes[:-1])
+        return self.same(gold, nodes[-1]) and all(steps)
+
+    def _replaced(self, computed: bool) -> Comparison:
+        return self if computed else _Steps(self.variables, self.question)
+
+    def _is_name(self, side: str) -> bool:
+        r"""What the question asks for, or looks like a name: x, f(2), |AB|, m+n, not 2x or x^2."""
+        side = compact(side)
+        if not re.search(r"[A-Za-z\u3400-\u9fff]", _NO_NAME.sub("", side)):
+            return False
+        if re.fullmatch(r"\(\s*\\?[A-Za-z]\w*(?:\s*,\s*\\?[A-Za-z]\w*)+\s*\)", side):
+            return True
+        if len(side) > 1 and side in self.question:
+            return True
+        outside = re.sub(r"\([^()]*\)|\{[^{}]*\}|\|[^|]*\|", "()", side)
+        terms = re.split(r"[-+]", outside)
+        return all(
+            term
+            and not re.match(r"[0-9.]", term)
+            and not re.search(r"[\^*/]|\\(?:cdot|times|pi)", term)
+            for term in terms
+        ) and not re.fullmatch(r"\(\)\(\)|\\(?:sqrt|frac)\(\).*", outside)
+
+    def _equation(self, gold: Equation, answer: Node) -> bool:
+        name, value = self._assigned(gold)
+        if not isinstance(answer, Equation):
+            return value is not None and self.same(_one(value), answer)
+        other_name, other_value = self._assigned(answer)
+        alike = name == other_name or {"y"} < {name, other_name} < {"y", "f(x)", "g(x)"}
+        if value is not None and other_value is not None and alike:
+            return self.same(_one(value), _one(other_value))
+        if len(gold.sides) != 2 or len(answer.sides) != 2:
+            return False
+        if any(_is_words(side, self.variables) for side in gold.sides + answer.sides):
+            return False
+        first, second = gold.sides, answer.sides
+        return same_equations((first[0], first[1]), (second[0], second[1]))
+
+    def _assigned(self, equation: Equation) -> tuple[str, str | None]:
+        """(name, the last value) of x = ... and f(x) = ...; value None for other equations."""
+        first, last = compact(equation.sides[0]), compact(equation.sides[-1])
+        if _ASSIGNED.fullmatch(first) and re.search("[A-Za-z]", first):
+            return first, equation.sides[-1]
+        if _ASSIGNED.fullmatch(last) and re.search("[A-Za-z]", last) and len(equation.sides) == 2:
+            return last, equation.sides[0]
+        return "", None
+
+    # -- groups --------------------------------------------------------------------------------
+
+    def _groups(self, gold: Group, answer: Group) -> bool:
+        if max(len(gold.items), len(answer.items)) > MAX_ITEMS:
+            return False
+        if gold.kind == answer.kind == "tuple":
+            alike = gold.brackets == answer.brackets or len(gold.items) != 2
+            if not alike or len(gold.items) != len(answer.items):
+                return False
+            return all(map(self.same, gold.items, answer.items))
+        if "tuple" in (gold.kind, answer.kind):
+            brackets = gold.brackets + answer.brackets
+            if brackets != "()" or len(gold.items) != len(answer.items):
+                return False
+            return all(map(self.same, self._by_name(gold), self._by_name(answer)))
+        names = [[self._name_of(item) for item in group.items] for group in (gold, answer)]
+        if all(names[0]) and all(names[1]) and sorted(names[0]) != sorted(names[1]):
+            return False
+        if names[0] and all(names[1]) and len(set(names[1])) > 1 and not any(names[0]):
+            return len(gold.items) == len(answer.items) and all(
+                map(self.same, gold.items, answer.items)
+            )
+        return all(any(self.same(x, y) for y in answer.items) for x in gold.items) and all(
+            any(self.same(x, y) for x in gold.items) for y in answer.items
+        )
+
+    def _by_name(self, group: Group) -> list[Node]:
+        """y=2, x=1 in the order of their names, for (1,2)."""
+        names = [self._name_of(item) for item in group.items]
+        if not all(names) or len(set(names)) < len(names):
+            return list(group.items)
+        return [
+            item for _, item in sorted(zip(names, group.items, strict=True), key=lambda x: x[0])
+        ]
+
+    def _name_of(self, item: Node) -> str:
+        return self._assigned(item)[0] if isinstance(item, Equation) else ""
+
+    def _matrices(self, gold: Node, answer: Node) -> bool:
+        if not isinstance(gold, Matrix) or not isinstance(answer, Matrix):
+            return False
+        return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
+            self.same(x, y)
+            for row, other in zip(gold.rows, answer.rows, strict=True)
+            for x, y in zip(row, other, strict=True)
+        )
+
+    def _regions(self, gold: Node, answer: Node) -> bool:
+        first, second = _as_region(gold), _as_region(answer)
+        if first is None or second is None:
+            return False
+        if first.variable and second.variable and first.variable != second.variable:
+            return False
+        return same_sets(first, second)
+
+    # -- values --------------------------------------------------------------------------------
+
+    computed = True  # whether an answer may leave nothing to compute
+
+    def values(self, gold: str, answer: str) -> bool:
+        """Whether two numbers, formulas or words are the same, with their units."""
+        if _literal(gold) == _literal(answer):
+            return True
+        clocks = [_CLOCK.fullmatch(bare_words(text).strip()) for text in (gold, answer)]
+        if any(clocks):
+            return _same_time(gold, answer)
+        (value, unit), (other, other_unit) = (
+            split_unit(text, self.variables) for text in (gold, answer)
+        )
+        words = [_is_words(text, self.variables) for text in (value, other)]
+        if all(words):
+            return _words(gold) == _words(answer)
+        if any(words) and not re.fullmatch("[A-Za-z]{2,4}", value if words[0] else other):
+            return False  # but ab may be a product, if the other side is one
+        if _BASE.search(gold + " " + answer):  # 52_8: to sympy the index is nothing
+            return False
+        if value.count(":") > 1 or other.count(":") > 1:
+            return _same_ratio(value, other)
+        if not self._worked_out(value, other):
+            return False
+        if "%" in (unit, other_unit) and unit != other_unit:
+            return _same_percent(value, unit, other, other_unit)
+        return units_agree(unit, other_unit) and same_formulas(_bare(value), _bare(other))
+
+    def _worked_out(self, gold: str, answer: str) -> bool:
+        number = formula(_bare(gold))
+        if number is None or number.number is None or not self.computed:
+            return True
+        return is_worked_out(answer, gold) and not _names(answer, gold)
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime after `seconds` of this process's processor time.
+class _Steps(Comparison):
+    """Of what stands before the last equals sign, where calculations may be left."""
 
-    Signals reach the main thread only; in another thread there is no limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    # Again every half second, should a bare `except:` in sympy swallow the first.
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+    computed = False
 
 
-@lru_cache(maxsize=1)
-def _math_verify() -> Any:
-    """Imported at first use: sympy costs 0.6 s and 60 MB, and integers don't need it."""
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of our own time limit
-    return math_verify
+def _names(answer: str, gold: str) -> bool:
+    """Whether a number's writing holds letters that are no constants: 7x^0."""
+    letters = (re.sub(r"\\[A-Za-z]+", " ", _bare(text)) for text in (answer, gold))
+    left, allowed = (set(re.findall("[A-Za-z]", text)) for text in letters)
+    return bool(left - allowed - {"e", "i"})
 
 
-def _parse(text: str) -> list[Any]:
-    library = _math_verify()
-    config = [library.LatexExtractionConfig(boxed_match_priority=0)]
-    try:
-        with time_limit(TIME_LIMIT):
-            return library.parse(rf"\boxed{{{text}}}", config, parsing_timeout=None)
-    except OutOfTime:
-        return []
+def _bare(text: str) -> str:
+    """A formula with its letters out of \\text{}, and degrees in it as numbers."""
+    text = re.sub(r"\\text\s*\{\s*([A-Za-z])\s*\}", r"\1", text)
+    return re.sub(r"([0-9.]+)\s*\^\s*\{?\\circ\s*\}?", r"\\frac{\1\\pi}{180}", text)
 
 
-_parse_gold = lru_cache(maxsize=50_000)(_parse)  # each reference is parsed once
+def _one(text: str) -> Node:
+    return read(text)[0]
 
 
-@lru_cache(maxsize=10_000)  # the samples of a group often agree
-def _verified(gold: str, answer: str) -> bool:
-    parsed_gold, parsed = _parse_gold(gold), _parse(answer)
-    try:
-        with time_limit(TIME_LIMIT):
-            return bool(_math_verify().verify(parsed_gold, parsed, timeout_seconds=None))
-    except OutOfTime:
+_EMPTY = Value(r"\emptyset")
+
+
+def _single(node: Node) -> Node:
+    """What stands alone between brackets."""
+    while isinstance(node, Group) and len(node.items) == 1 and node.items[0] != _EMPTY:
+        node = node.items[0]
+    return node
+
+
+def _as_region(node: Node) -> Region | None:
+    if isinstance(node, Region):
+        return node
+    interval = interval_of(node)
+    if interval is not None:
+        return Region(((interval,),), None)
+    return None
+
+
+def _is_words(text: str, variables: frozenset[str]) -> bool:
+    r"""Whether it is said in words: \text{east}, no, 第一象限; not ab or 2xy."""
+    if _HAN.search(text) or re.search(r"\\text\s*\{[^{}]*[A-Za-z]{2,}[^{}]*\}", text):
+        return True
+    outside = re.sub(r"\\[A-Za-z]+", " ", text)
+    runs = [run for run in re.findall("[A-Za-z]{2,}", outside) if not set(run) <= variables]
+    if not re.fullmatch(r"[A-Za-z\s'.-]*", text):
+        runs = [run for run in runs if len(run) > 3]
+    return any(re.search("[aeiouAEIOU]", run) or len(run) > 4 for run in runs)
+
+
+def _words(text: str) -> str:
+    text = re.sub(r"[\s$.,!'\"“”()]+|\\[ ,;]|(?<=\w)-", " ", bare_words(written(text))).strip()
+    return re.sub(r"\s+(?=[^A-Za-z])|(?<=[^A-Za-z])\s+", "", text).casefold()
+
+
+def _same_time(gold: str, answer: str) -> bool:
+    """2:15 p.m. and 2:15 PM; one of both may leave out which half of the day."""
+    found = []
+    for text in (gold, answer):
+        text = bare_words(text).strip()
+        match = _CLOCK.fullmatch(text) or re.fullmatch(r"([0-9]{1,2}):([0-9]{2})()", text)
+        if not match:
+            return False
+        found.append((int(match[1]), int(match[2] or 0), match[3].lower()))
+    (hour, minute, half), (other_hour, other_minute, other_half) = found
+    halves = half == other_half or not half or not other_half
+    return (hour, minute) == (other_hour, other_minute) and halves
+
+
+def _same_ratio(gold: str, answer: str) -> bool:
+    parts, others = gold.split(":"), answer.split(":")
+    return len(parts) == len(others) and all(
+        same_formulas(rf"\frac{{{part}}}{{{parts[0]}}}", rf"\frac{{{other}}}{{{others[0]}}}")
+        for part, other in zip(parts, others, strict=True)
+    )
+
+
+def _same_percent(gold: str, unit: str | None, answer: str, other_unit: str | None) -> bool:
+    """50% for 50 and for 1/2; the units are different, one is %."""
+    if unit and other_unit:
         return False
+    is_fraction = re.search(r"\\frac|/", gold) and not unit  # 0.5% is no 1/2
+    if not is_fraction and same_formulas(_bare(gold), _bare(answer)):
+        return True
+    hundredth = r"\frac{%s}{100}"
+    gold, answer = (hundredth % gold, answer) if unit else (gold, hundredth % answer)
+    return same_formulas(_bare(gold), _bare(answer))

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import itertools
 import json
 import logging
@@ -60,6 +61,9 @@ FIRST_UID, UIDS = 20_000, 40_000  # user ids to pick unused ones from, when we a
 # Memory that no process is seen to hold, and doors into the kernel that no program here needs.
 DENIED = {
     "shmget": {"x86_64": 29, "aarch64": 194},
+    "semget": {"x86_64": 64, "aarch64": 190},
+    "msgget": {"x86_64": 68, "aarch64": 186},
+    "mq_open": {"x86_64": 240, "aarch64": 180},
     "memfd_create": {"x86_64": 319, "aarch64": 279},
     "memfd_secret": {"x86_64": 447, "aarch64": 447},
     "io_uring_setup": {"x86_64": 425, "aarch64": 425},
@@ -74,6 +78,7 @@ DENIED = {
 SOCKET, AF_VSOCK = {"x86_64": 41, "aarch64": 198}, 40
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
+PACKAGES = ("numpy", "numpy.libs")  # what programs may import beside the standard library
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _numbers = itertools.count()
 
@@ -117,6 +122,7 @@ class Limits:
             "NPROC": self.processes + OWN_PROCESSES + others,
             "FSIZE": self.file_bytes,
             "NOFILE": 64,
+            "MSGQUEUE": 0,
             "CORE": 0,
         }
 
@@ -147,6 +153,7 @@ class Child:
         if self._home and uid is not None:
             os.chown(self._home, uid, uid)
         arguments = ["-I", "-S", "-c", _worker_source(), role, json.dumps(limits.inside())]
+        arguments.append(_packages(mode))
         arguments += [str(descriptor) for descriptor in passed]
         with memory_file(_syscall_filter()) as rules:
             inside = [*_bwrap(), "--seccomp", str(rules), "--"] if mode == "bwrap" else []
@@ -313,15 +320,39 @@ def _prefix() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _seen_prefix() -> Path:
-    """The same as the sandbox's user can reach it: only root may enter /root/.pyenv."""
-    closed = any(not parent.stat().st_mode & 0o001 for parent in (_prefix(), *_prefix().parents))
-    return Path("/mnt") if os.geteuid() == 0 and closed else _prefix()
+def _site() -> Path:
+    """The folder of numpy."""
+    found = importlib.util.find_spec("numpy")
+    return Path(found.origin).resolve().parent.parent if found and found.origin else Path("/none")
+
+
+@lru_cache(maxsize=8)
+def _is_closed(path: Path) -> bool:
+    """Whether the sandbox's user cannot reach a folder: only root may enter /root/.pyenv."""
+    if os.geteuid() != 0:
+        return False
+    return any(x.exists() and not x.stat().st_mode & 0o001 for x in (path, *path.parents))
+
+
+def _seen(path: Path) -> Path:
+    """A folder of Python's as the sandbox's user can reach it."""
+    return Path("/mnt") / path.name if _is_closed(path) else path
+
+
+@lru_cache(maxsize=1)
+def _opened() -> dict[Path, Path]:
+    """{folder: where the sandbox's user finds it}"""
+    folders = [_prefix(), *(_site() / name for name in PACKAGES)]
+    return {folder: _seen(folder) for folder in folders if folder.is_dir()}
+
+
+def _packages(mode: Mode) -> str:
+    return "/packages" if mode == "bwrap" else str(_seen(_site() / PACKAGES[0]).parent)
 
 
 def _python() -> str:
     python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
-    return str(_seen_prefix() / python.relative_to(_prefix()))
+    return str(_seen(_prefix()) / python.relative_to(_prefix()))
 
 
 def _become(uid: int | None) -> list[str]:
@@ -329,11 +360,14 @@ def _become(uid: int | None) -> list[str]:
     if uid is None:
         return []
     drop = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"]
-    if _seen_prefix() == _prefix():
+    closed = [pair for pair in _opened().items() if pair[0] != pair[1]]
+    if not closed:
         return drop
-    mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'  # in a mount namespace of its own
-    shell = ["sh", "-c", mount, "sh", str(_prefix()), str(_seen_prefix())]
-    return ["unshare", "--mount", *shell, *drop]
+    # In a mount namespace of its own: an empty /mnt, and in it the folders.
+    mount = 'mount -t tmpfs -o mode=755,size=64k none /mnt && while [ "$1" != -- ]; do'
+    mount += ' mkdir "$2" && mount --bind "$1" "$2" && shift 2 || exit 1; done && shift'
+    pairs = [str(path) for pair in closed for path in pair]
+    return ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *pairs, "--", *drop]
 
 
 @lru_cache(maxsize=1)
@@ -347,8 +381,11 @@ def _bwrap() -> list[str]:
             arguments += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             arguments += ["--ro-bind", path, path]
-    if not _prefix().is_relative_to("/usr"):
-        arguments += ["--ro-bind", str(_seen_prefix()), str(_seen_prefix())]
+    if not _seen(_prefix()).is_relative_to("/usr"):
+        arguments += ["--ro-bind", str(_seen(_prefix())), str(_seen(_prefix()))]
+    for folder, seen in _opened().items():
+        if folder != _prefix():
+            arguments += ["--ro-bind", str(seen), f"/packages/{folder.name}"]
     arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     for path in ("/dev/shm", "/tmp"):

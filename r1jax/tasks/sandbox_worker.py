@@ -1,22 +1,26 @@
 """Runs inside a sandbox, by itself: standard library only, handed to `python -I -S -c` as text.
 
-Arguments: a role, a JSON object of resource limits, and the role's open descriptors.
+Arguments: a role, a JSON object of resource limits, a folder with numpy, and the role's open
+descriptors.
 
 - `program` (source, errors): a whole program; standard input and output are the test's.
 - `candidate` (channel): defines what the program defines, then answers requests.
 - `harness` (channel, verdicts): runs test code against the candidate at the channel's other end. It
   alone knows the expected values and writes verdicts; what the candidate prints goes nowhere.
 
-Between candidate and harness travels plain data only: numbers, text, lists and the like are copied
-as values of the built-in types, instances of the prelude's classes attribute by attribute. Anything
-else stays where it is and the harness gets a `Remote` for it, which equals nothing but itself. So a
-candidate can give answers and nothing more: no `__eq__` of its own is ever called in the harness.
+Between candidate and harness travels plain data only: numbers, text, lists, dates and the like are
+copied as values of the built-in types, instances of the prelude's classes attribute by attribute.
+Anything else stays where it is and the harness gets a `Remote` for it, which equals nothing but
+itself. So a candidate can give answers and nothing more: no `__eq__` of its own is ever called in
+the harness. A function of the test's (a key, a predicate) stays in the harness too: the candidate
+gets a `Callback`, and while it runs each side answers what the other asks.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -49,11 +53,13 @@ def limit_resources(limits: dict[str, int]) -> None:
 # -- plain data ------------------------------------------------------------------------------------
 
 
-def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> list[list[Any]]:
+def encode(
+    root: Any, records: dict[str, type], keep: Callable[[Any], list[Any]]
+) -> list[list[Any]]:
     """A value as a flat table; entry 0 is the root, entries name others by their index.
 
     Flat, so that neither depth (a linked list of thousands) nor cycles matter. `keep` takes what is
-    no plain data and gives it a number.
+    no plain data and gives the entry by which the other side may ask for it.
     """
     items, index = [root], {id(root): 0}
 
@@ -64,6 +70,8 @@ def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> l
         return index[id(item)]
 
     def entry(x: Any) -> list[Any]:
+        if type(x).__module__ == "numpy" and getattr(x, "shape", None) == ():
+            x = x.item()
         if x is None or isinstance(x, bool):
             return ["c", x]
         if isinstance(x, int):
@@ -85,10 +93,12 @@ def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> l
                 return [letter, [ref(item) for item in x]]
         if isinstance(x, dict):
             return ["d", [[ref(key), ref(value)] for key, value in x.items()]]
+        if (text := as_text(x)) is not None:
+            return text
         name = type(x).__name__
         if name in records and isinstance(getattr(x, "__dict__", None), dict):
             return ["r", name, [[key, ref(value)] for key, value in vars(x).items()]]
-        return ["h", keep(x)]
+        return keep(x)
 
     table: list[list[Any]] = []
     while len(table) < len(items):
@@ -96,7 +106,36 @@ def encode(root: Any, records: dict[str, type], keep: Callable[[Any], int]) -> l
     return table
 
 
-def decode(table: list[list[Any]], records: dict[str, type], find: Callable[[int], Any]) -> Any:
+# Types of the standard library, whose values travel as text: {name: (module, from text)}.
+_TEXTS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "Decimal": ("decimal", lambda kind, text: kind(text)),
+    "Fraction": ("fractions", lambda kind, text: kind(text)),
+    "datetime": ("datetime", lambda kind, text: kind.fromisoformat(text)),
+    "date": ("datetime", lambda kind, text: kind.fromisoformat(text)),
+    "time": ("datetime", lambda kind, text: kind.fromisoformat(text)),
+    "timedelta": ("datetime", lambda kind, text: kind(*map(int, text.split()))),
+}
+
+
+def as_text(x: Any) -> list[Any] | None:
+    """The entry of a value of exactly one of these types; None for others."""
+    name = type(x).__name__
+    module, _ = _TEXTS.get(name, ("", None))
+    if getattr(sys.modules.get(module), name, None) is not type(x):
+        return None
+    if name == "timedelta":
+        return ["X", name, f"{x.days} {x.seconds} {x.microseconds}"]
+    return ["X", name, x.isoformat() if module == "datetime" else str(x)]
+
+
+def from_text(name: str, text: str) -> Any:
+    module, make = _TEXTS[name]
+    return make(getattr(importlib.import_module(module), name), text)
+
+
+def decode(
+    table: list[list[Any]], records: dict[str, type], find: Callable[[str, int], Any]
+) -> Any:
     """The inverse; every value is of exactly a built-in type, a record's class, or from `find`."""
     built: dict[int, Any] = {}
 
@@ -129,8 +168,10 @@ def decode(table: list[list[Any]], records: dict[str, type], find: Callable[[int
             return object.__new__(records[entry[1]])
         if kind == "R":
             return range(*(int(x, 16) for x in entry[1:]))
-        if kind == "h":
-            return find(int(entry[1]))
+        if kind in "hk":  # something there, or a function of the test's
+            return find(kind, int(entry[1]))
+        if kind == "X":
+            return from_text(entry[1], entry[2])
         return {"l": list, "S": set, "d": dict}[kind]()
 
     for i in range(len(table)):
@@ -159,6 +200,11 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
+        self.gone = False  # a bare `except:` of a test's may have swallowed that
+
+    def _end(self) -> Gone:
+        self.gone = True
+        return Gone()
 
     def send(self, message: Any) -> None:
         data = json.dumps(message).encode()
@@ -167,17 +213,17 @@ class Channel:
             while data:
                 data = data[self._file.write(data) :]
         except OSError:
-            raise Gone from None
+            raise self._end() from None
 
     def receive(self) -> Any:
         """Raises Gone."""
         (length,) = struct.unpack("!Q", self._exactly(8))
         if length > MAX_MESSAGE:
-            raise Gone
+            raise self._end()
         try:
             return json.loads(self._exactly(length))
         except (ValueError, RecursionError):
-            raise Gone from None
+            raise self._end() from None
 
     def _exactly(self, count: int) -> bytes:
         parts = []
@@ -187,7 +233,7 @@ class Channel:
             except OSError:
                 part = b""
             if not part:
-                raise Gone
+                raise self._end()
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
@@ -222,16 +268,32 @@ def candidate(descriptor: int) -> None:
     namespace, records = module_of("__main__", start["prelude"])
     kept: dict[int, Any] = {}
 
-    def keep(item: Any) -> int:
+    def keep(item: Any) -> list[Any]:
+        if isinstance(item, Callback):
+            return ["k", vars(item)[NUMBER]]
         kept[id(item)] = item
-        return id(item)
+        return ["h", id(item)]
+
+    def find(kind: str, number: int) -> Any:
+        return Callback(call_back, number) if kind == "k" else kept[number]
+
+    def call_back(number: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Calls a function of the test's, and serves what it asks meanwhile."""
+        tables = [encode(x, records, keep) for x in (args, kwargs)]
+        channel.send({"callback": number, "args": tables})
+        while "args" in (message := channel.receive()):
+            channel.send(reply(lambda message=message: answer(message)))  # type: ignore[misc]
+        if "error" in message:
+            *names, text = map(str, message["error"])
+            raise error_of(names, text, records)
+        return decode(message["value"], records, find)
 
     def load() -> None:
         with contextlib.suppress(SystemExit, EOFError):  # a main program that ends, or wants input
             run_source(start["program"], "<program>", namespace)
 
     def answer(request: Reply) -> Any:
-        operation, *rest = (decode(table, records, kept.__getitem__) for table in request["args"])
+        operation, *rest = (decode(table, records, find) for table in request["args"])
         return OPERATIONS[operation](namespace, *rest)
 
     def reply(work: Callable[[], Any]) -> Reply:
@@ -239,6 +301,8 @@ def candidate(descriptor: int) -> None:
             return {"value": encode(work(), records, keep)}
         except MemoryError:
             os._exit(MEMORY_EXIT)
+        except Gone:
+            raise
         except BaseException as error:  # SystemExit too: it ends nothing here
             return {"error": [*(kind.__name__ for kind in type(error).__mro__), said(error)]}
 
@@ -246,6 +310,32 @@ def candidate(descriptor: int) -> None:
     while True:
         request = channel.receive()
         channel.send(reply(lambda request=request: answer(request)))  # type: ignore[misc]
+
+
+class Callback:
+    """A function of the test's, which stays in the harness."""
+
+    def __init__(self, call: Callable[..., Any], number: int) -> None:
+        vars(self).update({ASK: call, NUMBER: number})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)[ASK](vars(self)[NUMBER], list(args), kwargs)
+
+
+def error_of(names: list[str], message: str, records: dict[str, type]) -> Exception:
+    """The first class of the other side's error that is known here, as an exception to raise.
+
+    None that Python itself acts on: StopIteration would end a loop of the test's.
+    """
+    for name in names:
+        known = records.get(name) or _BUILTIN_TYPES.get(name, object)
+        ends_loops = issubclass(known, StopIteration | StopAsyncIteration)
+        if issubclass(known, Exception) and not ends_loops:
+            try:
+                return known(message)
+            except Exception:  # some want more than a text
+                return known.__new__(known, message)
+    return RuntimeError(message)
 
 
 def said(error: BaseException) -> str:
@@ -322,42 +412,44 @@ class Harness:
         self._channel = channel
         self._namespace, self._records = module_of("harness_prelude", prelude)
         self._remotes: dict[int, Remote] = {}
+        self._functions: list[Callable[..., Any]] = []
         channel.send({"prelude": prelude, "program": program})
         self._receive()
 
     def _ask(self, *args: Any) -> Any:
-        tables = [encode(arg, self._records, self._number_of) for arg in args]
+        tables = [encode(arg, self._records, self._entry) for arg in args]
         self._channel.send({"args": tables})
         return self._receive()
 
     def _receive(self) -> Any:
-        reply = self._channel.receive()
+        while "callback" in (reply := self._channel.receive()):
+            self._channel.send(self._called(reply))
         if "error" in reply:
             *names, message = map(str, reply["error"])
-            error = self._error(names, message)
+            error = error_of(names, message, self._records)
             error.from_candidate = names[0]  # type: ignore[attr-defined]
             raise error
-        return decode(reply["value"], self._records, self._remote)
+        return decode(reply["value"], self._records, self._find)
 
-    def _error(self, names: list[str], message: str) -> Exception:
-        """The first class of the candidate's error that is known here, as an exception to raise.
+    def _called(self, request: Reply) -> Reply:
+        """The result of a function of the test's, for the candidate that was given it."""
+        try:
+            function = self._functions[int(request["callback"])]
+            args, kwargs = (decode(x, self._records, self._find) for x in request["args"])
+            return {"value": encode(function(*args, **kwargs), self._records, self._entry)}
+        except Exception as error:
+            return {"error": [*(kind.__name__ for kind in type(error).__mro__), said(error)]}
 
-        None that Python itself acts on: StopIteration would end a loop of the test's.
-        """
-        for name in names:
-            known = self._records.get(name) or _BUILTIN_TYPES.get(name, object)
-            ends_loops = issubclass(known, StopIteration | StopAsyncIteration)
-            if issubclass(known, Exception) and not ends_loops:
-                try:
-                    return known(message)
-                except Exception:  # some want more than a text
-                    return known.__new__(known, message)
-        return RuntimeError(message)
-
-    def _number_of(self, item: Any) -> int:
-        if not isinstance(item, Remote):
+    def _entry(self, item: Any) -> list[Any]:
+        if isinstance(item, Remote):
+            return ["h", int(vars(item)[NUMBER])]
+        if not callable(item):
             raise TypeError(f"a test cannot pass a {type(item).__name__} to a candidate")
-        return int(vars(item)[NUMBER])
+        self._functions.append(item)
+        return ["k", len(self._functions) - 1]
+
+    def _find(self, kind: str, number: int) -> Any:
+        return self._functions[number] if kind == "k" else self._remote(number)
 
     def _remote(self, number: int) -> Remote:
         return self._remotes.setdefault(number, Remote(self._ask, number))
@@ -369,7 +461,11 @@ class Harness:
         for name in sorted(names_of(code) - set(namespace) - set(dir(builtins))):
             if self._ask("has", name) is True:
                 namespace[name] = self._ask("get", name)
-        exec(code, namespace)
+        try:
+            exec(code, namespace)
+        finally:
+            if self._channel.gone:  # whatever the test made of that
+                raise Gone
 
 
 def names_of(code: types.CodeType) -> set[str]:
@@ -428,9 +524,12 @@ def program(source_descriptor: int, errors: int) -> None:
 
 def main() -> None:
     """What the sandbox calls."""
-    _, role, given, *descriptors = sys.argv
+    _, role, given, packages, *descriptors = sys.argv
     del sys.argv[1:]
     limit_resources(json.loads(given))
+    sys.set_int_max_str_digits(0)  # the limits of time hold instead
+    sys.path.append(packages)
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's; a thread counts as a process here
     # What Python's `site` does, which is left out.
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     roles: dict[str, Callable[..., None]] = {

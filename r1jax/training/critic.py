@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1jax.config import NotNegative, Share
 from r1jax.files import CRITIC
 from r1jax.losses.advantages import token_advantages, whitened
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_values
 from r1jax.losses.scalar import value_loss
-from r1jax.training.run import FINITE, StageConfig, Trainable, TrainingRun
+from r1jax.training.run import StageConfig, Trainable, TrainingRun
 from r1jax.training.train_state import OptimizerConfig, microbatch
 from r1jax.types import Batch
 from r1jax.weights.load import open_source
@@ -30,17 +31,15 @@ from r1jax.weights.load import open_source
 class CriticConfig:
     """The paper prints lambda only (0.95 is clearly worse than 1.0)."""
 
-    gae_lambda: float = 1.0  # of generalised advantage estimation; 1: what was earned - value
-    discount: float = 1.0  # of a later token's reward
-    kl_coef: float = 0.0  # of the per-token log(pi / pi_ref) that is taken off the reward
+    gae_lambda: Share = 1.0  # of generalised advantage estimation; 1: what was earned - value
+    discount: Share = 1.0  # of a later token's reward
+    kl_coef: NotNegative = 0.0  # of the per-token log(pi / pi_ref) that is taken off the reward
     whiten: bool = True  # advantages of an update to mean 0 and standard deviation 1
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
 
 
 class Critic:
     """The value model with its optimizer; its checkpoints lie in WORKDIR/critic."""
-
-    finite = tuple(f"critic/{name}" for name in FINITE)
 
     def __init__(self, config: CriticConfig, trained: Trainable) -> None:
         """`trained` is the value model, with a scalar head."""

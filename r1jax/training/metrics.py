@@ -7,12 +7,13 @@ process' memory, and a stage writes a step's metrics BEFORE it saves that step's
 resume the lines after the checkpoint are dropped and written again.
 """
 
+import json
 import logging
 import os
 import resource
+import secrets
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,27 +22,22 @@ from typing import Any, Self
 import jax
 from etils import epath
 
-from r1jax.config import ConfigError, UserError
+from r1jax.config import ConfigError, Count, DataError
 from r1jax.files import (
     METRICS,
     PROFILE,
     SAMPLES,
     TENSORBOARD,
     TIMINGS,
+    WANDB_ID,
     _line,
     absolute,
     append_samples,
+    count_lines,
     drop_after,
     plain_number,
+    write_atomic,
 )
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient is not a number any more."""
-
-
-# ---- JSON lines ----
-
 
 # ---- the writer ----
 
@@ -59,10 +55,14 @@ class MetricsWriter:
         *,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
+        lines: Mapping[str, int] | None = None,
     ) -> None:
-        """`step` is that of the restored checkpoint, -1 for none: what came later is dropped."""
+        """`step` is that of the restored checkpoint, -1 for none: what came later is dropped.
+
+        Raises DataError where a file has fewer than the `lines` that the checkpoint knows of.
+        """
         self.workdir = absolute(workdir)
-        self._wandb = None
+        self._wandb: Any = None
         self._tensorboard = None
         self._active = jax.process_index() == 0
         if not self._active:
@@ -70,36 +70,51 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, TIMINGS, SAMPLES):
             drop_after(self.workdir / name, step)
+        for name, count in (lines or {}).items():
+            if (found := count_lines(self.workdir / name)) < count:
+                raise DataError(
+                    f"{self.workdir / name} has {found} lines up to step {step}, but had {count}"
+                    " when its checkpoint was saved; put them back, or delete that checkpoint to go"
+                    " on from the one before"
+                )
         self._metrics = (self.workdir / METRICS).open("ab")
         self._timings = (self.workdir / TIMINGS).open("ab")
         self._tensorboard = _tensorboard(self.workdir, step)
         if wandb_project:
-            self._wandb = _wandb(wandb_project, self.workdir, config)
+            self._wandb, self._wandb_table = _wandb(wandb_project, self.workdir, config)
 
     def write(
         self,
         step: int,
         metrics: Mapping[str, Any],
         timings: Mapping[str, Any] | None = None,
-        finite: Iterable[str] = (),
     ) -> None:
-        """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`.
-
-        Raises NonFiniteError, with the line written, when one of the `finite` metrics is not.
-        """
+        """Scalars by name; `metrics` deterministic ones only, clock readings in `timings`."""
         values = {name: plain_number(x) for name, x in jax.device_get(dict(metrics)).items()}
         clocks = {name: plain_number(x) for name, x in (timings or {}).items()}
         if self._active:
             _append(self._metrics, {"step": step, **values})
             _append(self._timings, {"step": step, **clocks})
             self._mirror(step, {**values, **clocks})
-        if bad := [name for name in finite if name in values and values[name] is None]:
-            raise NonFiniteError(f"{', '.join(bad)} not finite at step {step}, so the run stops")
+
+    def sync(self) -> dict[str, int]:
+        """What was written is on the disk -> the lines of each file, which a checkpoint keeps."""
+        if self._active:
+            for name in (METRICS, TIMINGS, SAMPLES):
+                if (path := self.workdir / name).exists():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+        return {name: count_lines(self.workdir / name) for name in (METRICS, SAMPLES)}
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends completions with their rewards to samples.jsonl."""
-        if self._active:
-            append_samples(self.workdir / SAMPLES, [{"step": step, **row} for row in rows])
+        if not self._active:
+            return
+        rows = [{"step": step, **row} for row in rows]
+        append_samples(self.workdir / SAMPLES, rows)
+        if self._wandb is not None and rows:
+            table = self._wandb_table(list(rows[0]), [list(map(_cell, x.values())) for x in rows])
+            self._wandb.log({"samples": table}, step=step)
 
     def _mirror(self, step: int, values: Mapping[str, int | float | None]) -> None:
         finite = {name: x for name, x in values.items() if x is not None}
@@ -138,7 +153,8 @@ def _tensorboard(workdir: epath.Path, step: int) -> Any:
     return SummaryWriter(os.fspath(workdir / TENSORBOARD), purge_step=step + 1)
 
 
-def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> Any:
+def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """(the run, what makes a table)."""
     try:
         import wandb
     except ImportError:
@@ -146,14 +162,28 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) 
             "config.wandb_project is set but wandb is not installed: pip install 'r1jax[wandb]'"
         ) from None
     directory = os.fspath(workdir)
-    return wandb.init(
+    run = wandb.init(
         project=project,
         name=workdir.name,
-        id=f"{zlib.crc32(directory.encode()):08x}",  # so that a resumed run continues its curves
+        id=_wandb_id(workdir),  # so that a resumed run continues its curves
         resume="allow",
         dir=directory,
         config=dict(config or {}),
     )
+    return run, wandb.Table
+
+
+def _cell(value: Any) -> Any:
+    """What a table of W&B may hold."""
+    return value if isinstance(value, int | float | str) else json.dumps(value, ensure_ascii=False)
+
+
+def _wandb_id(workdir: epath.Path) -> str:
+    """Drawn at the run's first start: a new run at an old path is another one."""
+    path = workdir / WANDB_ID
+    if not path.exists():
+        write_atomic(path, f"{secrets.token_hex(4)}\n".encode())
+    return path.read_text().strip()
 
 
 # ---- clocks and memory ----
@@ -223,8 +253,8 @@ def process_use() -> dict[str, float]:
 class ProfileConfig:
     """Traces steps start_step .. start_step + num_steps - 1 into WORKDIR/profile."""
 
-    start_step: int = 10  # the first update that is traced
-    num_steps: int = 0  # 0 = no trace
+    start_step: Count = 10  # the first update that is traced
+    num_steps: Count = 0  # 0 = no trace
 
 
 class Profiler:

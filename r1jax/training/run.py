@@ -6,7 +6,7 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import TOKENIZER, absolute
-from r1jax.machines.mesh import make_mesh
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
+from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
+from r1jax.training.skipped import Watch
 from r1jax.training.train_state import (
     LossFn,
     OptimizerConfig,
@@ -39,7 +40,10 @@ from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
 from r1jax.weights.load import ModelSource, OpenModel, open_source
 
-FINITE = ("loss", "optimizer/grad_norm")  # of a step's metrics: without them nothing is learnt
+
+def is_due(every: int, step: int, updates: int = 1) -> bool:
+    """Whether a multiple of `every` lies among the last `updates` updates."""
+    return bool(every) and step // every > (step - updates) // every
 
 
 class StageConfig(Protocol):
@@ -55,6 +59,8 @@ class StageConfig(Protocol):
     def seed(self) -> int: ...
     @property
     def mesh(self) -> dict[str, int]: ...
+    @property
+    def microbatch_rows(self) -> int: ...
     @property
     def wandb_project(self) -> str | None: ...
     @property
@@ -99,20 +105,25 @@ class Trainable:
         """Of the newest checkpoint."""
         return self._checkpoints.latest_step()
 
+    def sound_step(self) -> int | None:
+        """Of the newest checkpoint that is not damaged; those that are, are set aside."""
+        return self._checkpoints.sound_step()
+
     def begin(self, seed: int, reference: bool = False) -> None:
         """From the model's own parameters; with `reference`, a copy of them is kept."""
         params = self._opened.load(self._mesh, seed)
         if reference:
-            self.ref_params = jax.tree.map(jnp.copy, params)
+            self.ref_params = _copy(params)
         self.state = new_state(params, self._optimizer, self._shardings)
 
-    def resume(self, step: int, reference: bool = False) -> None:
-        """From the checkpoint of that step."""
+    def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
+        """From the checkpoint of that step -> what was saved beside the state."""
         abstract = abstract_state(self.model, self._optimizer, self._shardings)
         tree = _saved(abstract, abstract.params if reference else None)
-        saved, _ = self._checkpoints.restore(step, tree)
+        saved, beside = self._checkpoints.restore(step, tree)
         self.ref_params = saved.pop("ref_params", None)
         self.state = TrainState(**saved)
+        return beside
 
     def make_step(self, loss_fn: LossFn) -> jax.stages.Wrapped:
         """The jitted step of this loss, for `update`."""
@@ -126,11 +137,16 @@ class Trainable:
 
     def renew_reference(self) -> None:
         """The reference policy becomes the current one."""
-        self.ref_params = jax.tree.map(jnp.copy, self.params)
+        self.ref_params = _copy(self.params)
 
-    def save(self, step: int) -> None:
-        """A checkpoint of everything that the next step needs."""
-        self._checkpoints.save(step, _saved(self.state, self.ref_params))
+    def save(self, step: int, beside: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of everything that the next step needs, and a JSON dict beside it."""
+        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside)
+
+
+@jax.jit
+def _copy(params: Any) -> Any:
+    return jax.tree.map(jnp.copy, params)
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -151,6 +167,7 @@ class TrainingRun:
     writer: MetricsWriter
     progress: Progress
     profiler: Profiler
+    _watch: Watch
     timer: Timer = field(default_factory=Timer)
     _clocks: dict[str, float] = field(default_factory=dict)
 
@@ -158,25 +175,34 @@ class TrainingRun:
         """Readings of clocks for the next line of timings, beside the timer's."""
         self._clocks.update(readings)
 
-    def log(
-        self, step: int, stage: str, metrics: Mapping[str, Any], finite: Sequence[str] = ()
-    ) -> None:
-        """One line of metrics, under `stage/`, with the timings since the last.
-
-        The run ends, with the line written, where one of the `finite` metrics is not a number.
-        """
+    def log(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+        """One line of metrics, under `stage/`, with the timings since the last."""
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
         clocks = self.timer.pop() | self._clocks
         self._clocks.clear()
         timings = {f"{stage}/{name}": value for name, value in clocks.items()}
-        must_be = [f"{stage}/{name}" for name in finite]
-        self.writer.write(step, named, timings | process_use(), must_be)
+        self.writer.write(step, named, timings | process_use())
         self.progress.update(step, named | timings)
 
+    def watch(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
+        """Looks whether the update before this one was skipped, so that no device is waited for."""
+        self._watch.put(step, metrics, batch)
+
     def save(self, step: int) -> None:
-        """A checkpoint, its time counted."""
+        """A checkpoint, its time counted; every update before it was looked at."""
+        self._watch.settle()
         with self.timer("checkpoint"):
-            self.trained.save(step)
+            self.trained.save(step, {"lines": self.writer.sync()})
+
+
+def _unit(config: StageConfig) -> int:
+    """Updates that belong together, by which a run may be prolonged; 0 where that would have given
+    other learning rates from the first update on.
+    """
+    critic = getattr(config, "critic", None)
+    optimizers = [config.optimizer, *([critic.optimizer] if critic else [])]
+    constant = all(optimizer.schedule == "constant" for optimizer in optimizers)
+    return getattr(config, "updates_per_rollout", 1) if constant else 0
 
 
 @contextmanager
@@ -194,28 +220,31 @@ def open_run(
     `shared_prompts`: the stage packs completions behind one copy of their prompt.
     """
     path = absolute(workdir)
-    mesh = make_mesh(config.mesh)
     source = open_source(config.model, path)
+    mesh = source.mesh(config.mesh, config.microbatch_rows)
     trained = Trainable(source, config.optimizer, config.total_steps, mesh, path, shared_prompts)
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
-    check_config(path, config_dict)
-    latest = trained.latest_step()
+    check_config(path, config_dict, _unit(config))
+    note_start(path, config)
+    latest = trained.sound_step()
     if latest is None:
         if jax.process_index() == 0:  # later these files are not touched: a kill could tear them
             write_model_json(path, source.fields)
             source.tokenizer.save(str(path / TOKENIZER))
         trained.begin(config.seed, reference)
+        about = {}
     else:
-        trained.resume(latest, reference)
+        about = {"lines": trained.resume(latest, reference).get("lines")}
     after = -1 if latest is None else latest
-    about = {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
+    about |= {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
     with (
         MetricsWriter(path, after, **about) as writer,
         Progress(path.name, config.total_steps, latest or 0, shown) as progress,
     ):
         profiler = Profiler(config.profile, path)
+        watch = Watch(path, config.optimizer.max_skipped, trained.latest_step)
         yield TrainingRun(
-            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler
+            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler, watch
         )
         profiler.close()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r1jax.config import check_choice
+from r1jax.config import Count, Decay, NotNegative, Positive, Size, check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
 from r1jax.machines.mesh import replicated, spec_of, to_global
 from r1jax.models.params import abstract_params, param_shardings
@@ -19,21 +19,24 @@ from r1jax.models.transformer import Transformer
 from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")
+SKIPPED = "optimizer/skipped"  # the metric: 1 where an update was left out
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW. The paper prints learning rates only; the rest are common choices."""
 
-    learning_rate: float = 3e-6  # at the top of the schedule
+    learning_rate: NotNegative = 3e-6  # at the top of the schedule
     schedule: str = "constant"  # after the warm-up: constant, cosine, linear
-    final_ratio: float = 0.1  # learning rate at the end / at the top, for cosine and linear
-    warmup_steps: int = 0  # updates over which it rises linearly
-    b1: float = 0.9  # decay of the mean of gradients
-    b2: float = 0.95  # and of their squares
-    eps: float = 1e-8  # added to the root of the latter
-    weight_decay: float = 0.0  # on matrices only
-    clip_norm: float = 1.0  # norm of all gradients together, at most
+    final_ratio: NotNegative = 0.1  # learning rate at the end / at the top, for cosine and linear
+    warmup_steps: Count = 0  # updates over which it rises linearly
+    b1: Decay = 0.9  # decay of the mean of gradients
+    b2: Decay = 0.95  # and of their squares
+    eps: Positive = 1e-8  # added to the root of the latter
+    weight_decay: NotNegative = 0.0  # on matrices only
+    clip_norm: Positive = 1.0  # norm of all gradients together, at most
+    # Updates whose loss or gradient is no number are skipped; so many in a row end the run.
+    max_skipped: Size = 3
 
     def __post_init__(self) -> None:
         check_choice("optimizer.schedule", self.schedule, SCHEDULES)
@@ -160,7 +163,8 @@ def make_step(
     `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.
 
     The gradients of the batch's microbatches in use are summed in a loop whose length is a value,
-    not a shape: batches of any size share one program.
+    not a shape: batches of any size share one program. Where the loss or the gradient is no number,
+    parameters and moments stay as they are and the metric `optimizer/skipped` is 1.
     """
 
     def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
@@ -180,7 +184,12 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
         metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        sound = jnp.isfinite(metrics["optimizer/grad_norm"]) & jnp.isfinite(metrics["loss"])
+        metrics[SKIPPED] = (~sound).astype(jnp.int32)
+        new = optax.apply_updates(state.params, updates), opt_state
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), new, (state.params, state.opt_state)
+        )
+        return TrainState(state.step + 1, *kept), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

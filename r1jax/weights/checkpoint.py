@@ -6,6 +6,7 @@ checkpoint, so a kill in the middle of a save leaves nothing that a restore take
 Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
 """
 
+import itertools
 import json
 import logging
 import zlib
@@ -21,7 +22,7 @@ from flax import traverse_util
 
 from r1jax.config import ConfigError, UserError
 from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, write_json
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import of_first_process, wait_for_all
 
 STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
 
@@ -46,6 +47,7 @@ class Checkpoints:
         self.max_to_keep = max_to_keep
         # Without compression: float32 weights hardly shrink, and a small model saves 2x faster.
         self._checkpointer = _checkpointer()
+        self._sound: set[int] = set()  # steps whose files were compared with their checksums
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -57,8 +59,44 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
+    def sound_step(self) -> int | None:
+        """The newest step whose files are what was written; later ones are set aside.
+
+        Raises CheckpointError where none is left of those that there were.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            directory = self.directory / str(step)
+            problem = of_first_process(_problem(directory) if jax.process_index() == 0 else None)
+            if problem is None:
+                self._sound.add(step)
+                return step
+            logging.warning("%s; it is set aside", problem)
+            if jax.process_index() == 0:
+                directory.rename(_free_name(self.directory / f"{step}.damaged"))
+            wait_for_all("set aside")
+        if found:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is whole; put one back from a copy, or take"
+                " another --workdir"
+            )
+        return None
+
     def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """Writes a pytree of arrays and a JSON dict, then deletes the oldest checkpoints."""
+        """Writes a pytree of arrays and a JSON dict, then deletes the oldest checkpoints.
+
+        Raises CheckpointError where they cannot be written; the others stay as they are.
+        """
+        try:
+            self._write(step, state, extra)
+        except (OSError, ValueError) as error:  # tensorstore's for a full disk is a ValueError
+            (reason, *_) = str(error).splitlines() or [type(error).__name__]
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be written: {reason}; the one"
+                " before is kept"
+            ) from error
+
+    def _write(self, step: int, state: Any, extra: Mapping[str, Any] | None) -> None:
         directory = self.directory / str(step)
         if jax.process_index() == 0:
             _delete(directory)
@@ -78,7 +116,8 @@ class Checkpoints:
         Raises CheckpointError when a file is damaged or the state's structure is another.
         """
         directory = self.directory / str(step)
-        _check_leaves(_read_manifest(directory)["leaves"], _leaf_specs(abstract_state), directory)
+        manifest = _read_manifest(directory, check=step not in self._sound)
+        _check_leaves(manifest["leaves"], _leaf_specs(abstract_state), directory)
         state = _restore(self._checkpointer, directory, abstract_state, partial=False)
         return state, json.loads((directory / EXTRA).read_text())
 
@@ -86,12 +125,36 @@ class Checkpoints:
         complete = self.steps()
         keep = {str(step) for step in complete[-self.max_to_keep :]}
         for path in self.directory.iterdir():
-            if path.name not in keep:  # torn ones too
+            if path.name.isdigit() and path.name not in keep:  # torn ones too; no one else's files
                 _delete(path)
 
 
+def _free_name(path: epath.Path) -> epath.Path:
+    """The path, or with a number behind it where there is one already."""
+    names = (f"{path.name}{number or ''}" for number in itertools.count())
+    return next(p for name in names if not (p := path.parent / name).exists())
+
+
+def _problem(directory: epath.Path) -> str | None:
+    """What is wrong with a checkpoint's files."""
+    try:
+        _read_manifest(directory)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    """Devices of one process do not share the writing of what each of them has: to cut an array
+    into their parts is a program for each shape and device.
+    """
+    kinds = ocp.type_handlers
+    arrays = kinds.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+    registry = kinds.create_type_handler_registry(
+        (np.ndarray, kinds.NumpyHandler()), (jax.Array, arrays)
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    return ocp.Checkpointer(handler)
 
 
 def _restore(
@@ -163,19 +226,24 @@ def _crc32(path: epath.Path) -> int:
     return value
 
 
-def _read_manifest(directory: epath.Path) -> dict[str, Any]:
-    """The manifest, after its checksums were compared with the files."""
-    if not (directory / MANIFEST).exists():
+def _read_manifest(directory: epath.Path, check: bool = True) -> dict[str, Any]:
+    """The manifest; with `check`, after its checksums were compared with the files."""
+    path = directory / MANIFEST
+    if not path.exists():
         raise CheckpointError(f"{directory} is not a complete checkpoint (no {MANIFEST})")
-    manifest = json.loads((directory / MANIFEST).read_text())
-    for name, checksum in manifest["files"].items():
-        path = directory / name
-        if not path.exists() or _crc32(path) != checksum:
-            raise CheckpointError(
-                f"checkpoint {directory} is damaged: {name} is not what was written; "
-                "delete this directory to go on from the one before"
-            )
+    try:
+        manifest = json.loads(path.read_bytes())
+        files = dict(manifest["files"]) if manifest["leaves"] else {}
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(directory, MANIFEST) from None
+    for name, checksum in files.items() if check else ():
+        if not (directory / name).exists() or _crc32(directory / name) != checksum:
+            raise _damaged(directory, name)
     return manifest
+
+
+def _damaged(directory: epath.Path, name: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint {directory} is damaged: {name} is not what was written")
 
 
 # ---- models: parameters with their model.json ----

@@ -265,18 +265,30 @@ class _Safetensors:
 
 
 def _weight_files(directory: Path) -> list[str]:
+    """As transformers has it, a whole file counts before an index that lies beside it."""
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
     if (directory / INDEX).is_file():
-        return sorted(set(_read_json(directory / INDEX)["weight_map"].values()))
-    if not (directory / WEIGHTS).is_file():
-        raise DataError(f"{directory} has neither {WEIGHTS} nor {INDEX}")
-    return [WEIGHTS]
+        files = _read_json(directory / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise DataError(f"{directory / INDEX} has no weight_map of tensors to files")
+        return sorted(set(files.values()))
+    if found := sorted(path.name for path in directory.glob("pytorch_model*.bin*")):
+        raise DataError(
+            f"{directory} has {found[0]} but no {WEIGHTS}; write that with transformers:"
+            ' AutoModelForCausalLM.from_pretrained("in").save_pretrained("out")'
+        )
+    raise DataError(f"{directory} has neither {WEIGHTS} nor {INDEX}")
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is a JSON {type(value).__name__}, expected an object")
+    return value
 
 
 # ---- config.json ----
@@ -293,9 +305,12 @@ def config_from_hf(directory: str | os.PathLike[str]) -> ModelConfig:
     _check_supported(values, path)
 
     def required(key: str) -> int:
-        if values.get(key) is None:
+        value = values.get(key)
+        if value is None:
             raise ConfigError(f"{path}: key {key} is missing")
-        return int(values[key])
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{path}: {key} {value!r} must be a whole number above 0")
+        return value
 
     heads, embed_dim = required("num_attention_heads"), required("hidden_size")
     default_head_dim = 128 if family == "qwen3" else embed_dim // heads  # transformers' defaults

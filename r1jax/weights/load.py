@@ -19,10 +19,12 @@ from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.chat import template_variables
 from r1jax.data.tokenizer import FILES, Tokenizer, with_stops
 from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
+from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute, stack_layers
-from r1jax.models.params import param_axes, param_shardings, random_params
+from r1jax.models.params import count_params, param_axes, param_shardings, random_params
 from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, Transformer
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
@@ -84,6 +86,16 @@ class OpenModel:
     def fields(self) -> dict[str, Any]:
         """As a workdir's model.json has them."""
         return dataclasses.asdict(self.config) | dataclasses.asdict(self.compute)
+
+    def mesh(self, axes: Mapping[str, int] | None = None, rows: int = 0) -> Mesh:
+        """The mesh for this model, with `axes` as a config has them.
+
+        Of a CPU's cores it takes as many devices as pay for a model of this size, and as split the
+        `rows` of a microbatch.
+        """
+        if axes and -1 not in axes.values():
+            return make_mesh(axes)
+        return make_mesh(axes, devices_for(count_params(self.config), rows))
 
     def transformer(self, mesh: Mesh, kernel: str = "xla") -> Transformer:
         """The model on this mesh; for packed rows with a kernel that choose_kernel gave."""
