@@ -231,6 +231,8 @@ def test_reasoning_content_is_learnt(tokenizers_of: dict[str, Tokenizer], name: 
     [
         ("qwen2.5", [USER, said("4", reasoning_content="two plus two")], "'reasoning_content'"),
         ("qwen2.5", [USER, said("4", weight=1)], "'weight' of a message of the assistant"),
+        ("qwen2.5", [USER, said("5", weight=0), AGAIN, said("4")], "'weight' of a message"),
+        ("qwen2.5", [USER, said("5", train=False), AGAIN, said("4")], "'train' of a message"),
         ("qwen2.5", [USER | {"name": "Ann"}, PLAIN], "'name' of a message of the user"),
         ("llama3", [USER, said("4", tool_calls=[{"name": "f"}])], "'tool_calls'"),
         ("r1", [USER, said("4", reasoning_content="two")], "'reasoning_content'"),

@@ -68,6 +68,8 @@ BAD_SFT = [
     ({"messages": [USER | {"role": "human"}, SAID]}, "role is 'human', not one of"),
     ({"messages": [USER, SAID | {"weight": 1}]}, "does not read the key 'weight'"),
     ({"messages": [USER, SAID], "weight": 0.5}, "nobody reads the key 'weight'"),
+    ({"messages": [USER, SAID], "weight": 0}, "nobody reads the key 'weight'"),
+    ({"messages": [USER, SAID], "train": False}, "nobody reads the key 'train'"),
     ({"messages": [USER, SAID], "completion": "4"}, "nobody reads the key 'completion'"),
     ({"messages": [USER, SAID], "chat_template_kwargs": {"x": 1}}, "reads no variable 'x'"),
     ({"text": "a", "completion": "4"}, "nobody reads the key 'completion'"),

@@ -94,7 +94,7 @@ def checked_messages(messages: Any, template: str) -> list[dict[str, Any]]:
         raise DataError("a conversation has no messages")
     found = [_checked_message(message) for message in messages]
     for message in found if template != "chat" else ():
-        if more := [key for key in message if key not in ("role", "content") and message[key]]:
+        if more := further_keys(message):
             raise DataError(
                 f"template {template!r} reads no key {more[0]!r} of a message; what is to be"
                 " learnt stands in content"
@@ -112,11 +112,17 @@ def _checked_message(message: Any) -> dict[str, Any]:
     if content is None and message.get("tool_calls"):
         content = ""
     text = _joined(content)
-    thoughts = [key for key in message if key not in ("role", "content") and message[key]]
+    thoughts = further_keys(message)
     if text.lstrip().startswith("<think>") and any(isinstance(message[k], str) for k in thoughts):
         raise DataError(f"a message has thoughts both in content and under {thoughts[0]!r}")
     said = {key: value for key, value in message.items() if value is not None}
     return {**said, "role": role, "content": text}
+
+
+def further_keys(message: Message) -> list[str]:
+    """The keys beside role and content that say something ({"weight": 0} does)."""
+    empty: tuple[Any, ...] = (None, "", [], {})
+    return [key for key in message if key not in ("role", "content") and message[key] not in empty]
 
 
 def _joined(content: Any) -> str:
@@ -282,7 +288,7 @@ class _Chat:
         if self._whole(messages, prompt, turn):
             return turn[len(prompt) :]
         opening, last = _OPENING.search(prompt[self._begin(messages, prompt) :]), messages[-1]
-        if opening and not any(last[key] for key in last if key not in ("role", "content")):
+        if opening and not further_keys(last):
             stand_in = {**last, "content": self._sentinel}
             _, found, end = self.render([*messages[:-1], stand_in], False).rpartition(
                 self._sentinel
@@ -333,7 +339,7 @@ class _Chat:
     def refuse_what_is_dropped(self, messages: Sequence[Message]) -> None:
         """DataError for a system's content, or a further key of a message, that changes nothing."""
         for i, message in enumerate(messages):
-            more = [key for key in message if key not in ("role", "content") and message[key]]
+            more = further_keys(message)
             if message["role"] == "system" and message["content"]:
                 more.append("content")
             for key in more:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1jax.config import DataError
+from r1jax.data.chat import further_keys
 from r1jax.tasks.answers import boxed_values
 
 Row = Mapping[str, Any]
@@ -230,7 +231,7 @@ def _answer(row: Row, key: str) -> tuple[list[Any], Any]:
     *before, last = _turns(row[key], "assistant") or [None]
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise DataError(f"{key} does not end with a message of the assistant")
-    if more := [k for k, value in last.items() if value and k not in ("role", "content")]:
+    if more := further_keys(last):
         raise DataError(f"nobody reads the key {more[0]!r} of the answer in {key}")
     if not isinstance(last.get("content"), str):
         raise DataError(f"{key}: the assistant's content is no text")
