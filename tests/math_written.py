@@ -976,6 +976,19 @@ a=\frac{1}{2}, Q(2,-2) || a=\frac12, Q(2,-2)
 1:9 || 1:9
 1:9 || \frac{1}{9}
 第一象限 || 第一象限。
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} || \frac{1}{3}\begin{pmatrix} -1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || 2\begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} -2 \\ 4 \end{pmatrix} || -\begin{pmatrix} 2 \\ -4 \end{pmatrix}
+\{1\}\cup(2,3) || (2,3)\cup\{1\}
+(-\infty,\infty) || \text{all real numbers}
+(-\infty,\infty) || x \in \mathbb{R}
+\mathbb{R} || 全体实数
+x+y<1 || y<1-x
+x+y<1 || 1>x+y
+x+y<1 || 2x+2y<2
+C. {x \mid-3<x<4} || C
+C. {x \mid-3<x<4} || (-3,4)
+C. 1-\mathrm{i} || 1-i
 """
 MORE_WRONG = r"""
 9 || 9x
@@ -1269,6 +1282,15 @@ e || 2.718
 5\text{ hours} || 5\text{ minutes}
 5\text{ hours} || 300\text{ hours}
 \$5 || 5\%
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || 3\begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\{1\}\cup(2,3) || (2,3)
+x+y<1 || x+y>1
+x+y<1 || x+y \le 1
+x+y<1 || y>1-x
+x+y<1 || -x-y<-1
+C. 1-\mathrm{i} || D
+C. 1-\mathrm{i} || 1+i
 """
 
 

@@ -116,8 +116,10 @@ def references(text: str) -> tuple[str, ...]:
             items = []
         if len(items) == 1:
             text = str(items[0])
-    if match := _LETTER_AND_VALUE.fullmatch(text.strip().strip("$")):
-        return match[1], match[2].strip(" }$")
+    match = _LETTER_AND_VALUE.fullmatch(text.strip().strip("$"))
+    if match := match or re.fullmatch(r"([A-F])[.、]\s*(\S.*)", text.strip(), re.DOTALL):
+        value = match[2].strip(" $")
+        return match[1], value.removesuffix("}") if value.count("}") > value.count("{") else value
     return (text,)
 
 
@@ -249,6 +251,7 @@ def _variables(question: str) -> frozenset[str]:
     return frozenset(alone | set(re.findall(letter, inside)))
 
 
+_RELATION = re.compile(r"\\[lg]e(?![A-Za-z])|[<>]")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\([^()=]*\)|\\angle ?[A-Z]+"
@@ -388,8 +391,9 @@ class Comparison:
     def _matrices(self, gold: Node, answer: Node) -> bool:
         if not isinstance(gold, Matrix) or not isinstance(answer, Matrix):
             return False
+        compared = self._replaced(computed=not answer.multiplied)
         return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
-            self.same(x, y)
+            compared.same(x, y)
             for row, other in zip(gold.rows, answer.rows, strict=True)
             for x, y in zip(row, other, strict=True)
         )
@@ -397,7 +401,8 @@ class Comparison:
     def _regions(self, gold: Node, answer: Node) -> bool:
         first, second = _as_region(gold), _as_region(answer)
         if first is None or second is None:
-            return False
+            texts = [getattr(node, "text", "") for node in (gold, answer)]
+            return all(_RELATION.search(text) for text in texts) and _same_inequality(*texts)
         if first.variable and second.variable and first.variable != second.variable:
             return False
         return same_sets(first, second)
@@ -425,6 +430,8 @@ class Comparison:
             return False
         if value.count(":") > 1 or other.count(":") > 1:
             return _same_ratio(value, other)
+        if unit is None and other_unit is None and _RELATION.search(value + other):
+            return _same_inequality(value, other)
         if not self._worked_out(value, other):
             return False
         if "%" in (unit, other_unit) and unit != other_unit:
@@ -508,6 +515,23 @@ def _same_time(gold: str, answer: str) -> bool:
     (hour, minute, half), (other_hour, other_minute, other_half) = found
     halves = half == other_half or not half or not other_half
     return (hour, minute) == (other_hour, other_minute) and halves
+
+
+def _same_inequality(gold: str, answer: str) -> bool:
+    """x + y < 1 and 1 - x > y; those of one variable are regions already."""
+    sides = []
+    for text in (gold, answer):
+        relations = _RELATION.findall(text)
+        if len(relations) != 1:
+            return False
+        left, right = _RELATION.split(text)
+        if relations[0] in (">", r"\ge"):
+            left, right = right, left
+        sides.append((left.strip(), right.strip(), relations[0] in ("<", ">")))
+    (left, right, strict), (other_left, other_right, other_strict) = sides
+    return strict == other_strict and same_equations(
+        (left, right), (other_left, other_right), positive=True
+    )
 
 
 def _same_ratio(gold: str, answer: str) -> bool:
