@@ -463,6 +463,7 @@ WRONG = {
     ],
     "letters": [
         (r"\textbf{(A)}\ 72", "73"),
+        (r"\textbf{(A)}\ 72", r"\textbf{(A)}\ 73"),
         (r"\textbf{(A)}\ 72", "B"),
         (r"\textbf{(A)}\ 72", r"\textbf{(B)}\ 72"),
         (r"\text{(C)}", "D"),

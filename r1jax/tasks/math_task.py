@@ -7,7 +7,7 @@ and sympy (formulas.py), under a limit of processor time, so that no answer can 
 
 from __future__ import annotations
 
-import json
+import ast
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,22 +105,35 @@ _LETTER_AND_VALUE = re.compile(
 def references(text: str) -> tuple[str, ...]:
     """What counts as the reference: several only for a letter with its value.
 
-    What stands behind GSM8K's ####, or alone in a JSON list.
+    Of a whole solution what stands behind GSM8K's #### or in the last box; of a list of one or a
+    quoted text its inside.
     """
     if "####" in text:
-        text = text.rpartition("####")[2].strip()
-    if text[:1] == "[" and '"' in text:
-        try:
-            items = json.loads(text)
-        except ValueError:
-            items = []
-        if len(items) == 1:
-            text = str(items[0])
-    match = _LETTER_AND_VALUE.fullmatch(text.strip().strip("$"))
-    if match := match or re.fullmatch(r"([A-F])[.、]\s*(\S.*)", text.strip(), re.DOTALL):
+        text = text.rpartition("####")[2]
+    if boxes := boxed_values(text):
+        text = boxes[-1][0]
+    text = _unquoted(text.strip())
+    match = _LETTER_AND_VALUE.fullmatch(text.strip("$"))
+    if match := match or _OPTION.fullmatch(text):
         value = match[2].strip(" $")
         return match[1], value.removesuffix("}") if value.count("}") > value.count("{") else value
     return (text,)
+
+
+_OPTION = re.compile(r"([A-F])[.、]\s*(\S.*)", re.DOTALL)
+
+
+def _unquoted(text: str) -> str:
+    """The inside of ["72"], ['72'] and "72"."""
+    if not re.match(r"""\[?\s*["']""", text):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return text
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return value.strip() if isinstance(value, str) else text
 
 
 def check_formula(example: Example) -> None:
@@ -130,8 +143,8 @@ def check_formula(example: Example) -> None:
     problem = None
     if not plain(reference):
         problem = "is empty" if not text.strip() else "has no answer behind its last ####"
-    elif reference[:1] in "[{" and '"' in reference:
-        problem = "is JSON, not one answer"
+    elif re.match(r"""[\[{]\s*["'}]""", reference):
+        problem = "is a list or a mapping rather than one answer"
     elif len(reference) > MAX_ANSWER or "\n\n" in reference.strip():
         problem = "is a text rather than an answer"
     elif _INTRODUCED.search(reference):
@@ -153,10 +166,13 @@ def same_formula(example: Example, answer: str) -> bool:
     """
     if len(answer) > MAX_ANSWER:
         return False
-    return _literal(example.answer) == _literal(answer) != "" or any(
-        _same_reference(reference, answer, example.question)
-        for reference in references(example.answer)
-    )
+    if _literal(example.answer) == _literal(answer) != "":
+        return True
+    golds, parts = references(example.answer), references(answer)
+    if len(golds) == len(parts) == 2:  # both a letter and its value
+        both = zip(golds, parts, strict=True)
+        return all(_same_reference(gold, part, example.question) for gold, part in both)
+    return any(_same_reference(gold, answer, example.question) for gold in golds)
 
 
 def _same_reference(gold: str, answer: str, question: str) -> bool:
