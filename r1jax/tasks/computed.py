@@ -50,6 +50,7 @@ _IDLE = re.compile(
 
 def left_to_compute(text: str) -> Counter[str]:
     """The operations that the writing of a number leaves undone, by kind."""
+    text = re.sub(r"_(?:\{[^{}]*\}|\w)", " ", text)  # bases and indices
     text = _SCIENTIFIC.sub(r"\1e^", _SIGNS_IN_EXPONENT.sub("^", text))
     found = Counter(_FUNCTIONS[x] for x in _COMMAND.findall(text) if x in _FUNCTIONS)
     found["sum"] = len(_SUM.findall(text))

@@ -113,7 +113,8 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 def read(text: str) -> list[Node]:
     """How an answer as a whole may be read: mostly one way, two for "100,200"."""
     text = written(text)
-    if (words := re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)) and _SEPARATOR.search(words[1]):
+    words = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
+    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]", words[1])):
         text = words[1].strip()
     joined = thousands(text)
     return [_node(joined), *([_node(text)] if joined != text else [])]
