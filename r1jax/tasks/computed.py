@@ -109,7 +109,8 @@ def repeats(question: str, gold: str, answer: str) -> bool:
     if _is_reduced(answer) or _DECIMAL.fullmatch(flat):
         other_kind = ("." in gold) != ("." in flat) or ("%" in flat and "%" not in gold)
         given = rf"(?<![0-9.]){re.escape(flat)}(?![0-9.])"
-        return other_kind and bool(re.search(given, flat_question))
+        asked = other_kind and _CONVERT.search(question)
+        return bool(asked and re.search(given, flat_question))
     if not _CALCULATION.search(answer):
         return False
     if len(flat) > 1 and flat in flat_question:
@@ -124,6 +125,7 @@ def repeats(question: str, gold: str, answer: str) -> bool:
     )
 
 
+_CONVERT = re.compile(r"decimal|fraction|percent|小数|分数|百分", re.IGNORECASE)
 _DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+|-?[0-9.]+\\?%")
 
 

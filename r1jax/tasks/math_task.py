@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from r1jax.tasks.writing import TEXT, bare_words, compact, plain, to_ascii, writ
 if TYPE_CHECKING:
     from r1jax.types import Example
 
+TIME_LIMIT = formulas.TIME_LIMIT  # seconds of this thread's processor time for one answer
 MAX_ANSWER = 1_000  # characters; a longer answer is wrong
 MAX_WORDS = 6  # in a formula
 MAX_DEPTH = 20  # of braces in a formula
@@ -206,9 +207,6 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return False
 
 
-TIME_LIMIT = formulas.TIME_LIMIT
-
-
 _ANNOUNCED = re.compile(
     rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]|答案?\s*[:：为是]+"
     r"|[一总合]?共计?(?=\s*[0-9]))\s*\}?\s*",
@@ -286,6 +284,7 @@ class Comparison:
 
     variables: frozenset[str]  # letters that the question uses as such
     question: str  # compact
+    computed: bool = True  # whether an answer may leave nothing to compute
 
     def same(self, gold: Node, answer: Node) -> bool:
         if isinstance(answer, Equation) and not isinstance(gold, Equation):
@@ -318,11 +317,8 @@ class Comparison:
         elif self._is_name(sides[-1]):
             sides = sides[:-1][::-1]
         nodes = [_one(side) for side in sides]
-        steps = (self._replaced(computed=False).same(gold, node) for node in nodes[:-1])
-        return self.same(gold, nodes[-1]) and all(steps)
-
-    def _replaced(self, computed: bool) -> Comparison:
-        return self if computed else _Steps(self.variables, self.question)
+        steps = replace(self, computed=False)  # before the last sign calculations may be left
+        return self.same(gold, nodes[-1]) and all(steps.same(gold, node) for node in nodes[:-1])
 
     def _is_name(self, side: str) -> bool:
         r"""What the question asks for, or looks like a name: x, f(2), |AB|, m+n, not 2x or x^2."""
@@ -407,7 +403,7 @@ class Comparison:
     def _matrices(self, gold: Node, answer: Node) -> bool:
         if not isinstance(gold, Matrix) or not isinstance(answer, Matrix):
             return False
-        compared = self._replaced(computed=not answer.multiplied)
+        compared = replace(self, computed=not answer.multiplied)
         return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
             compared.same(x, y)
             for row, other in zip(gold.rows, answer.rows, strict=True)
@@ -424,8 +420,6 @@ class Comparison:
         return same_sets(first, second)
 
     # -- values --------------------------------------------------------------------------------
-
-    computed = True  # whether an answer may leave nothing to compute
 
     def values(self, gold: str, answer: str) -> bool:
         """Whether two numbers, formulas or words are the same, with their units."""
@@ -459,12 +453,6 @@ class Comparison:
         if number is None or number.number is None or not self.computed:
             return True
         return is_worked_out(answer, gold) and not _names(answer, gold)
-
-
-class _Steps(Comparison):
-    """Of what stands before the last equals sign, where calculations may be left."""
-
-    computed = False
 
 
 def _names(answer: str, gold: str) -> bool:
