@@ -463,6 +463,7 @@ WRONG = {
     ],
     "letters": [
         (r"\textbf{(A)}\ 72", "73"),
+        (r"\textbf{(A)}\ 72", r"\textbf{(A)}\ 73"),
         (r"\textbf{(A)}\ 72", "B"),
         (r"\textbf{(A)}\ 72", r"\textbf{(B)}\ 72"),
         (r"\text{(C)}", "D"),
@@ -555,8 +556,19 @@ REPEATED = [
     (r"Write $\frac{3}{20}$ as a decimal.", "0.15", r"\frac{3}{20}"),
     ("Write 0.15 as a fraction.", r"\frac{3}{20}", "0.15"),
     ("Write 45% as a decimal.", "0.45", r"45\%"),
+    ("What is 3! + 1?", "7", "3!+1"),
+    ("计算 $12 \\times 5$", "60", r"5 \times 12"),
+    ("计算：99×101", "9999", "99×101"),
+    (r"Find $\log_2 8$.", "3", r"\log_2 8"),
+    (r"Find $\binom{5}{2}$.", "10", r"\binom52"),
+    (r"Evaluate $|-5|$.", "5", "|-5|"),
+    (r"Evaluate $\int_0^1 2x\,dx$.", "1", r"\int_0^1 2x dx"),
+    (r"What is $i^4$?", "1", "i^4"),
 ]
 NOT_REPEATED = [
+    ("Each costs 0.75 dollars, and one is left. What share is that?", r"\frac{3}{4}", "0.75"),
+    (r"The angle is in $(0,\pi/2)$.", r"\frac{\pi}{2}", r"\pi/2"),
+    ("Point $A(3,-2)$ turns into?", "(-2,3)", "(-2, 3)"),
     ("Expand $(x+1)^2$.", "x^2+2x+1", "x^2+1+2x"),
     ("Factor $x^2+3x+2$.", "(x+1)(x+2)", "(x+2)(x+1)"),
     ("Is it $1/2$ or $1/3$?", r"\frac{1}{2}", "1/2"),
@@ -976,6 +988,120 @@ a=\frac{1}{2}, Q(2,-2) || a=\frac12, Q(2,-2)
 1:9 || 1:9
 1:9 || \frac{1}{9}
 第一象限 || 第一象限。
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} || \frac{1}{3}\begin{pmatrix} -1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || 2\begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} -2 \\ 4 \end{pmatrix} || -\begin{pmatrix} 2 \\ -4 \end{pmatrix}
+\{1\}\cup(2,3) || (2,3)\cup\{1\}
+(-\infty,\infty) || \text{all real numbers}
+(-\infty,\infty) || x \in \mathbb{R}
+\mathbb{R} || 全体实数
+x+y<1 || y<1-x
+x+y<1 || 1>x+y
+x+y<1 || 2x+2y<2
+C. {x \mid-3<x<4} || C
+C. {x \mid-3<x<4} || (-3,4)
+C. 1-\mathrm{i} || 1-i
+10 || 10 \text{ cm}^{2}
+10 || 10\mathrm{cm}
+10 || 10\ cm
+10 || 10 cm.
+10 || 10 cubic units
+10 || 10 \text{ cubic units}
+10 || 10 dollars.
+10 || \text{\$}10
+10 || \text{10 dollars}
+10 || \text{10 cm}
+10 || \textbf{10 cm}
+10 || **10**
+10 || *10*
+10 || `10`
+10 || "10"
+10 || '10'
+10 || “10”
+10 || 10。
+10 || 10，
+10 || 10;
+10 || ( 10 )
+10 || x=10.
+10 || \therefore x = 10
+10 || \Rightarrow x=10
+10 || \text{so } x=10
+10 || n = 10 \text{ terms}
+\frac{1}{2} || \frac{1}{2}\text{ mile}
+\frac{1}{2} || \frac{1}{2} mile
+\frac{1}{2} || 1/2 mile
+\frac{1}{2} || 1/2小时
+\frac{1}{2} || \frac{1}{2}小时
+\frac{a}{b} || a/b
+\frac{a+b}{2} || (a+b)/2
+\frac{a+b}{2} || \frac{1}{2}(a+b)
+\frac{a+b}{2} || 0.5a+0.5b
+a^2-b^2 || (a+b)(a-b)
+-x^2+4 || 4-x^2
+\frac{2n}{n+1} || 2-\frac{2}{n+1}
+x^2-2x+1 || (x-1)^2
+3^{x} || 3^x
+\log_3 5 || \frac{\lg 5}{\lg 3}
+\log_{2}3 || \log_2{3}
+\log_{2}3 || \log_2(3)
+\arctan 2 || \tan^{-1} 2
+\arcsin\frac{1}{3} || \sin^{-1}\left(\frac{1}{3}\right)
+\frac{3}{5}+\frac{4}{5}i || \frac{3+4i}{5}
+-\sqrt{3}i || -i\sqrt{3}
+\frac{\sqrt{10}}{5} || \sqrt{\frac{2}{5}}
+\frac{\sqrt{10}}{5} || \frac{2}{\sqrt{10}}
+\sqrt{3}-1 || -1+\sqrt{3}
+\sqrt{3}-1 || \frac{2}{\sqrt{3}+1}
+4\sqrt{5} || \sqrt{80}
+\frac{16\pi}{3} || \frac{16}{3}\pi
+\frac{16\pi}{3} || 16π/3
+(\sqrt{3},1) || (√3, 1)
+(-1,\frac{3}{2}) || (-1,1.5)
+(-1,\frac{3}{2}) || x=-1, y=\frac{3}{2}
+(-\infty,-1]\cup[3,+\infty) || (-\infty,-1]\cup[3,\infty)
+(-\infty,-1]\cup[3,+\infty) || x\le-1 \text{ or } x\ge3
+(-\infty,-1]\cup[3,+\infty) || x≤-1或x≥3
+(-\infty,-1]\cup[3,+\infty) || \{x|x\leq-1 \text{ or } x\geq3\}
+(-\infty,-1]\cup[3,+\infty) || \{x|x\leq-1或x\geq3\}
+(1,+\infty) || a>1
+(1,+\infty) || a \in (1,+\infty)
+(1,+\infty) || \{a|a>1\}
+[1,4) || 1\leqslant x<4
+m=2 || 2
+m=2 || m = 2
+2 || m=2
+m=2,n=3 || (2,3)
+S_n=n^2 || n^2
+a_n=3^{n-1} || a_n=\frac{3^n}{3}
+y=\pm\frac{1}{2}x || y=\frac{1}{2}x, y=-\frac{1}{2}x
+y=\pm\frac{1}{2}x || y = \pm \frac{x}{2}
+\frac{x^2}{9}-\frac{y^2}{16}=1 || 16x^2-9y^2=144
+x=1 || x-1=0
+1:\sqrt{3} || \frac{1}{\sqrt{3}}
+20% || 20\%
+20% || 0.2
+0.2 || 20%
+3.14 || 3.140
+1.20 \times 10^{-5} || 1.2e-5
+1.20 \times 10^{-5} || 1.2 \cdot 10^{-5}
+1.20 \times 10^{-5} || 0.000012
+2^{10}-1 || 1023
+e^{-1} || \frac{1}{e}
+2e || 2\mathrm{e}
+\frac{e}{2} || e/2
+0.\dot{3} || 1/3
+12\frac{1}{2} || 12.5
+-1\frac{1}{2} || -1.5
+-1\frac{1}{2} || -\frac{3}{2}
+平行四边形 || 平行四边形
+充分不必要条件 || 充分不必要条件
+\text{isosceles} || isosceles
+\text{right triangle} || right triangle
+2,3 || 2\text{ 和 }3
+2,3 || \{2\}, \{3\}
+2,3 || p=2, q=3
+\sqrt{2},-\sqrt{2} || \pm\sqrt{2}
+0,1,2 || \{0,1,2\}
 """
 MORE_WRONG = r"""
 9 || 9x
@@ -1269,6 +1395,87 @@ e || 2.718
 5\text{ hours} || 5\text{ minutes}
 5\text{ hours} || 300\text{ hours}
 \$5 || 5\%
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 2 \\ 4 \end{pmatrix} || 3\begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\{1\}\cup(2,3) || (2,3)
+x+y<1 || x+y>1
+x+y<1 || x+y \le 1
+x+y<1 || y>1-x
+x+y<1 || -x-y<-1
+C. 1-\mathrm{i} || D
+C. 1-\mathrm{i} || 1+i
+10 || 10 \text{ cm or } 20
+10 || x=10, 20
+10 || 10, 20, 30
+10 || 5+5
+10 || 2 \cdot 5
+10 || 10\cdot 10^1
+10 || 1 \times 10^2
+10 || \binom{5}{2}
+10 || ten
+10 || 10 \div 2
+10 || 10 \text{ cm by } 20 \text{ cm}
+10 || 10 by 20
+10 || 10 × 20
+10 || 10:20
+10 || \frac{10}{3}
+10 || 10\frac{1}{2}
+10 || 10 1/2
+10 || 1010
+10 || 10^{10}
+10 || 10_2
+10 || log 10
+10 || \sqrt{10}
+10 || -10
+10 || |10|
+10 || 10\pi
+10 || 10 dozen
+10 || 10k
+10 || 10K
+10 || 10 pairs of 2
+10 || at least 10
+10 || up to 10
+10 || 10 (approximately)
+10 || 10 \text{ (approximately)}
+10 || roughly 10
+10 || 10ish
+10 || 10 - wait, 12
+10 || 10 \text{ wait } 12
+10 || 12, no, 10
+10 || not sure, 10
+10 || 10 maybe
+\frac{a}{b} || \frac{b}{a}
+\frac{a}{b} || ab
+\frac{a+b}{2} || a+b/2
+x^2-2x+1 || (x+1)^2
+3^x || x^3
+\arctan 2 || \frac{1}{\tan 2}
+\arcsin\frac{1}{3} || \frac{1}{3}
+\sqrt{3}-1 || 1-\sqrt{3}
+\sqrt{3}-1 || 0.732
+m=2,n=3 || m=3,n=2
+m=2,n=3 || (3,2)
+m=2 || n=2
+y=\pm\frac{1}{2}x || y=\frac{1}{2}x
+y=\pm\frac{1}{2}x || y=\pm 2x
+[1,4) || 1<x\le4
+(1,+\infty) || a<1
+(1,+\infty) || 1
+S_n=n^2 || S_n=n
+平行四边形 || 四边形
+充分不必要条件 || 必要不充分条件
+充分不必要条件 || 充要条件
+\text{isosceles} || scalene
+\text{right triangle} || triangle
+0,1,2 || 0,1
+0,1,2 || 0 \le x \le 2
+0,1,2 || [0,2]
+20% || 0.02
+20% || 20元
+12\frac{1}{2} || 6
+-1\frac{1}{2} || -\frac{1}{2}
+-1\frac{1}{2} || 1\frac{1}{2}
+2e || 2
 """
 
 

@@ -355,6 +355,7 @@ RIGHT, WRONG = "```python\ndef f(x): return x + 1\n```", "```python\ndef f(x): r
         (f"{RIGHT}\n```python\nx = 1\n```", 1, 1),
         (f"{RIGHT}\nFaster:\n{WRONG}\n```python\nprint(f(1))\n```", 0, 0),
         (RIGHT.replace("```", "~~~"), 1, 1),
+        (f"```python\ndef f(x): retur\nNo, again:\n{RIGHT}", 1, 1),
         (RIGHT.replace("```", "````"), 1, 1),
         ("1. ```python\n   def f(x):\n       return x + 1\n   ```", 1, 1),
         ("- Here:\n  ```python\n  def f(x):\n      return x + 1\n  ```\n", 1, 1),

@@ -288,12 +288,45 @@ def test_check_example() -> None:
         (example("integr", "5"), "task .integr. is neither module:NAME nor one of math, integer"),
         (example("integer", "five"), "'five' is no integer answer"),
         (example("math", " "), "' ' is no math answer"),
+        (example("math", '["1","2"]'), "a list or a mapping rather than one answer"),
+        (example("math", "['1', '2']"), "a list or a mapping"),
+        (example("math", '{"value": 5}'), "a list or a mapping"),
+        (example("math", "The answer is 5"), "a sentence; the answer alone is wanted"),
+        (example("math", "答案是5"), "a sentence"),
+        (example("math", "She has 5 + 3 = 8.\n\nSo it is 8."), "a text rather than an answer"),
+        (example("math", "x " * 600), "a text rather than an answer"),
+        (example("math", "5 ####"), "no answer behind its last ####"),
         (example("choice", "K"), "'K' is no choice answer"),
         (example("countdown", "1+2"), "countdown needs"),
         (example("countdown", "", metadata={"numbers": ["1"], "target": 1}), "not all integers"),
     ):
         with pytest.raises(DataError, match=message):
             check_example(bad)
+
+
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n\nSo 48+24 = 72.\n#### 72", "72", "24"),
+        ("#### 1,200", "1200", "1,201"),
+        ('["72"]', "72", "73"),
+        ("['72']", "72", "73"),
+        ('"72"', "72", "73"),
+        (r"\boxed{72}", "72", "73"),
+        (r"We add and get $70+2=\boxed{72}$, as was to be shown.", "72", "70"),
+        (r"\textbf{(A)}\ 72", "72", "73"),
+        (r"\textbf{(A)}\ 72", "A", "B"),
+        ("6e13", r"6 \times 10^{13}", "6"),
+        ("1.6E-19", r"1.6 \cdot 10^{-19}", "0"),
+        ("[1, 2]", "[1,2]", "(1,2)"),
+        ("{1, 2}", r"\{2, 1\}", "1"),
+    ],
+)
+def test_references_are_read(reference: str, right: str, wrong: str) -> None:
+    row = example("math", reference)
+    check_example(row)
+    assert accuracy(row, rf"a</think> \boxed{{{right}}}", **CONTEXT) == 1
+    assert accuracy(row, rf"a</think> \boxed{{{wrong}}}", **CONTEXT) == 0
 
 
 def test_same_answer() -> None:

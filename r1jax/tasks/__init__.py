@@ -12,7 +12,7 @@ keys become metadata:
     {"prompt": "Double the number you read.", "answer": "", "task": "code",
      "tests": [{"input": "4", "output": "8"}], "time_limit_s": 2}
 
-    math       anything that math-verify compares
+    math       numbers with units, formulas, lists, sets, intervals, equations, words
     integer, sorted, letter, choice, countdown
     knights    knights and knaves
     gym        any task of reasoning-gym (the extra `gym`)

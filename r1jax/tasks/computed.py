@@ -50,6 +50,7 @@ _IDLE = re.compile(
 
 def left_to_compute(text: str) -> Counter[str]:
     """The operations that the writing of a number leaves undone, by kind."""
+    text = re.sub(r"_(?:\{[^{}]*\}|\w)", " ", text)  # bases and indices
     text = _SCIENTIFIC.sub(r"\1e^", _SIGNS_IN_EXPONENT.sub("^", text))
     found = Counter(_FUNCTIONS[x] for x in _COMMAND.findall(text) if x in _FUNCTIONS)
     found["sum"] = len(_SUM.findall(text))
@@ -108,7 +109,8 @@ def repeats(question: str, gold: str, answer: str) -> bool:
     if _is_reduced(answer) or _DECIMAL.fullmatch(flat):
         other_kind = ("." in gold) != ("." in flat) or ("%" in flat and "%" not in gold)
         given = rf"(?<![0-9.]){re.escape(flat)}(?![0-9.])"
-        return other_kind and bool(re.search(given, flat_question))
+        asked = other_kind and _CONVERT.search(question)
+        return bool(asked and re.search(given, flat_question))
     if not _CALCULATION.search(answer):
         return False
     if len(flat) > 1 and flat in flat_question:
@@ -123,6 +125,7 @@ def repeats(question: str, gold: str, answer: str) -> bool:
     )
 
 
+_CONVERT = re.compile(r"decimal|fraction|percent|小数|分数|百分", re.IGNORECASE)
 _DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+|-?[0-9.]+\\?%")
 
 

@@ -211,8 +211,8 @@ def _agree_somewhere(first: Formula, second: Formula) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def same_equations(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
-    """Whether one equation is the other times a number."""
+def same_equations(gold: tuple[str, str], answer: tuple[str, str], positive: bool = False) -> bool:
+    """Whether one equation is the other times a number, which may have to be positive."""
     import sympy
 
     sides = [formula(text) for text in (*gold, *answer)]
@@ -227,7 +227,8 @@ def same_equations(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
             if first == 0 or second == 0 or first.free_symbols != second.free_symbols:
                 return False
             ratio = sympy.simplify(first / second)
-            return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+            same = bool(ratio.is_number and ratio.is_finite and ratio != 0)
+            return same and (not positive or bool(ratio > 0))
     except (OutOfTime, Exception):
         return False
 

@@ -7,9 +7,9 @@ and sympy (formulas.py), under a limit of processor time, so that no answer can 
 
 from __future__ import annotations
 
-import json
+import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from r1jax.tasks.writing import TEXT, bare_words, compact, plain, to_ascii, writ
 if TYPE_CHECKING:
     from r1jax.types import Example
 
+TIME_LIMIT = formulas.TIME_LIMIT  # seconds of this thread's processor time for one answer
 MAX_ANSWER = 1_000  # characters; a longer answer is wrong
 MAX_WORDS = 6  # in a formula
 MAX_DEPTH = 20  # of braces in a formula
@@ -105,20 +106,35 @@ _LETTER_AND_VALUE = re.compile(
 def references(text: str) -> tuple[str, ...]:
     """What counts as the reference: several only for a letter with its value.
 
-    What stands behind GSM8K's ####, or alone in a JSON list.
+    Of a whole solution what stands behind GSM8K's #### or in the last box; of a list of one or a
+    quoted text its inside.
     """
     if "####" in text:
-        text = text.rpartition("####")[2].strip()
-    if text[:1] == "[" and '"' in text:
-        try:
-            items = json.loads(text)
-        except ValueError:
-            items = []
-        if len(items) == 1:
-            text = str(items[0])
-    if match := _LETTER_AND_VALUE.fullmatch(text.strip().strip("$")):
-        return match[1], match[2].strip(" }$")
+        text = text.rpartition("####")[2]
+    if boxes := boxed_values(text):
+        text = boxes[-1][0]
+    text = _unquoted(text.strip())
+    match = _LETTER_AND_VALUE.fullmatch(text.strip("$"))
+    if match := match or _OPTION.fullmatch(text):
+        value = match[2].strip(" $")
+        return match[1], value.removesuffix("}") if value.count("}") > value.count("{") else value
     return (text,)
+
+
+_OPTION = re.compile(r"([A-F])[.、]\s*(\S.*)", re.DOTALL)
+
+
+def _unquoted(text: str) -> str:
+    """The inside of ["72"], ['72'] and "72"."""
+    if not re.match(r"""\[?\s*["']""", text):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return text
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return value.strip() if isinstance(value, str) else text
 
 
 def check_formula(example: Example) -> None:
@@ -128,8 +144,8 @@ def check_formula(example: Example) -> None:
     problem = None
     if not plain(reference):
         problem = "is empty" if not text.strip() else "has no answer behind its last ####"
-    elif reference[:1] in "[{" and '"' in reference:
-        problem = "is JSON, not one answer"
+    elif re.match(r"""[\[{]\s*["'}]""", reference):
+        problem = "is a list or a mapping rather than one answer"
     elif len(reference) > MAX_ANSWER or "\n\n" in reference.strip():
         problem = "is a text rather than an answer"
     elif _INTRODUCED.search(reference):
@@ -151,10 +167,13 @@ def same_formula(example: Example, answer: str) -> bool:
     """
     if len(answer) > MAX_ANSWER:
         return False
-    return _literal(example.answer) == _literal(answer) != "" or any(
-        _same_reference(reference, answer, example.question)
-        for reference in references(example.answer)
-    )
+    if _literal(example.answer) == _literal(answer) != "":
+        return True
+    golds, parts = references(example.answer), references(answer)
+    if len(golds) == len(parts) == 2:  # both a letter and its value
+        both = zip(golds, parts, strict=True)
+        return all(_same_reference(gold, part, example.question) for gold, part in both)
+    return any(_same_reference(gold, answer, example.question) for gold in golds)
 
 
 def _same_reference(gold: str, answer: str, question: str) -> bool:
@@ -186,9 +205,6 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
             )
     except (OutOfTime, RecursionError):
         return False
-
-
-TIME_LIMIT = formulas.TIME_LIMIT
 
 
 _ANNOUNCED = re.compile(
@@ -249,6 +265,7 @@ def _variables(question: str) -> frozenset[str]:
     return frozenset(alone | set(re.findall(letter, inside)))
 
 
+_RELATION = re.compile(r"\\[lg]e(?![A-Za-z])|[<>]")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\([^()=]*\)|\\angle ?[A-Z]+"
@@ -267,6 +284,7 @@ class Comparison:
 
     variables: frozenset[str]  # letters that the question uses as such
     question: str  # compact
+    computed: bool = True  # whether an answer may leave nothing to compute
 
     def same(self, gold: Node, answer: Node) -> bool:
         if isinstance(answer, Equation) and not isinstance(gold, Equation):
@@ -299,11 +317,8 @@ class Comparison:
         elif self._is_name(sides[-1]):
             sides = sides[:-1][::-1]
         nodes = [_one(side) for side in sides]
-        steps = (self._replaced(computed=False).same(gold, node) for node in nodes[:-1])
-        return self.same(gold, nodes[-1]) and all(steps)
-
-    def _replaced(self, computed: bool) -> Comparison:
-        return self if computed else _Steps(self.variables, self.question)
+        steps = replace(self, computed=False)  # before the last sign calculations may be left
+        return self.same(gold, nodes[-1]) and all(steps.same(gold, node) for node in nodes[:-1])
 
     def _is_name(self, side: str) -> bool:
         r"""What the question asks for, or looks like a name: x, f(2), |AB|, m+n, not 2x or x^2."""
@@ -388,8 +403,9 @@ class Comparison:
     def _matrices(self, gold: Node, answer: Node) -> bool:
         if not isinstance(gold, Matrix) or not isinstance(answer, Matrix):
             return False
+        compared = replace(self, computed=not answer.multiplied)
         return [len(row) for row in gold.rows] == [len(row) for row in answer.rows] and all(
-            self.same(x, y)
+            compared.same(x, y)
             for row, other in zip(gold.rows, answer.rows, strict=True)
             for x, y in zip(row, other, strict=True)
         )
@@ -397,14 +413,13 @@ class Comparison:
     def _regions(self, gold: Node, answer: Node) -> bool:
         first, second = _as_region(gold), _as_region(answer)
         if first is None or second is None:
-            return False
+            texts = [getattr(node, "text", "") for node in (gold, answer)]
+            return all(_RELATION.search(text) for text in texts) and _same_inequality(*texts)
         if first.variable and second.variable and first.variable != second.variable:
             return False
         return same_sets(first, second)
 
     # -- values --------------------------------------------------------------------------------
-
-    computed = True  # whether an answer may leave nothing to compute
 
     def values(self, gold: str, answer: str) -> bool:
         """Whether two numbers, formulas or words are the same, with their units."""
@@ -425,6 +440,8 @@ class Comparison:
             return False
         if value.count(":") > 1 or other.count(":") > 1:
             return _same_ratio(value, other)
+        if unit is None and other_unit is None and _RELATION.search(value + other):
+            return _same_inequality(value, other)
         if not self._worked_out(value, other):
             return False
         if "%" in (unit, other_unit) and unit != other_unit:
@@ -436,12 +453,6 @@ class Comparison:
         if number is None or number.number is None or not self.computed:
             return True
         return is_worked_out(answer, gold) and not _names(answer, gold)
-
-
-class _Steps(Comparison):
-    """Of what stands before the last equals sign, where calculations may be left."""
-
-    computed = False
 
 
 def _names(answer: str, gold: str) -> bool:
@@ -508,6 +519,23 @@ def _same_time(gold: str, answer: str) -> bool:
     (hour, minute, half), (other_hour, other_minute, other_half) = found
     halves = half == other_half or not half or not other_half
     return (hour, minute) == (other_hour, other_minute) and halves
+
+
+def _same_inequality(gold: str, answer: str) -> bool:
+    """x + y < 1 and 1 - x > y; those of one variable are regions already."""
+    sides = []
+    for text in (gold, answer):
+        relations = _RELATION.findall(text)
+        if len(relations) != 1:
+            return False
+        left, right = _RELATION.split(text)
+        if relations[0] in (">", r"\ge"):
+            left, right = right, left
+        sides.append((left.strip(), right.strip(), relations[0] in ("<", ">")))
+    (left, right, strict), (other_left, other_right, other_strict) = sides
+    return strict == other_strict and same_equations(
+        (left, right), (other_left, other_right), positive=True
+    )
 
 
 def _same_ratio(gold: str, answer: str) -> bool:

@@ -46,9 +46,10 @@ def blocks(text: str) -> list[Block]:
         codes = [_dedented(lines[at:end]) for end in ends]
         end, code = ends[0], codes[0]
         if is_python(language):
-            end, code = next(
-                ((e, c) for e, c in zip(ends, codes, strict=True) if _tree(c)), (end, code)
-            )
+            whole = [(e, c) for e, c in zip(ends, codes, strict=True) if _tree(c)]
+            if not whole and any(map(_OPENING.fullmatch, lines[at:end])):
+                continue  # it was never closed, and another one begins
+            end, code = whole[0] if whole else (end, code)
         found.append(Block(language, code))
         at = end + 1
     return found

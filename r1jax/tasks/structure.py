@@ -6,7 +6,7 @@ Only brackets, separators and relations are read here; the formulas between them
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Group:
 @dataclass(frozen=True)
 class Matrix:
     rows: tuple[tuple[Node, ...], ...]
+    multiplied: bool = False  # its cells are products with what stood before it
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Region:
 
     parts: tuple[tuple[Interval | str, ...], ...]
     variable: str | None
+    text: str = field(default="", compare=False)
 
 
 Node = Value | Equation | Group | Matrix | Region
@@ -78,8 +80,14 @@ _EQUALS = re.compile(r"(?<![<>!:])=")
 _CUP = re.compile(r"\\(?:cup|bigcup)(?![A-Za-z])")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")
 _SET = re.compile(r"\\?\{(.*?)(?:\\mid(?![A-Za-z])|\||:)(.*)\\?\}", re.DOTALL)
-_MATRIX = re.compile(r"\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-_REALS = r"\mathbb{R}"
+_MATRIX = re.compile(
+    r"([^&]*?)(?:\\cdot|\\times)?\s*\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\2\}", re.DOTALL
+)
+_ALL_REALS = re.compile(
+    r"\\math(?:bb|bf) ?\{?R\}?|\\R"
+    r"|(?:\\text\s*\{)?\s*(?:all real numbers|all reals|全体实数|一切实数)\s*\}?",
+    re.IGNORECASE,
+)
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 ALL = Interval(r"-\infty", r"\infty", "()")
 
@@ -105,7 +113,8 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 def read(text: str) -> list[Node]:
     """How an answer as a whole may be read: mostly one way, two for "100,200"."""
     text = written(text)
-    if (words := re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)) and _SEPARATOR.search(words[1]):
+    words = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
+    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]", words[1])):
         text = words[1].strip()
     joined = thousands(text)
     return [_node(joined), *([_node(text)] if joined != text else [])]
@@ -117,7 +126,7 @@ def _node(text: str) -> Node:
     text = re.sub(r"\\langle(?![a-z])", "(", re.sub(r"\\rangle(?![a-z])", ")", text))
     region = _region(_without_bars(text))
     if region is not None:
-        return region
+        return replace(region, text=text)
     variable, members = _belongs(text)
     if variable and _bracketed(members):
         return _node(members)
@@ -128,10 +137,18 @@ def _node(text: str) -> Node:
     if len(sides) > 1 and all(sides):
         return Equation(tuple(sides))
     if match := _MATRIX.fullmatch(text):
-        rows = [row.split("&") for row in re.split(r"\\\\", match[2]) if row.strip()]
-        return Matrix(tuple(tuple(_node(cell) for cell in row) for row in rows))
+        factor = match[1].strip()
+        rows = [row.split("&") for row in re.split(r"\\\\", match[3]) if row.strip()]
+        cells = (tuple(_cell(factor, cell) for cell in row) for row in rows)
+        return Matrix(tuple(cells), bool(factor))
     point = _bracketed(re.sub(r"^[A-Z](?:_[0-9])?\s*(?=\(.*[0-9].*,)", "", text))  # P(3, 2)
     return point or Value(text)
+
+
+def _cell(factor: str, cell: str) -> Node:
+    if factor == "-":
+        return Value(f"-({cell.strip()})")
+    return Value(rf"({factor}) \cdot ({cell.strip()})") if factor else _node(cell)
 
 
 def _bracketed(text: str) -> Node | None:
@@ -200,9 +217,13 @@ def _region(text: str) -> Region | None:
             return Region(found.parts, None)
         return None
     pieces = split(text, _CUP)
-    if len(pieces) > 1 or variable or text == _REALS or r"\setminus" in text:
-        parts = [_piece(piece) for piece in pieces]
-        return None if None in parts else Region(tuple(p for p in parts if p), variable)
+    if _ALL_REALS.fullmatch(text):
+        return Region(((ALL,),), variable)
+    node = _bracketed(text)
+    is_set = isinstance(node, Group) and node.kind == "set"  # x \in \{1, 2\} is no region
+    if len(pieces) > 1 or (variable and not is_set) or r"\setminus" in text:
+        parts = [part for piece in pieces for part in _parts(piece)]
+        return Region(tuple(parts), variable) if all(parts) else None
     return _conditions(text) if _RELATION.search(text) else None
 
 
@@ -214,10 +235,19 @@ def _belongs(text: str) -> tuple[str | None, str]:
     return None, text
 
 
+def _parts(text: str) -> list[tuple[Interval | str, ...]]:
+    r"""What one side of a \cup is: an interval, or single values; [()] if it is neither."""
+    node = _bracketed(text)
+    if isinstance(node, Group) and node.kind == "set":
+        values = [item.text for item in node.items if isinstance(item, Value)]
+        return [(Interval(value, value, "[]"),) for value in values] or [()]
+    return [_piece(text) or ()]
+
+
 def _piece(text: str) -> tuple[Interval | str, ...] | None:
     whole, *without = re.split(r"\\(?:setminus|backslash)(?![A-Za-z])", text)
     excluded = [item for part in without for item in split(part.strip().strip("\\{}"), _SEPARATOR)]
-    if whole.strip() == _REALS:
+    if _ALL_REALS.fullmatch(whole.strip()):
         return (ALL, *excluded)
     interval = interval_of(_bracketed(whole.strip()))
     return None if interval is None else (interval, *excluded)

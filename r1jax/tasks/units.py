@@ -160,7 +160,8 @@ def _behind_number(match: re.Match[str], variables: frozenset[str]) -> tuple[str
     known = unit in _CANONICAL or any(part in _CANONICAL for part in re.split(r"[\^/ ]", unit))
     if phrase in _LETTERS or phrase in variables:
         plain_number = re.fullmatch(r"[-+]?[0-9.,]+|[-+]?\\frac\{[0-9]+\}\{[0-9]+\}", value)
-        if phrase in variables or not plain_number:
+        thousands = phrase in ("K", "k") and not space  # 10K
+        if phrase in variables or not plain_number or thousands:
             return None
     elif not known and not (space and len(max(re.findall("[A-Za-z]+", phrase), key=len)) > 3):
         return None

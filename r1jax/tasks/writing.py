@@ -17,7 +17,17 @@ _TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     0x2013: "-",
     0xFE63: "-",
 }
-WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
+WRAPPERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("*", "*"),
+    ("`", "`"),
+    ("“", "”"),
+    ('"', '"'),
+)
 TEXT = r"\\(?:text|mathrm|mathbf|textbf|textit|textrm|mathit|mathsf|mbox|operatorname)\s*"
 _TEXT_COMMAND = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
 
@@ -128,6 +138,7 @@ _TEX = (
     (r"\\(?:boldsymbol|bm|underline)\s*(?=\{)", ""),
     (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fff]*)\}", r"\1"),
     (r"\\?exp\s*\(([^()]*)\)|\\exp\s*\{([^{}]*)\}", r"e^{\1\2}"),
+    (r"\\(sin|cos|tan)\s*\^\s*\{\s*-\s*1\s*\}", r"\\arc\1 "),
     (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln "),
     (r"[(\[]\s*\\begin\{array\}\{[lcr| ]*\}(.*?)\\end\{array\}\s*[)\]]",
      r"\\begin{pmatrix}\1\\end{pmatrix}"),
