@@ -29,11 +29,8 @@ class Watch:
         self, workdir: epath.Path, most: int, latest_step: Callable[[], int | None]
     ) -> None:
         """`most` skipped updates in a row end the run; `latest_step` is the newest checkpoint's."""
-        self._directory, self._most, self._latest_step = (
-            workdir / SKIPPED_BATCHES,
-            most,
-            latest_step,
-        )
+        self._directory, self._most = workdir / SKIPPED_BATCHES, most
+        self._latest_step = latest_step
         self._pending: tuple[int, Mapping[str, Any], Batch] | None = None
         self._in_a_row = 0
         self._still = False  # said that nothing is learnt
@@ -84,15 +81,12 @@ class Watch:
 
     def _ending(self, step: int, found: Mapping[str, float]) -> str:
         latest = self._latest_step()
-        first = step == self._in_a_row  # no update of this run was sound
-        cause = (
-            "the model's parameters, or the rows, since not one update was sound"
-            if first and latest is None
-            else f"a learning rate that is too high ({found.get('optimizer/learning_rate', 0):g})"
-        )
-        saved = "there is no checkpoint yet" if latest is None else (
-            f"the newest checkpoint, of step {latest}, is from before"
-        )  # fmt: skip
+        cause = f"a learning rate that is too high ({found.get('optimizer/learning_rate', 0):g})"
+        if latest is None and step == self._in_a_row:
+            cause = "the model's parameters, or the rows, since not one update was sound"
+        saved = "there is no checkpoint yet"
+        if latest is not None:
+            saved = f"the newest checkpoint, of step {latest}, is from before"
         return (
             f"{self._in_a_row} updates in a row were no numbers, the last at step {step}"
             f" ({_said(found)}); the likely cause is {cause}; the batches are in"
