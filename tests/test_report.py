@@ -15,7 +15,7 @@ import pytest
 from r1jax.config import DataError
 from r1jax.reports import figures
 from r1jax.reports.paper import paper_table, read_paper
-from r1jax.reports.results import results_table, seeds_table
+from r1jax.reports.results import configs_table, results_table, seeds_table
 from r1jax.reports.runs import benchmark_names, group_runs, read_run, variant_names
 from r1jax.reports.samples import _fenced
 from r1jax.reports.table import Cell, Table, print_rich, text_of, to_csv, to_latex, to_markdown
@@ -148,6 +148,20 @@ def test_another_config_is_another_group(seeds: list[Path], tmp_path: Path) -> N
     table = results_table(groups)
     assert table.header[0] == "Run"
     assert {row[0] for row in table.rows} == {"zero", "kl"}
+
+
+def test_a_sweep_is_a_line_a_run(seeds: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "kl", 0, 0.1, 0.4, kl=0.2)
+    groups = group_runs([read_run(path) for path in [*seeds, other]])
+    table = configs_table(groups)
+    assert table.header == [
+        "Run", "data.args.seed", "kl", "seed", "updates", "reward", "test pass@1 (%)",
+    ]  # fmt: skip
+    assert [[text_of(cell) for cell in row] for row in table.rows] == [
+        ["zero_seed0", "0", "0.1", "0", "10", "0.750", "70.0 ± 2.0"],
+        ["zero_seed1", "1", "0.1", "1", "10", "0.750", "90.0 ± 2.0"],
+        ["kl", "0", "0.2", "0", "10", "0.750", "40.0 ± 2.0"],
+    ]
 
 
 def test_what_was_not_measured_is_missing(tmp_path: Path) -> None:
@@ -365,7 +379,7 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
 )
 def test_the_command(tmp_path: Path, args: list[str], code: int, said: str) -> None:
     (tmp_path / "a").mkdir()
-    (tmp_path / "a/metrics.jsonl").write_text('{"step": 1, "sft/loss": 2.0}\n')
+    (tmp_path / "a/metrics.jsonl").write_text('{"step": 1, "sft/data/tokens": 2}\n')
     done = subprocess.run(
         [sys.executable, "-m", "r1jax.tables", *args], capture_output=True, text=True, cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},

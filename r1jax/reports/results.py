@@ -6,11 +6,14 @@ Reads config.json, metrics.jsonl, evaluations/STEP/results.json (of training) an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from r1jax.reports.runs import RunRecord, benchmark_names, variant_names
+from flax import traverse_util
+
+from r1jax.reports.runs import RunRecord, benchmark_names, metric_names, variant_names
 from r1jax.reports.table import MISSING, Cell, Table, text_of
 
 # ---- base against what came of it ----
@@ -171,6 +174,39 @@ def seeds_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
             ]
             rows.append([run.name, benchmark, *cells])
     return Table("seeds", "Each run", header, rows, ERROR)
+
+
+LAST = {"reward": "grpo/reward/mean", "loss": "sft/loss", "held-out loss": "eval/held_out/nll"}
+
+
+def configs_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
+    """A line a run of a sweep: the keys of the config that differ, and what came of them."""
+    runs = [run for members in groups.values() for run in members]
+    flat = {
+        run.name: traverse_util.flatten_dict(dict(run.config), sep=".", keep_empty_nodes=True)
+        for run in runs
+    }
+    keys = sorted({key for config in flat.values() for key in config})
+    differing = [k for k in keys if len({repr(config.get(k)) for config in flat.values()}) > 1]
+    last = {label: name for label, name in LAST.items() if metric_names(runs, re.escape(name))}
+    benchmarks = benchmark_names(runs)
+    rows: list[Sequence[str | Cell]] = [
+        [
+            run.name,
+            *(str(flat[run.name].get(key, MISSING)) for key in differing),
+            Cell(max(line["step"] for line in run.metrics), None, 0),
+            *(Cell(_last(run, name), None, 3) for name in last.values()),
+            *(_aggregate([run], -1, benchmark, ROWS[0]) for benchmark in benchmarks),
+        ]
+        for run in runs
+    ]
+    header = ["Run", *differing, "updates", *last, *(f"{name} pass@1 (%)" for name in benchmarks)]
+    return Table("configs", "What differs between the runs", header, rows, ERROR)
+
+
+def _last(run: RunRecord, name: str) -> float | None:
+    """A metric's newest value."""
+    return next((line[name] for line in reversed(run.metrics) if name in line), None)
 
 
 def breakdown_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:

@@ -16,6 +16,7 @@ from r1jax.reports.paper import paper_table, read_paper
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.results import (
     breakdown_table,
+    configs_table,
     evaluation_table,
     models_table,
     results_table,
@@ -36,6 +37,8 @@ def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
         tables += [results_table(groups), breakdown_table(groups)]
         if any(len(members) > 1 for members in groups.values()):
             tables.append(seeds_table(groups))
+        if len(groups) > 1:
+            tables.append(configs_table(groups))
         if any(metric_names(members, "grpo/.*|eval/.*pass@1") for members in groups.values()):
             tables.append(paper_table(groups))
     if evaluated:
