@@ -64,12 +64,10 @@ class GrpoConfig:
     group_size: Size = 16  # completions of a question, the paper's G
     prompts_per_update: Size = 32  # questions of a minibatch
     updates_per_rollout: Size = 16  # minibatches that a rollout is sampled for and split into
-    rollouts_ahead: Annotated[int, Bounds(0, 1)] = (
-        0  # 1: a rollout is sampled before the updates on the one before it
-    )
-    dynamic_sampling: Count = (
-        0  # further rollouts at most, to replace groups that earn all the same
-    )
+    # 1: a rollout is sampled before the updates on the one before it
+    rollouts_ahead: Annotated[int, Bounds(0, 1)] = 0
+    # further rollouts at most, to replace groups that earn all the same
+    dynamic_sampling: Count = 0
     # What must differ within a group for it to count as varied: the "reward", or one of the rewards
     # by its name; DAPO: "accuracy", which a term of length or language cannot stand in for.
     vary_by: str = "reward"
@@ -84,17 +82,15 @@ class GrpoConfig:
     normalise: str = "sum"
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
-    ref_every: Count = (
-        400  # updates after which the reference becomes the current policy; 0 = never
-    )
+    # updates after which the reference becomes the current policy; 0 = never
+    ref_every: Count = 400
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     pack_length: Count = 0  # tokens of a packed row; 0 = the longest prompt and completion
-    pack_choices: Annotated[int, Bounds(1, 8)] = (
-        1  # row lengths an update may take, down to 3/4 of it; all compiled first
-    )
+    # row lengths an update may take, down to 3/4 of it; all compiled first
+    pack_choices: Annotated[int, Bounds(1, 8)] = 1
     microbatch_rows: Size = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: Size = 128  # positions whose logits exist at once
