@@ -7,6 +7,7 @@ fraction for a formula that it cannot parse; and it holds whatever is below 5e-7
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -141,7 +142,14 @@ def same_formulas(gold: str, answer: str) -> bool:
         return False
     if first.number is not None or second.number is not None:
         return _same_numbers(first, second)
-    return _same_symbolic(gold, answer)
+    return _same_case(gold, answer) and _same_symbolic(gold, answer)
+
+
+def _same_case(gold: str, answer: str) -> bool:
+    """Whether R is no r: the parser makes all letters small. A constant C may be c."""
+    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", x))) for x in (gold, answer)]
+    other_case = {x.swapcase() for x in letters[0] - letters[1]} & (letters[1] - letters[0])
+    return other_case <= {"c", "C"}
 
 
 def _same_numbers(first: Formula, second: Formula) -> bool:

@@ -1,12 +1,13 @@
 """Untrusted programs in bubblewrap: limits, supervision, and a sure end.
 
 A program runs as an unused user in namespaces of its own: no network, no view of other processes,
-a read-only system without home directories, data or this package, an empty environment, one private
-/tmp in memory, no capabilities, no further user namespaces, and some system calls refused (shared
-memory that nobody maps, io_uring, bpf, keys, ptrace: see DENIED). Hard limits (processor time,
-address space, processes, file size, open files) are set inside before its first line; outside, the
-whole tree is watched every POLL_S seconds for its processor time, resident memory and number of
-processes, and for wall time and output. It ends with its PID namespace: nothing outlives it.
+a read-only system (with Python and numpy) without home directories, data or this package, an empty
+environment, one private /tmp in memory, no capabilities, no further user namespaces, and some
+system calls refused (shared memory and queues that nobody maps, io_uring, bpf, keys, ptrace: see
+DENIED). Hard limits (processor time, address space, processes, file size, open files) are set
+inside before its first line; outside, the whole tree is watched every POLL_S seconds for its
+processor time, resident memory and number of processes, and for wall time and output. It ends with
+its PID namespace: nothing outlives it.
 
 What this does not stop: a hole in the kernel, behind a call that is allowed, or in bubblewrap;
 reading what any user may read under /usr and Python's own prefix; using a processor and memory up
