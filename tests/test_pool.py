@@ -20,7 +20,7 @@ from r1jax.types import Example
 EXAMPLE = Example("e", ({"role": "user", "content": "What is 2+3?"},), "5", "integer")
 RIGHT = "<think>a</think> <answer>5</answer>"
 USER_CODE = """
-import os, signal, subprocess, sys, time
+import os, pickle, signal, subprocess, sys, time
 def parts(example, text, *, length, finish_reason):
     assert example.question == "What is 2+3?" and example.metadata == {}
     return length if finish_reason == "stop" else -1
@@ -50,6 +50,14 @@ def moody(example, text, *, length, finish_reason):
         while True: time.sleep(1)
     if text == "modules":
         return float("jax" in sys.modules or "flax" in sys.modules)
+    if text == "print":
+        print("printed"); sys.stdout.write("written")
+    if text == "forge":
+        reply = pickle.dumps((2, 9.0))
+        for descriptor in range(3, 20):
+            try: os.write(descriptor, len(reply).to_bytes(4, "big") + reply)
+            except OSError: pass
+        return 0.0
     if text == "pid":
         return os.getpid()
     return 1.0
@@ -263,6 +271,22 @@ def test_a_function_that_raises_now_and_then(
         assert "reward 'pool_user:moody' raised" in shown and "Traceback" in shown
         with pytest.raises(ConfigError, match="1 of 1 completions"):
             grade_all(pool, ["raise"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_reward_prints_is_not_seen(workers: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with pool_of({"pool_user:moody": 1.0}, workers=workers) as pool:
+        assert grade_all(pool, ["print"])["print"].reward == 1
+    assert capfd.readouterr().out == ""
+
+
+def test_a_reward_that_writes_to_the_pipe_shifts_no_grades() -> None:
+    with pool_of({"pool_user:moody": 1.0}, workers=1) as pool:
+        forged = grade_all(pool, ["forge"])["forge"]
+        assert forged.failure is not None and forged.failure.kind == "crash"
+        for texts in (["a"], ["nan", "b", "c"]):
+            rewards = {text: grade.reward for text, grade in grade_all(pool, texts).items()}
+            assert rewards == {text: float(text != "nan") for text in texts}
 
 
 def test_a_first_batch_of_timeouts_does_not_stop_the_run() -> None:

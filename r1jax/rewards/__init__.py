@@ -19,8 +19,10 @@ share of the thoughts' words in the target language, R1 eq 7), the penalties `ov
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -63,6 +65,13 @@ REWARDS: dict[str, RewardFunction] = {
     "code_blocks": code_blocks,
     "long_paragraph": long_paragraph,
 }
+
+
+class _Nowhere(io.TextIOBase):
+    """Where goes what rewards print: the terminal is the run's."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,8 @@ def score(rewards: Rewards, example: Example, text: str, length: int, finish_rea
     for name, (function, _) in rewards.items():
         breakdown[name] = 0.0
         try:
-            value = float(function(example, text, length=length, finish_reason=finish_reason))
+            with contextlib.redirect_stdout(_Nowhere()):
+                value = float(function(example, text, length=length, finish_reason=finish_reason))
         except (Exception, SystemExit) as error:  # untrusted: a user's function
             kind: Literal["memory", "exception"]
             kind = "memory" if isinstance(error, MemoryError) else "exception"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 START_SECONDS = 120.0  # for a worker's imports
 MAX_FAILED_STARTS = 3  # in a row, then something is wrong with the machine and not with an item
 TERM_SECONDS = 0.5  # from SIGTERM to SIGKILL
+NO_GRADE = "the grader process said something else than a grade"
 _CODE = "import sys; from r1jax.rewards.pool import work; work(int(sys.argv[1]))"
 _FIELDS = ("id", "messages", "answer", "task", "metadata", "question")
 
@@ -176,6 +177,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self._asked = 0  # messages so far; a reply has the number of its own
 
     def start(self) -> None:
         for _ in range(MAX_FAILED_STARTS):
@@ -196,6 +198,7 @@ class _Worker:
                 [sys.executable, "-c", _CODE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # what rewards print
                 # A reward that imports jax after all must not take the accelerator.
                 env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
                 start_new_session=True,  # a process group of its own, which kill() ends as a whole
@@ -211,19 +214,24 @@ class _Worker:
     def grade(self, item: tuple[Any, ...]) -> Grade:
         if self._process is None:
             self.start()
-        grade = self._ask(item, self._timeout_s)
-        if isinstance(grade, Failure):
-            self.kill()
-            return Grade(0.0, dict.fromkeys(self._start[0][item[0]], 0.0), grade)
-        return grade
+        reply = self._ask(item, self._timeout_s)
+        if isinstance(reply, Grade):
+            return reply
+        self.kill()
+        failure = reply if isinstance(reply, Failure) else Failure("crash", NO_GRADE)
+        return Grade(0.0, dict.fromkeys(self._start[0][item[0]], 0.0), failure)
 
     def _ask(self, message: Any, timeout_s: float) -> Any:
         """The process's reply, or a Failure after which it must be killed."""
+        self._asked += 1
         try:
-            self._pipe.send(message)
-            if self._pipe.poll(timeout_s):
-                return self._pipe.recv()
-            return Failure("timeout", f"grading took longer than {timeout_s:g} s")
+            self._pipe.send((self._asked, message))
+            if not self._pipe.poll(timeout_s):
+                return Failure("timeout", f"grading took longer than {timeout_s:g} s")
+            reply = self._pipe.recv()
+            if isinstance(reply, tuple) and len(reply) == 2 and reply[0] == self._asked:
+                return reply[1]
+            return Failure("crash", NO_GRADE)
         except (EOFError, OSError, UnpicklingError) as error:
             return Failure("crash", f"the grader process died ({type(error).__name__})")
 
@@ -254,12 +262,13 @@ def work(descriptor: int) -> None:
     signal.signal(signal.SIGTERM, _end)
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, _Terminated):
-        weights, sandbox, memory_mb = pipe.recv()
+        number, (weights, sandbox, memory_mb) = pipe.recv()
         if memory_mb:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
         rewards = {name: load_rewards(of_set) for name, of_set in weights.items()}
         choose_sandbox(sandbox)
-        pipe.send("ready")
+        pipe.send((number, "ready"))
         while True:
-            name, fields, *rest = pipe.recv()
-            pipe.send(score(rewards[name], SimpleNamespace(**fields), *rest))  # type: ignore[arg-type]
+            number, (name, fields, *rest) = pipe.recv()
+            grade = score(rewards[name], SimpleNamespace(**fields), *rest)  # type: ignore[arg-type]
+            pipe.send((number, grade))
