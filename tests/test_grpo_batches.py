@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from flax import linen as nn
-from helpers import MODEL, example, grpo_config
+from helpers import MODEL, example, grpo_config, write_lines
 
-from r1jax.config import ConfigError, section
+from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses.aggregation import AGGREGATIONS
 from r1jax.models.config import ModelConfig
@@ -21,6 +22,7 @@ from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
 from r1jax.rewards.pool import GraderPool
+from r1jax.rollout.sampler import to_row
 from r1jax.stages import grpo, grpo_rollouts
 from r1jax.stages.grpo import Minibatch
 from r1jax.stages.grpo_config import (
@@ -217,6 +219,36 @@ def test_reference_is_a_copy() -> None:
 def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
     rewards_BG = rewarded(config_of(truncated=truncated), four_by_four()).rewards
     np.testing.assert_array_equal(rewards_BG, [expected] * 4)
+
+
+def test_a_torn_file_of_rollouts_is_sampled_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But not with rollouts ahead, which older parameters have sampled."""
+    whole = [to_row(r) for r in four_by_four()]
+    path = epath.Path(tmp_path / "000000.jsonl")
+    source: Any = grpo_rollouts.Rollouts.__new__(grpo_rollouts.Rollouts)
+    source._config = config_of()
+    assert source._written(path, 16) is None  # there is none
+    assert not caplog.records
+    write_lines(Path(path), whole)
+    found = source._written(path, 16)
+    assert [to_row(rollout) for rollout in found] == whole
+    lines = path.read_text().splitlines(keepends=True)
+    for text, said in (
+        ("".join(lines[:-1]), "has 15 of 16 rollouts"),
+        ("".join(lines)[:-20], "jsonl:16 is not JSON"),
+        ("", "is empty"),
+        ("{}\n" * 16, "has no key"),
+    ):
+        path.write_text(text)
+        caplog.clear()
+        source._config = config_of()
+        assert source._written(path, 16) is None
+        assert said in caplog.text and "sampled again" in caplog.text
+        source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
+        with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
+            source._written(path, 16)
 
 
 def test_a_completion_on_the_screen() -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -165,6 +166,22 @@ def test_tensorboard_is_written(tmp_path: Path) -> None:
     run(tmp_path, 0, 2)
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"grpo/loss" in file.read_bytes()
+
+
+def test_completions_are_a_table_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a stand-in for wandb tells."""
+    logged: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: None
+    )
+    stand_in = SimpleNamespace(init=lambda **_: run, Table=lambda columns, rows: (columns, rows))
+    monkeypatch.setitem(__import__("sys").modules, "wandb", stand_in)
+    with MetricsWriter(tmp_path, -1, wandb_project="p") as writer:
+        writer.samples(3, [{"completion": "a", "reward_breakdown": {"x": 1.0}}])
+        writer.samples(4, [])
+        writer.write(3, {"loss": 0.5})
+    columns = ["step", "completion", "reward_breakdown"]
+    assert logged == [(3, {"samples": (columns, [[3, "a", '{"x": 1.0}']])}), (3, {"loss": 0.5})]
 
 
 def test_wandb_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
