@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "lane_cache": True,
     }
     config.pack_length = 1280
-    config.pack_choices = 4
+    config.pack_choices = 2
     config.microbatch_rows = 2
     config.mesh = {"fsdp": -1}
     if args.smoke:
