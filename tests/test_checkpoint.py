@@ -263,6 +263,7 @@ def test_changed_config_is_refused(tmp_path: Path) -> None:
         return config_dict.create(grpo=dict(kl_coef=0.001), betas=(0.9, 0.95), seed=0, **values)
 
     check_config(tmp_path, config(log_every=1))
+    (tmp_path / "wandb_id.txt").write_text("1234")
     check_config(tmp_path, config(other=1))  # nothing has run yet
     check_config(tmp_path, config(log_every=1))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -7,7 +7,7 @@ import time
 import pytest
 from helpers import example
 
-from r1jax.tasks import TASKS, formulas, math_task, same_answer
+from r1jax.tasks import TASKS, comparison, formulas, math_task, same_answer
 
 MATH_PAIRS = [
     (r"\frac{1}{2}", r"\dfrac{1}{2}", True),
@@ -144,7 +144,7 @@ def test_what_does_not_reach_math_verify(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(_text: str) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(math_task, "formula", refuse)
+    monkeypatch.setattr(comparison, "formula", refuse)
     monkeypatch.setattr(formulas, "formula", refuse)
     assert TASKS["math"].equivalent(example("math", "1,234"), "1234.")
     assert TASKS["math"].equivalent(example("math", "2^{9999999}"), "2^{9999999}")

@@ -121,8 +121,13 @@ def _checked_message(message: Any) -> dict[str, Any]:
 
 def further_keys(message: Message) -> list[str]:
     """The keys beside role and content that say something ({"weight": 0} does)."""
-    empty: tuple[Any, ...] = (None, "", [], {})
-    return [key for key in message if key not in ("role", "content") and message[key] not in empty]
+    return [key for key in message if key not in ("role", "content") and says(message[key])]
+
+
+def says(value: Any) -> bool:
+    """Whether there is something under a key."""
+    nothing: tuple[Any, ...] = (None, "", [], {})
+    return value not in nothing
 
 
 def _joined(content: Any) -> str:

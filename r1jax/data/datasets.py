@@ -33,7 +33,7 @@ from r1jax.config import (
     import_function,
     section,
 )
-from r1jax.data.chat import checked_messages
+from r1jax.data.chat import checked_messages, says
 from r1jax.data.files import rows_of_file, rows_of_hub
 from r1jax.data.formats import FORMATS, METADATA, Use, read
 from r1jax.files import numbered_jsonl
@@ -108,9 +108,8 @@ def errors_at(where: str) -> Iterator[None]:
 
 def check_keys(row: Row, known: Collection[str], metadata: Collection[str] = ()) -> None:
     """DataError for a key that says something and that nobody reads."""
-    empty: tuple[Any, ...] = (None, "", [], {})
     for key, value in row.items():
-        if not (key in known or key in METADATA or key in metadata or value in empty):
+        if not (key in known or key in METADATA or key in metadata) and says(value):
             raise DataError(
                 f"nobody reads the key {key!r} of this row; leave it out, or name it in"
                 f" config.data.metadata = ({key!r},) if it is not to be learnt"
@@ -132,8 +131,6 @@ def rows_of(config: DataConfig, key: str) -> Sequence[Row] | Callable[[int], Row
         rows = _from_function(str(config.function), config.args, key)
     if config.limit is None:
         return rows
-    if config.limit < 1:
-        raise ConfigError(f"{key}.limit {config.limit} must be at least 1")
     if callable(rows):
         return [rows(i) for i in range(config.limit)]
     return [rows[i] for i in range(min(config.limit, len(rows)))]

@@ -24,6 +24,7 @@ from r1jax.files import (
     STARTS,
     TENSORBOARD,
     TOKENIZER,
+    WANDB_ID,
     absolute,
     write_json,
 )
@@ -39,6 +40,7 @@ FIRST = (
     STAGE_INPUTS,
     EFFECTIVE_CONFIG,
     STARTS,
+    WANDB_ID,
     ROWS,
 )
 # What may change when a run is resumed, since no result depends on it: what is logged and kept, and
