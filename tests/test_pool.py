@@ -53,7 +53,8 @@ def moody(example, text, *, length, finish_reason):
     if text == "print":
         print("printed"); sys.stdout.write("written")
     if text == "forge":
-        reply = pickle.dumps((2, 9.0))
+        from r1jax.rewards import Grade
+        reply = pickle.dumps((1, Grade(9.0, {})))
         for descriptor in range(3, 20):
             try: os.write(descriptor, len(reply).to_bytes(4, "big") + reply)
             except OSError: pass
