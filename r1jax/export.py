@@ -24,7 +24,7 @@ def export(model: str, output: epath.PathLike, dtype: str = "bfloat16") -> None:
     opened, directory = open_model(model), absolute(output)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"--output {output} exists and is not an empty directory")
-    params = stack_layers(opened.load(make_mesh(), 0))
+    params = stack_layers(opened.load(make_mesh(), 0), opened.config)
     save_hf(str(directory), opened.config, params, opened.tokenizer, dtype)
 
 

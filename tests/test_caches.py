@@ -48,7 +48,7 @@ def filled(kind: str, columns: int, head_dim: int) -> tuple[RowCache, Naive]:
         column = (columns - 2 + step) % columns
         new = [rng.normal(size=(ROWS, 1, KV_HEADS, head_dim)) for _ in range(2)]
         naive.keys[:, column], naive.values[:, column] = new[0][:, 0], new[1][:, 0]
-        cache = write(cache, *(jnp.asarray(x, jnp.float32) for x in new), jnp.int32(column))
+        cache = write(cache, jnp.int32(column), *(jnp.asarray(x, jnp.float32) for x in new))
     return cache, naive
 
 
@@ -58,7 +58,9 @@ def check(cache: RowCache, naive: Naive, written: Any = True) -> None:
     query = np.random.default_rng(1).normal(size=(rows, 1, HEADS, naive.keys.shape[-1]))
     mask = np.arange(columns) <= np.linspace(0, columns, rows).astype(int)[:, None, None]
     mask = (mask & written) | (np.arange(columns) == 0)
-    found = jax.jit(lambda cache, *a: cache.attend(*a))(cache, jnp.float32(query), mask)
+    found = jax.jit(lambda cache, *a: cache.attend(*a))(
+        cache, jnp.float32(query), mask, query.shape[-1] ** -0.5
+    )
     for one, expected in zip(found, naive.attend(query, mask), strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)
 
@@ -99,7 +101,7 @@ def test_rows_that_share_prompts() -> None:
     readers.keys, readers.values = naive.keys[reads], naive.values[reads]
     seen = np.arange(6) < lengths[reads][:, None, None]
     whole = readers.attend(query, seen)
-    shared = attend_shared(jnp.float32(query), cache, prefix)
+    shared = attend_shared(jnp.float32(query), cache, prefix, 8**-0.5)
     for one, expected in zip(shared, whole, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)
 
@@ -113,7 +115,9 @@ def test_who_sees_nothing_weighs_nothing() -> None:
     """A row's own columns before its first token, merged with what it sees elsewhere."""
     cache, _ = filled("plain", 6, 8)
     query = jnp.ones((ROWS, 1, HEADS, 8))
-    blind, seeing = (cache.attend(query, jnp.full((ROWS, 1, 6), see)) for see in (False, True))
+    blind, seeing = (
+        cache.attend(query, jnp.full((ROWS, 1, 6), see), 8**-0.5) for see in (False, True)
+    )
     np.testing.assert_array_equal(merge(blind, seeing), seeing[0])
 
 
@@ -121,7 +125,7 @@ def test_sums_over_lanes_stay_apart() -> None:
     """XLA must not fuse them with what stands around them: that takes twice as long and longer."""
     config = ModelConfig(8, 8, 1, 3, 1, 64, 8)
     cache = LaneCache.zeros(config, Compute(), 2, 64)
-    args: Any = cache, jnp.ones((2, 1, 3, 64)), jnp.ones((2, 1, 64), bool)
+    args: Any = cache, jnp.ones((2, 1, 3, 64)), jnp.ones((2, 1, 64), bool), 1.0
     compiled = jax.jit(LaneCache.attend).lower(*args).compile().as_text()
     assert compiled is not None
     assert compiled.count("to_apply=%_parts_of_sums") == 2  # over keys, over values

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import sentencepiece
@@ -20,7 +21,9 @@ from r1jax.data.chat import render, render_prompt
 from r1jax.data.spm import train_sentencepiece
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models.config import ModelConfig
-from r1jax.weights.hf import parameter_names, parameter_shape, save_hf
+from r1jax.models.params import abstract_params
+from r1jax.models.transformer import Transformer
+from r1jax.weights.hf import save_hf
 from r1jax.weights.load import ModelSource, load_tokenizer, open_source
 
 CONFIG = ModelConfig(vocab_size=400, **MODEL)  # type: ignore[arg-type]
@@ -186,10 +189,8 @@ def test_variables_of_the_template(tmp_path: Path, apart: bool) -> None:
 
 def exported(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """{name: its JSON} of an export with a random model."""
-    params: dict[str, Any] = {"layers": {}}
-    for name in parameter_names(CONFIG):
-        value = np.ones(parameter_shape(CONFIG, name), np.float32)
-        (params["layers"] if name[0] == "layers" else params)[name[-1]] = value
+    shapes = abstract_params(Transformer(CONFIG))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     save_hf(directory, CONFIG, params, tokenizer)
     return {path.name: json.loads(path.read_text()) for path in directory.glob("*.json")}
 

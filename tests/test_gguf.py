@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from test_hf import our_logprobs, random_params, their_logprobs
 
 from r1jax.config import ConfigError, DataError
@@ -17,7 +18,8 @@ from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.weights.hf import LAYOUT, open_checkpoint, parameter_names, save_hf
+from r1jax.weights.hf import open_checkpoint, save_hf
+from r1jax.weights.layout import parameters
 from r1jax.weights.load import load_tokenizer
 
 LLAMA = ModelConfig(
@@ -78,13 +80,12 @@ def write_gguf(
     for key, value in (more or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32}[type(value)]
         add(f"{family}.{key}", value)
-    for name in parameter_names(config):
-        value = (params["layers"] if name[0] == "layers" else params)[name[-1]]
-        for layer, matrix in enumerate(value if name[0] == "layers" else value[None]):
-            tensor_name = LAYOUT[name].gguf.format(layer)
+    for name, value in traverse_util.flatten_dict(params).items():
+        for index in parameters(config)[name].matrices():
+            tensor_name = parameters(config)[name].file_name("gguf", index)
             if tensor_name == drop:
                 continue
-            matrix = to_file(name, matrix, family)
+            matrix = to_file(name, value[index], family)
             stored = kind if matrix.ndim > 1 else gguf.GGMLQuantizationType.F32
             data = gguf.quants.quantize(matrix, stored)
             writer.add_tensor(tensor_name, data, raw_dtype=stored)

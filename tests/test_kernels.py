@@ -31,6 +31,9 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+SCALE = 0.1  # of scores
+
+
 def mixed_and_grads(
     attend: Any, qkv: tuple[jax.Array, ...], real: jax.Array, target: jax.Array
 ) -> Any:
@@ -59,8 +62,8 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a))
-    (_, found), grads = total(lambda *a: SeenBySplash(segments, None, span, True).attend(*a))
+    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a, SCALE))
+    (_, found), grads = total(lambda *a: SeenBySplash(segments, None, span, True).attend(*a, SCALE))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
@@ -84,8 +87,8 @@ def test_cudnn_is_xla(head_dim: int) -> None:
     def total(attend: Any) -> Any:
         return mixed_and_grads(attend, (q, k, v), real, target)
 
-    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a))
-    (_, found), grads = total(lambda *a: SeenByCudnn(mask).attend(*a))
+    (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a, SCALE))
+    (_, found), grads = total(lambda *a: SeenByCudnn(mask).attend(*a, SCALE))
     np.testing.assert_allclose(*map(np.float32, (found, expected)), atol=0.03)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(*map(np.float32, (one, other)), atol=0.1)

@@ -30,14 +30,14 @@ def test_blocks_of_queries_are_one_attention(
     span: Span | None,
     dtype: Any,
 ) -> None:
-    """Values and gradients, with two queries to a kv head, rows of other segments; the last token
-    of a row is padding."""
+    """Values and gradients, with two queries to a kv head, values narrower than keys, rows of
+    other segments; the last token of a row is padding."""
     monkeypatch.setattr(packed_attention, "MIN_BLOCK", limits[0])
     monkeypatch.setattr(packed_attention, "MAX_BLOCKS", limits[1])
     rng = np.random.default_rng(0)
     q_BLHN = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype)
-    k_BKLN, v_BKLN = jnp.asarray(rng.normal(size=(2, 2, 2, length, 8)), dtype)
-    mixed_grad = jnp.asarray(rng.normal(size=(2, length, 4, 8)), dtype).at[:, -1].set(0)
+    k_BKLN, v_BKLN = (jnp.asarray(rng.normal(size=(2, 2, length, n)), dtype) for n in (8, 6))
+    mixed_grad = jnp.asarray(rng.normal(size=(2, length, 4, 6)), dtype).at[:, -1].set(0)
     rows, columns = np.mgrid[:length, :length]
     mask = np.broadcast_to(columns <= rows, (2, length, length)).copy()
     for row, begins in enumerate([(0, 9), (0, 3, 16)]):
@@ -58,7 +58,7 @@ def test_blocks_of_queries_are_one_attention(
 
     atol = 1e-5 if dtype == jnp.float32 else 0.05
     for found, expected in zip(
-        outcome(lambda *a: see(a[3], span).attend(*a[:3])),
+        outcome(lambda *a: see(a[3], span).attend(*a[:3], 8**-0.5)),
         outcome(softmax_attention),
         strict=True,
     ):
@@ -94,7 +94,7 @@ def test_a_block_takes_the_nearest_window_that_shows_all(monkeypatch: pytest.Mon
         grads, mixed = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
         return [mixed, *grads]
 
-    found = outcome(seen.attend)
+    found = outcome(lambda *qkv: seen.attend(*qkv, 8**-0.5))
     expecteds = outcome(lambda *qkv: softmax_attention(*qkv, mask))
     for one, expected in zip(found, expecteds, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-5)

@@ -237,7 +237,7 @@ def test_cached_is_uncached(family: dict[str, Any], kind: type[RowCache]) -> Non
     compute = Compute(remat="full").for_rollouts()
     assert compute == Compute(scan_layers=False)
     model = Transformer(trained, compute=compute)
-    layers = unstack_layers(params)
+    layers = unstack_layers(params, TINY)
     tokens = random_tokens(2)
     expected = hidden_of(trained, params, *plain(tokens))
 
@@ -302,8 +302,8 @@ def assert_close(first: Any, second: Any, atol: float) -> None:
 
 
 def test_unrolled_is_scanned(params: Any, scanned: Any) -> None:
-    loss, grads = loss_and_grads(Compute(scan_layers=False), unstack_layers(params))
-    assert_close((loss, grads), (scanned[0], unstack_layers(scanned[1])), atol=1e-4)
+    loss, grads = loss_and_grads(Compute(scan_layers=False), unstack_layers(params, TINY))
+    assert_close((loss, grads), (scanned[0], unstack_layers(scanned[1], TINY)), atol=1e-4)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])

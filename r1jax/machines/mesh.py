@@ -1,6 +1,7 @@
 """One mesh, one table from logical axes to mesh axes, and the way from host arrays to global ones.
 
-Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `tensor` (heads, ffn, vocab).
+Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `expert` (routed experts; for
+all else as `fsdp`), `tensor` (heads, ffn, vocab).
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from r1jax.config import ConfigError
 from r1jax.machines.cpu import devices_for
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 # logical axis -> mesh axes. A name that is not here is an error, never "replicated".
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": (),
     "layers": (),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
     "embed_act": (),
+    "expert": ("expert",),
+    "expert_embed": ("fsdp",),  # of matrices that are split over `expert` already
+    "latent": ("fsdp", "expert"),
+    "latent_act": (),
+    "router": (),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

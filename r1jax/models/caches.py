@@ -1,10 +1,12 @@
 """Keys and values that a forward pass continues, and attention to them.
 
-Shape legend: attention.py's; Z shards of the mesh's batch axes, S of their rows.
+Shape legend: attention.py's; Z shards of the mesh's batch axes, S of their rows; C latent vector
+with the shared rotated key.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import jax
@@ -13,7 +15,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r1jax.machines.mesh import constrain
-from r1jax.models.attention import per_kv_head, softmax_mix
+from r1jax.models.attention import attend
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute
 
@@ -29,16 +31,24 @@ class RowCache(Protocol):
     @classmethod
     def zeros(cls, config: ModelConfig, compute: Compute, rows: int, columns: int) -> Self: ...
 
+    @classmethod
+    def axes(cls) -> tuple[str, ...]:
+        """The logical axes of its arrays, as far as they are split over a mesh."""
+        ...
+
     @property
     def columns(self) -> int:
         """T"""
         ...
 
-    def write(self, k_BLKN: jax.Array, v_BLKN: jax.Array, column: jax.Array) -> Self:
-        """The new tokens of every row in the columns from `column` on."""
+    def write(self, column: jax.Array, *new: jax.Array) -> Self:
+        """The new tokens of every row [B, L, ...] in the columns from `column` on.
+
+        Of each there is what the model's attention keeps: keys and values, or latent vectors.
+        """
         ...
 
-    def attend(self, q_BLHN: jax.Array, mask_BLT: jax.Array) -> Attended:
+    def attend(self, q_BLHN: jax.Array, mask_BLT: jax.Array, scale: float) -> Attended:
         """Attention of new queries to the columns that the mask shows them.
 
         The log denominators are what two of these can be merged by. A query that sees nothing has
@@ -72,38 +82,101 @@ class LayerCache:
         zeros = jnp.zeros(shape, compute.dtype)
         return cls(zeros, zeros)
 
+    @classmethod
+    def axes(cls) -> tuple[str, ...]:
+        return "batch", "kv_heads"
+
     @property
     def columns(self) -> int:
         return self.values.shape[2]
 
-    def write(self, k_BLKN: jax.Array, v_BLKN: jax.Array, column: jax.Array) -> LayerCache:
+    def write(self, column: jax.Array, *new: jax.Array) -> LayerCache:
         put = jax.lax.dynamic_update_slice_in_dim
-        k_BKLN, v_BKLN = (x.swapaxes(1, 2).astype(self.keys.dtype) for x in (k_BLKN, v_BLKN))
+        k_BKLN, v_BKLN = (x.swapaxes(1, 2).astype(self.keys.dtype) for x in new)
         return LayerCache(put(self.keys, k_BKLN, column, 2), put(self.values, v_BKLN, column, 2))
 
-    def attend(self, q_BLHN: jax.Array, mask_BLT: jax.Array) -> Attended:
-        q_BHLN = q_BLHN.swapaxes(1, 2)
-        scores_BHLT = per_kv_head("bkmn,bktn->bkmt", q_BHLN, self.keys)
-        mixed_BHLN, lse_BHL1 = softmax_mix(scores_BHLT, mask_BLT, self.values)
-        return mixed_BHLN.swapaxes(1, 2).astype(q_BLHN.dtype), lse_BHL1[..., 0].swapaxes(1, 2)
+    def attend(self, q_BLHN: jax.Array, mask_BLT: jax.Array, scale: float) -> Attended:
+        return attend(q_BLHN, self.keys, self.values, mask_BLT, scale)
 
     def resized(
         self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
     ) -> LayerCache:
         def one(x_BKTN: jax.Array) -> jax.Array:
-            x_BKTN = kept_rows(x_BKTN, keep_ZS, mesh)
-            more = columns - x_BKTN.shape[2]
-            if more == 0:
-                return x_BKTN
-            before, after = ([(0, 0), (0, 0), ends, (0, 0)] for ends in ((more, 0), (0, more)))
-            is_old = jnp.arange(columns)[:, None] < column
-            return jnp.where(is_old, jnp.pad(x_BKTN, after), jnp.pad(x_BKTN, before))
+            return _with_columns(kept_rows(x_BKTN, keep_ZS, mesh), column, columns)
 
         return jax.tree.map(one, self).pinned(mesh)
 
     def pinned(self, mesh: Mesh | None) -> LayerCache:
         names = "batch", "kv_heads", "length", "head_dim"
         return jax.tree.map(lambda x_BKTN: constrain(x_BKTN, mesh, *names), self)
+
+
+@struct.dataclass
+class LatentCache:
+    """Latent vectors, each with the rotated key that all heads share: multi-head latent attention.
+
+    Queries come absorbed: to them the latent vector with the key is the key of the only kv head,
+    and the latent vector its value (V3 section 2.1.1). Every chip along `tensor` holds all of it.
+    """
+
+    latents: jax.Array  # [B, T, C]
+    rank: int = struct.field(pytree_node=False)  # how much of C is the latent vector
+
+    @classmethod
+    def zeros(cls, config: ModelConfig, compute: Compute, rows: int, columns: int) -> LatentCache:
+        assert config.latent is not None
+        width = config.latent.kv_rank + config.latent.rope_dim
+        return cls(jnp.zeros((rows, columns, width), compute.dtype), config.latent.kv_rank)
+
+    @classmethod
+    def axes(cls) -> tuple[str, ...]:
+        return ("batch",)
+
+    @property
+    def columns(self) -> int:
+        return self.latents.shape[1]
+
+    def write(self, column: jax.Array, *new: jax.Array) -> LatentCache:
+        (latents_BLC,) = new
+        latents_BLC = latents_BLC.astype(self.latents.dtype)
+        put = jax.lax.dynamic_update_slice_in_dim
+        return replace(self, latents=put(self.latents, latents_BLC, column, 1))
+
+    def attend(self, q_BLHC: jax.Array, mask_BLT: jax.Array, scale: float) -> Attended:
+        k_B1TC = self.latents[:, None]
+        return attend(q_BLHC, k_B1TC, k_B1TC[..., : self.rank], mask_BLT, scale)
+
+    def resized(
+        self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
+    ) -> LatentCache:
+        kept_B1TC = kept_rows(self.latents, keep_ZS, mesh)[:, None]
+        latents_BTC = _with_columns(kept_B1TC, column, columns)[:, 0]
+        return replace(self, latents=latents_BTC).pinned(mesh)
+
+    def pinned(self, mesh: Mesh | None) -> LatentCache:
+        return replace(self, latents=constrain(self.latents, mesh, "batch", "length", None))
+
+
+def cache_kind(config: ModelConfig) -> type[RowCache]:
+    """What a model of this config keeps of its tokens."""
+    return LayerCache if config.latent is None else LatentCache
+
+
+def numbers_per_token(config: ModelConfig, tensor: int = 1) -> int:
+    """That one device keeps in all layers, if there are so many along `tensor`."""
+    if config.latent is not None:
+        return config.num_layers * (config.latent.kv_rank + config.latent.rope_dim)
+    return config.num_layers * 2 * (config.num_kv_heads // tensor) * config.head_dim
+
+
+def _with_columns(x_BKTN: jax.Array, column: jax.Array, columns: int) -> jax.Array:
+    """With so many columns: new ones from `column` on."""
+    more = columns - x_BKTN.shape[2]
+    if more == 0:
+        return x_BKTN
+    before, after = ([(0, 0), (0, 0), ends, (0, 0)] for ends in ((more, 0), (0, more)))
+    is_old = jnp.arange(columns)[:, None] < column
+    return jnp.where(is_old, jnp.pad(x_BKTN, after), jnp.pad(x_BKTN, before))
 
 
 @struct.dataclass
@@ -144,15 +217,20 @@ class Continued:
     mask: jax.Array
     shared: tuple[Any, SharedPrefix] | None  # the prompts' RowCache, and who reads it
 
+    def written(self, *new: jax.Array) -> RowCache:
+        """The cache with new tokens [B, L, ...]."""
+        cache: RowCache = self.cache.write(self.column, *new)
+        return cache
+
     def attend(
-        self, q_BLHN: jax.Array, k_BLKN: jax.Array, v_BLKN: jax.Array
+        self, q_BLHN: jax.Array, new: tuple[jax.Array, ...], scale: float
     ) -> tuple[jax.Array, RowCache]:
-        """New tokens to themselves and all before: mixed [B, L, H, N], and the cache with them."""
-        cache = self.cache.write(k_BLKN, v_BLKN, self.column)
-        own = cache.attend(q_BLHN, self.mask)
+        """New tokens to themselves and all before: mixed [B, L, H, O], and the cache with them."""
+        cache = self.written(*new)
+        own = cache.attend(q_BLHN, self.mask, scale)
         if self.shared is None:
             return own[0], cache
-        return merge(own, attend_shared(q_BLHN, *self.shared)), cache
+        return merge(own, attend_shared(q_BLHN, *self.shared, scale)), cache
 
 
 def by_shard(x: jax.Array, shards: int, mesh: Mesh | None) -> jax.Array:
@@ -167,7 +245,9 @@ def kept_rows(x: jax.Array, keep_ZS: jax.Array, mesh: Mesh | None) -> jax.Array:
     return of_each_shard(by_shard(x, len(keep_ZS), mesh), keep_ZS).reshape(-1, *x.shape[1:])
 
 
-def attend_shared(q_B1HN: jax.Array, layer: RowCache, prefix: SharedPrefix) -> Attended:
+def attend_shared(
+    q_B1HN: jax.Array, layer: RowCache, prefix: SharedPrefix, scale: float
+) -> Attended:
     """One query a row against its prompt.
 
     The queries of a prompt's rows are gathered, so that its keys and values are read once for all.
@@ -178,10 +258,13 @@ def attend_shared(q_B1HN: jax.Array, layer: RowCache, prefix: SharedPrefix) -> A
     gather = jax.vmap(lambda x, index: x.at[index].get(mode="clip"))
     q_QGHN = gather(q_ZSHN, prefix.members).reshape(shards * prompts, group, *rest)
     mask_Q1T = jnp.arange(layer.columns) < prefix.lengths.reshape(-1, 1, 1)
-    mixed, lse = layer.attend(q_QGHN, mask_Q1T)
-    mixed_ZSHN = gather(mixed.reshape(shards, prompts * group, *rest), prefix.places)
-    lse_ZSH = gather(lse.reshape(shards, prompts * group, rest[0]), prefix.places)
-    return mixed_ZSHN.reshape(q_B1HN.shape), lse_ZSH.reshape(q_B1HN.shape[:3])
+
+    def by_row(x_QG: jax.Array) -> jax.Array:
+        x_ZS = gather(x_QG.reshape(shards, prompts * group, *x_QG.shape[2:]), prefix.places)
+        return x_ZS.reshape(*q_B1HN.shape[:2], *x_QG.shape[2:])
+
+    mixed_QGHO, lse_QGH = layer.attend(q_QGHN, mask_Q1T, scale)
+    return by_row(mixed_QGHO), by_row(lse_QGH)
 
 
 def merge(one: Attended, two: Attended) -> jax.Array:

@@ -71,7 +71,9 @@ class SeenBySplash:
     span: Span | None = struct.field(pytree_node=False, default=None)
     interpret: bool = struct.field(pytree_node=False, default=False)
 
-    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+    def attend(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
+    ) -> jax.Array:
         from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
         length = q_BLHN.shape[1]
@@ -96,8 +98,8 @@ class SeenBySplash:
             ids = splash.SegmentIds(q=segments, kv=segments)
             return jax.vmap(kernel)(q, k, v, ids)
 
-        q_BHLN = q_BLHN.swapaxes(1, 2) * q_BLHN.shape[-1] ** -0.5
-        q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLN))
+        q_BHLN = q_BLHN.swapaxes(1, 2) * scale
+        q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLO))
         segments = jnp.pad(self.segment_ids, [(0, 0), (0, pad)])
         if self.mesh is not None and self.mesh.size > 1:
             heads, kv_heads, rows = (
@@ -113,7 +115,7 @@ class SeenBySplash:
                 check_vma=False,
             )
         mixed_BHLN = one_device(q, k, v, segments)
-        return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLN.dtype)
+        return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLO.dtype)
 
 
 @struct.dataclass
@@ -122,11 +124,14 @@ class SeenByCudnn:
 
     mask: jax.Array  # bool [B, L, L]
 
-    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
+    def attend(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
+    ) -> jax.Array:
         return jax.nn.dot_product_attention(
             q_BLHN,
             k_BKLN.swapaxes(1, 2),
-            v_BKLN.swapaxes(1, 2),
+            v_BKLO.swapaxes(1, 2),
             mask=self.mask[:, None],
+            scale=scale,
             implementation="cudnn",
         )

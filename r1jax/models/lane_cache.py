@@ -52,11 +52,16 @@ class LaneCache:
         """The inverse of `of`."""
         return LayerCache(_from_lanes(self.keys).swapaxes(2, 3), _from_lanes(self.values))
 
+    @classmethod
+    def axes(cls) -> tuple[str, ...]:
+        return LayerCache.axes()
+
     @property
     def columns(self) -> int:
         return self.keys.shape[3] * self.keys.shape[5]
 
-    def write(self, k_B1KN: jax.Array, v_B1KN: jax.Array, column: jax.Array) -> LaneCache:
+    def write(self, column: jax.Array, *new: jax.Array) -> LaneCache:
+        k_B1KN, v_B1KN = new
         keys, values = self.keys, self.values
         parts, rows, heads, _, terms, lanes = keys.shape
         k_BKPC = k_B1KN.astype(keys.dtype).reshape(rows, heads, parts, terms)
@@ -71,12 +76,12 @@ class LaneCache:
         )
         return LaneCache(keys, values)
 
-    def attend(self, q_B1HN: jax.Array, mask_B1T: jax.Array) -> Attended:
+    def attend(self, q_B1HN: jax.Array, mask_B1T: jax.Array, scale: float) -> Attended:
         rows, _, heads, head_dim = q_B1HN.shape
         grouped = rows, self.keys.shape[2], -1  # the queries of a kv head
         scores_BKMT = _sums(q_B1HN.reshape(*grouped, head_dim), self.keys)
         scores_BH1T = scores_BKMT.reshape(rows, heads, 1, -1)
-        weights_BH1T, total_BH11, lse_BH11 = softmax(scores_BH1T, mask_B1T, head_dim)
+        weights_BH1T, total_BH11, lse_BH11 = softmax(scores_BH1T, mask_B1T, scale)
         mixed_BKMN = _sums(weights_BH1T.reshape(*grouped, self.columns), self.values)
         mixed_B1HN = mixed_BKMN.reshape(q_B1HN.shape) / total_BH11.swapaxes(1, 2)
         return mixed_B1HN.astype(q_B1HN.dtype), lse_BH11[..., 0].swapaxes(1, 2)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from r1jax.config import ConfigError
+from r1jax.models.config import ModelConfig
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -50,19 +51,32 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     return (rows @ weight.reshape(rows.shape[1], -1)).reshape(*lead, *last)
 
 
-def unstack_layers(params: Any) -> Any:
+def places_of_layers(config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Of every layer's own name, with scan_layers=False: its stack, and its index there."""
+    return {
+        f"layers_{i}": (stack.name, place)
+        for stack in config.stacks
+        for place, i in enumerate(stack.layers)
+    }
+
+
+def unstack_layers(params: Any, config: ModelConfig) -> Any:
     """Parameters of a scanned model -> those of the same model with scan_layers=False."""
-    stacked = params["layers"]
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)}
-    return {name: value for name, value in params.items() if name != "layers"} | layers
+    stacks = {stack.name for stack in config.stacks}
+    layers = {
+        name: jax.tree.map(lambda x, place=place: x[place], params[stack])
+        for name, (stack, place) in places_of_layers(config).items()
+    }
+    return {name: value for name, value in params.items() if name not in stacks} | layers
 
 
-def stack_layers(params: Any) -> Any:
+def stack_layers(params: Any, config: ModelConfig) -> Any:
     """The inverse of `unstack_layers`, on the host; stacked parameters are left as they are."""
-    apart = [name for name in params if name.startswith("layers_")]
-    if not apart:
+    if "layers_0" not in params:
         return params
-    layers = [params[f"layers_{i}"] for i in range(len(apart))]
-    stacked = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
-    return {k: v for k, v in params.items() if k not in apart} | {"layers": stacked}
+    stacks = {}
+    for stack in config.stacks:
+        layers = [params[f"layers_{i}"] for i in stack.layers]
+        stacks[stack.name] = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
+    apart = places_of_layers(config)
+    return {name: value for name, value in params.items() if name not in apart} | stacks

@@ -50,8 +50,10 @@ def packed_mask(segment_ids_BL: jax.Array, completion_ids_BL: jax.Array | None) 
 class Seen(Protocol):
     """What the queries of packed rows see, as a kernel wants it: found once, for all layers."""
 
-    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
-        """Softmax attention of whole rows to what they see -> [B, L, H, N]."""
+    def attend(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
+    ) -> jax.Array:
+        """Softmax attention of whole rows to what they see -> [B, L, H, O]."""
         ...
 
 
@@ -63,8 +65,11 @@ class SeenInBlocks:
     windows: tuple[jax.Array, ...]  # which of its windows each block takes; int32 [times]
     blocks: tuple[_Block, ...] = struct.field(pytree_node=False)
 
-    def attend(self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLN: jax.Array) -> jax.Array:
-        return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLN, self.mask, self.windows, self.blocks)
+    def attend(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
+    ) -> jax.Array:
+        seen = self.mask, self.windows
+        return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLO, *seen, self.blocks, scale)
 
 
 def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False) -> SeenInBlocks:
@@ -262,7 +267,7 @@ def _over_blocks(
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend_in_blocks(
     q_BLHN: jax.Array,
     k_BKLN: jax.Array,
@@ -270,8 +275,9 @@ def _attend_in_blocks(
     mask_BLL: jax.Array,
     windows: tuple[jax.Array, ...],
     blocks: tuple[_Block, ...],
+    scale: float,
 ) -> jax.Array:
-    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, blocks)[0]
+    return _attend_forward(q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, blocks, scale)[0]
 
 
 def _attend_forward(
@@ -281,12 +287,13 @@ def _attend_forward(
     mask_BLL: jax.Array,
     windows: tuple[jax.Array, ...],
     blocks: tuple[_Block, ...],
+    scale: float,
 ) -> tuple[jax.Array, Any]:
     def forward(block: _Block) -> tuple[jax.Array, jax.Array]:
         first_B = block.first(mask_BLL)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
         scores_BHQT = per_kv_head("bkmn,bktn->bkmt", block.heads(q_BLHN), k_BKTN)
-        return softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN)
+        return softmax_mix(scores_BHQT, block.mask(mask_BLL, first_B), v_BKTN, scale)
 
     def one(carry: None, block: _Block, window: jax.Array) -> tuple[None, Any]:
         return carry, _with_columns(block, window, forward)
@@ -297,7 +304,7 @@ def _attend_forward(
 
 
 def _attend_backward(
-    blocks: tuple[_Block, ...], saved: Any, mixed_grad_BLHN: jax.Array
+    blocks: tuple[_Block, ...], scale: float, saved: Any, mixed_grad_BLHN: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     """Autodiff would pad the gradients of each block's keys and values to the whole row.
 
@@ -306,17 +313,16 @@ def _attend_backward(
     """
     q_BLHN, k_BKLN, v_BKLN, mask_BLL, windows, mixed_BLHN, lse_BHL1 = saved
     dot_BLH1 = jnp.sum(mixed_grad_BLHN * mixed_BLHN, axis=-1, keepdims=True, dtype=jnp.float32)
-    head_dim = q_BLHN.shape[-1]
 
     def backward(widest: _Block, block: _Block) -> tuple[jax.Array, jax.Array, jax.Array]:
         first_B = block.first(mask_BLL)
         q_BHQN, grad_BHQN = block.heads(q_BLHN), block.heads(mixed_grad_BLHN)
         k_BKTN, v_BKTN = block.seen(k_BKLN, first_B), block.seen(v_BKLN, first_B)
         scores_BHQT = per_kv_head("bkmn,bktn->bkmt", q_BHQN, k_BKTN)
-        scores_BHQT = scaled(scores_BHQT, block.mask(mask_BLL, first_B), head_dim)
+        scores_BHQT = scaled(scores_BHQT, block.mask(mask_BLL, first_B), scale)
         weights_BHQT = jnp.exp(scores_BHQT - block.queries(lse_BHL1, 2))
         grad_BHQT = per_kv_head("bkmn,bktn->bkmt", grad_BHQN, v_BKTN)
-        grad_BHQT = weights_BHQT * (grad_BHQT - block.heads(dot_BLH1)) * head_dim**-0.5
+        grad_BHQT = weights_BHQT * (grad_BHQT - block.heads(dot_BLH1)) * scale
         return (
             per_kv_head("bkmt,bktn->bkmn", grad_BHQT, k_BKTN),
             block.among(widest, _over_queries(grad_BHQT, q_BHQN, k_BKTN)),

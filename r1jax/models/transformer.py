@@ -1,14 +1,14 @@
 """The decoder: one pure-functional Flax module for every family in ModelConfig.
 
-Shape legend: B rows, L tokens, D model, V vocabulary, H heads, K kv heads, N head dim, F ffn.
-Parameters are one plain dict: `embedding` [V, D], `layers` (or `layers_0`, `layers_1`, ... without
-scan_layers), `final_norm` [D], `head` [D, V] unless the embedding is tied, and `scalar_head` [D]
-with `scalar_bias` [] where the config asks for them.
+Shape legend: B rows, L tokens, D model, V vocabulary, H heads, K kv heads, N head dim, F ffn, S
+layers with experts, k experts of a token. Parameters are one plain dict: `embedding` [V, D], a dict
+for every stack of the config (`layers`, where all are of one kind; or `layers_0`, `layers_1`, ...
+one each without scan_layers), `final_norm` [D], `head` [D, V] unless the embedding is tied, and
+`scalar_head` [D] with `scalar_bias` [] where the config asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,15 +19,17 @@ from jax.sharding import Mesh
 
 from r1jax.machines.mesh import constrain
 from r1jax.models.caches import Cache, Continued, RowCache
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import ModelConfig, Stack
+from r1jax.models.grouped_query import GroupedQueryAttention
 from r1jax.models.kernels import see_packed
-from r1jax.models.layouts import Compute, project
+from r1jax.models.latent_attention import MultiHeadLatentAttention
+from r1jax.models.layer import INIT_STD, Layer, rms_norm
+from r1jax.models.layouts import Compute
+from r1jax.models.moe import MixtureOfExperts, Routing
 from r1jax.models.packed_attention import ATTENTION, Seen, Span
-from r1jax.models.rope import rope, rotary
+from r1jax.models.rope import SinCos, rotary
 
-INIT_STD = 0.02
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")
-Axes = tuple[Sequence[int], Sequence[str]]  # of a matrix: sizes, and logical names
 
 
 @struct.dataclass
@@ -36,111 +38,53 @@ class Output:
 
     hidden: jax.Array  # [B, L, D], after the final norm
     cache: tuple[Any, ...] | None = None  # per layer a RowCache
-    aux: dict[str, jax.Array] = struct.field(default_factory=dict)  # expert load, balance loss
+    routing: Routing | None = None  # of the layers with experts, stacked
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """RMSNorm in float32 over the last axis, back in x's type."""
-    x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * scale * weight).astype(x.dtype)
+@struct.dataclass
+class Context:
+    """What every layer needs to know of the tokens."""
+
+    sin_cos: SinCos
+    seen: Seen | None  # packed rows
+    counts_BL: jax.Array | None  # which tokens are no padding; None = all are
 
 
-class Block(nn.Module):
-    """Attention and gated MLP, each behind a norm and a residual connection."""
+class Block(Layer):
+    """Attention, and a gated MLP or experts, each behind a norm and a residual connection."""
 
-    config: ModelConfig
-    compute: Compute
-    mesh: Mesh | None
-
-    def _param(
-        self, name: str, shape: Sequence[int], axes: Sequence[str], std: float | None = INIT_STD
-    ) -> jax.Array:
-        init = nn.initializers.ones if std is None else nn.initializers.normal(std)
-        value: Any = self.param(name, nn.with_partitioning(init, tuple(axes)), tuple(shape))
-        return value if std is None else value.astype(self.compute.dtype)  # norms stay float32
-
-    def _residual_std(self) -> float:
-        """Initial spread of what a residual connection adds."""
-        return INIT_STD / (2 * self.config.num_layers) ** 0.5
-
-    def _project(
-        self, x: jax.Array, name: str, inner: Axes, outer: Axes, std: float = INIT_STD
-    ) -> jax.Array:
-        """x's last axes, `inner`, times the matrix of this name -> [..., outer]."""
-        (into, into_names), (out, out_names) = inner, outer
-        weight = self._param(name, [*into, *out], [*into_names, *out_names], std)
-        return project(x, weight, len(into))
+    sparse: bool = False
 
     @nn.compact
     def __call__(
         self,
         x_BLD: jax.Array,
-        sin_cos: tuple[jax.Array, jax.Array],
-        seen: Seen | None,
+        context: Context,
         before: Continued | None = None,
-    ) -> tuple[jax.Array, RowCache | None]:
-        """What packed rows see, or what came before rows that continue -> x, and that with them."""
-        q_BLHN, k_BLKN, v_BLKN = self._queries_keys_values(x_BLD, sin_cos)
-        cache = None
-        if before is not None:
-            mixed_BLHN, cache = before.attend(q_BLHN, k_BLKN, v_BLKN)
+        replayed_BLk: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
+        """x, what all layers share, and of this one what came before and the experts to take."""
+        c = self.config
+        kind = GroupedQueryAttention if c.latent is None else MultiHeadLatentAttention
+        attention = self._part(kind)
+        attended_BLD, cache = attention(
+            self.norm(x_BLD, "attention_norm"), context.sin_cos, context.seen, before
+        )
+        x_BLD = self.constrain(x_BLD + attended_BLD, "batch", "length", "embed_act")
+        h_BLD, routing = self.norm(x_BLD, "ffn_norm"), None
+        if self.sparse:
+            experts = self._part(MixtureOfExperts)
+            h_BLD, routing = experts(h_BLD, context.counts_BL, replayed_BLk)
         else:
-            assert seen is not None
-            mixed_BLHN = seen.attend(q_BLHN, k_BLKN.swapaxes(1, 2), v_BLKN.swapaxes(1, 2))
-        attention_BLD = self._output(mixed_BLHN)
-        x_BLD = constrain(x_BLD + attention_BLD, self.mesh, "batch", "length", "embed_act")
-        x_BLD = constrain(x_BLD + self._mlp(x_BLD), self.mesh, "batch", "length", "embed_act")
-        return x_BLD, cache
+            h_BLD = self.mlp(h_BLD, c.ffn_dim)
+        x_BLD = self.constrain(x_BLD + h_BLD, "batch", "length", "embed_act")
+        return x_BLD, (cache, routing)
 
-    def _queries_keys_values(
-        self, x_BLD: jax.Array, sin_cos: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, L, H, N], [B, L, K, N] and [B, L, K, N], queries and keys rotated."""
-        c = self.config
-        norm_D = self._param("attention_norm", [c.embed_dim], ["norm"], None)
-        x_BLD = rms_norm(x_BLD, norm_D, c.norm_eps)
-        q_BLHN = rope(self._heads(x_BLD, "query", c.num_heads, "heads"), sin_cos)
-        k_BLKN = rope(self._heads(x_BLD, "key", c.num_kv_heads, "kv_heads"), sin_cos)
-        return q_BLHN, k_BLKN, self._heads(x_BLD, "value", c.num_kv_heads, "kv_heads")
-
-    def _output(self, mixed_BLHN: jax.Array) -> jax.Array:
-        c = self.config
-        mixed_BLHN = constrain(mixed_BLHN, self.mesh, "batch", "length", "heads", "head_dim")
-        heads = [c.num_heads, c.head_dim], ["heads", "head_dim"]
-        return self._project(
-            mixed_BLHN, "output", heads, ([c.embed_dim], ["embed"]), self._residual_std()
-        )
-
-    def _normed(self, x_BLHN: jax.Array, name: str) -> jax.Array:
-        """Queries or keys behind their norm (Qwen3)."""
-        c = self.config
-        if not c.qk_norm:
-            return x_BLHN
-        return rms_norm(
-            x_BLHN, self._param(f"{name}_norm", [c.head_dim], ["norm"], None), c.norm_eps
-        )
-
-    def _heads(self, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
-        """Query, key or value heads [B, L, heads, N], with bias (Qwen2) and norm (Qwen3)."""
-        c = self.config
-        y = self._project(
-            x_BLD, name, ([c.embed_dim], ["embed"]), ([heads, c.head_dim], [axis, "head_dim"])
-        )
-        if c.qkv_bias:
-            y += self._param(f"{name}_bias", [heads, c.head_dim], [axis, "head_dim"], 0.0)
-        if name != "value":
-            y = self._normed(y, name)
-        return constrain(y, self.mesh, "batch", "length", axis, "head_dim")
-
-    def _mlp(self, x_BLD: jax.Array) -> jax.Array:
-        c = self.config
-        x_BLD = rms_norm(x_BLD, self._param("ffn_norm", [c.embed_dim], ["norm"], None), c.norm_eps)
-        embed, ffn = ([c.embed_dim], ["embed"]), ([c.ffn_dim], ["ffn"])
-        gate_BLF, up_BLF = (self._project(x_BLD, name, embed, ffn) for name in ("gate", "up"))
-        h_BLF = jax.nn.silu(gate_BLF) * up_BLF
-        h_BLF = constrain(h_BLF, self.mesh, "batch", "length", "ffn")
-        return self._project(h_BLF, "down", ffn, embed, self._residual_std())
+    def _part(self, kind: type[Layer]) -> Any:
+        """One whose parameters lie among this block's own."""
+        part = kind(self.config, self.compute, self.mesh)
+        nn.share_scope(self, part)
+        return part
 
 
 class Transformer(nn.Module):
@@ -165,6 +109,7 @@ class Transformer(nn.Module):
         segment_ids_BL: jax.Array | None = None,
         completion_ids_BL: jax.Array | None = None,
         cache: Cache | None = None,
+        replayed_SBLk: jax.Array | None = None,
     ) -> Output:
         c = self.config
         embedding_VD: Any = self.param(
@@ -181,42 +126,81 @@ class Transformer(nn.Module):
         table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(self.compute.dtype)
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
-        seen = None
+        seen = counts_BL = None
         if cache is None:
             assert segment_ids_BL is not None, "without a cache the rows are packed"
             seen = see_packed(self.kernel, segment_ids_BL, completion_ids_BL, self.mesh, self.span)
-        sin_cos = rotary(positions_BL, c.head_dim, c.rope_theta)
+            counts_BL = segment_ids_BL > 0
+        sin_cos = rotary(positions_BL, c)
         if cache is not None and cache.sin_cos is not None:
             sin_cos = cache.sin_cos
-        x_BLD, layers = self._layers(x_BLD, sin_cos, seen, cache)
+        context = Context(sin_cos, seen, counts_BL)
+        x_BLD, layers, routing = self._layers(x_BLD, context, cache, replayed_SBLk)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
         )
-        return Output(hidden=rms_norm(x_BLD, norm_D, c.norm_eps), cache=layers)
+        return Output(rms_norm(x_BLD, norm_D, c.norm_eps), layers, routing)
 
     def _layers(
         self,
         x_BLD: jax.Array,
-        sin_cos: tuple[jax.Array, jax.Array],
-        seen: Seen | None,
+        context: Context,
         cache: Cache | None,
-    ) -> tuple[jax.Array, tuple[RowCache | None, ...] | None]:
-        block, count = _remat(Block, self.compute.remat), self.config.num_layers
-        given = self.config, self.compute, self.mesh
-        if self.compute.scan_layers:
-            assert cache is None, "a cache needs scan_layers=False: a scan would copy it every step"
-            scanned = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": True},
-                in_axes=nn.broadcast, length=count, metadata_params={nn.PARTITION_NAME: "layers"},
-            )  # fmt: skip
-            x_BLD, _ = scanned(*given, name="layers")(x_BLD, sin_cos, seen)
-            return x_BLD, None
-        block, new = nn.jit(block), []
-        for i in range(count):
+        replayed_SBLk: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[RowCache, ...] | None, Routing | None]:
+        """Through all layers: x, their caches, and the routing of those with experts."""
+        caches: list[RowCache] = []
+        routings: list[Routing] = []  # stacked
+        for stack in self.config.stacks:
+            replayed = None
+            if stack.sparse and replayed_SBLk is not None:
+                done = sum(len(routing.load_E) for routing in routings)
+                replayed = replayed_SBLk[done : done + len(stack.layers)]
+            if self.compute.scan_layers:
+                assert cache is None, "with a cache scan_layers is False: it would be copied"
+                x_BLD, routing = self._scanned(stack, x_BLD, context, replayed)
+            else:
+                x_BLD, new, routing = self._one_by_one(stack, x_BLD, context, cache, replayed)
+                caches += new
+            routings += [routing] if routing is not None else []
+        joined = (
+            jax.tree.map(lambda *parts: jnp.concatenate(parts), *routings) if routings else None
+        )
+        return x_BLD, None if cache is None else tuple(caches), joined
+
+    def _scanned(
+        self, stack: Stack, x_BLD: jax.Array, context: Context, replayed: jax.Array | None
+    ) -> tuple[jax.Array, Routing | None]:
+        scanned = nn.scan(
+            _remat(Block, self.compute.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast if replayed is None else 0),
+            length=len(stack.layers),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        block = scanned(self.config, self.compute, self.mesh, stack.sparse, name=stack.name)
+        x_BLD, (_, routing) = block(x_BLD, context, None, replayed)
+        return x_BLD, routing
+
+    def _one_by_one(
+        self,
+        stack: Stack,
+        x_BLD: jax.Array,
+        context: Context,
+        cache: Cache | None,
+        replayed: jax.Array | None,
+    ) -> tuple[jax.Array, list[RowCache], Routing | None]:
+        block, caches, routings = nn.jit(_remat(Block, self.compute.remat)), [], []
+        given = self.config, self.compute, self.mesh, stack.sparse
+        for place, i in enumerate(stack.layers):
             before = None if cache is None else cache.layer(i)
-            x_BLD, layer = block(*given, name=f"layers_{i}")(x_BLD, sin_cos, seen, before)
-            new.append(layer)
-        return x_BLD, None if cache is None else tuple(new)
+            taken = None if replayed is None else replayed[place]
+            x_BLD, (new, routing) = block(*given, name=f"layers_{i}")(x_BLD, context, before, taken)
+            caches.append(new)
+            routings.append(routing)
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
+        return x_BLD, caches, stacked
 
 
 def _remat(block: type[Block], policy: str) -> Any:

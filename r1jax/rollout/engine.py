@@ -27,7 +27,7 @@ import numpy as np
 from absl import logging
 
 from r1jax.config import ConfigError, Count, Size
-from r1jax.models.caches import LayerCache, SharedPrefix
+from r1jax.models.caches import LayerCache, SharedPrefix, cache_kind
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.memory import Demand, Memory, plan_slots
@@ -99,7 +99,9 @@ class Engine:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.model = model.clone(compute=model.compute.for_rollouts())
         one_cpu = platform == "cpu" and (mesh is None or mesh.size == 1)
-        row_cache = LaneCache if self.config.lane_cache and one_cpu else LayerCache
+        row_cache = cache_kind(model.config)
+        if row_cache is LayerCache and self.config.lane_cache and one_cpu:
+            row_cache = LaneCache
         self.programs = Programs(self.model, stop_ids, row_cache)
         self.shards = self.programs.shards
         self.stop_ids = tuple(stop_ids)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from r1jax.config import ConfigError
 from r1jax.machines.hosts import least_of_all
+from r1jax.models.caches import numbers_per_token
 from r1jax.models.transformer import Transformer
 
 MIB = 1 << 20
@@ -62,8 +63,7 @@ def plan_slots(
     # All processes plan the same, whatever is free on each.
     budget = (budget_mib or least_of_all(int(FREE_SHARE * free_bytes(devices)) // MIB)) * MIB
     c = model.config
-    numbers = 2 * c.num_layers * (c.num_kv_heads // tensor) * c.head_dim
-    column = numbers * jnp.dtype(model.compute.dtype).itemsize
+    column = numbers_per_token(c, tensor) * jnp.dtype(model.compute.dtype).itemsize
     row = 2 * demand.columns * column + LOGITS_COPIES * 4 * c.vocab_size // tensor
     most = min(slots or demand.rows, demand.rows)
 

@@ -18,7 +18,7 @@ from flax import struct
 from jax.sharding import NamedSharding
 
 from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
-from r1jax.models.caches import Cache, LayerCache, RowCache, SharedPrefix, by_shard, kept_rows
+from r1jax.models.caches import Cache, RowCache, SharedPrefix, by_shard, cache_kind, kept_rows
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
@@ -56,17 +56,18 @@ class NewRows:
 class Programs:
     """The programs for one model, computed as for rollouts, on its mesh.
 
-    Rows that decode have caches of type `row_cache`; prompts have plain ones.
+    Rows that decode have caches of type `row_cache`; prompts have the model's own.
     """
 
     def __init__(
         self,
         model: Transformer,
         stop_ids: Sequence[int],
-        row_cache: type[RowCache] = LayerCache,
+        row_cache: type[RowCache] | None = None,
     ) -> None:
         self.model = model
-        self.row_cache = row_cache
+        self.prompt_cache = cache_kind(model.config)
+        self.row_cache = row_cache or self.prompt_cache
         self.stop_ids = tuple(stop_ids)
         self.mesh = mesh = model.mesh
         self.shards = 1
@@ -110,18 +111,18 @@ class Programs:
     def _slot_shardings(self) -> Any:
         rows = self._sharding("batch")
         fields: dict[str, Any] = {field.name: rows for field in dataclasses.fields(Slots)}
-        cache = self._sharding("batch", "kv_heads")
+        cache = self._sharding(*self.row_cache.axes())
         return Slots(**(fields | {"layers": cache, "column": self._sharding()}))
 
     def _prefix_shardings(self) -> Any:
         rows: Any = self._sharding("batch")
-        cache: Any = self._sharding("batch", "kv_heads")
+        cache: Any = self._sharding(*self.prompt_cache.axes())
         return SharedPrefix(layers=cache, lengths=rows, members=rows, places=rows)
 
     def _prepare(self, params: Any) -> Any:
         """Training parameters -> a set per layer, in the rollout's type."""
-        if "layers" in params:
-            params = unstack_layers(params)
+        if "layers_0" not in params:
+            params = unstack_layers(params, self.model.config)
         return jax.tree.map(lambda x: x.astype(self.model.compute.dtype), params)
 
     def _zeros(self, kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
@@ -145,7 +146,7 @@ class Programs:
 
     def _empty_prefix(self, prompts: int, columns: int) -> SharedPrefix:
         return SharedPrefix(
-            layers=self._zeros(LayerCache, self.shards * prompts, columns),
+            layers=self._zeros(self.prompt_cache, self.shards * prompts, columns),
             lengths=jnp.zeros((self.shards, prompts), jnp.int32),
             members=jnp.zeros((self.shards, 0, 0), jnp.int32),  # every decode brings its own
             places=jnp.zeros((self.shards, 0), jnp.int32),
@@ -305,8 +306,7 @@ class Programs:
         head_DV = head_weights(params)
 
         def angles(slots: Slots) -> tuple[jax.Array, jax.Array]:
-            c = self.model.config
-            return rotary(slots.position[:, None], c.head_dim, c.rope_theta)
+            return rotary(slots.position[:, None], self.model.config)
 
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             i, slots, sin_cos, tokens_BC, logprobs_BC = carry

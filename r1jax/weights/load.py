@@ -23,9 +23,10 @@ from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
-from r1jax.models.layouts import Compute, stack_layers
+from r1jax.models.layer import INIT_STD
+from r1jax.models.layouts import Compute, places_of_layers, stack_layers
 from r1jax.models.params import count_params, param_axes, param_shardings, random_params
-from r1jax.models.transformer import INIT_STD, SCALAR_PARAMS, Transformer
+from r1jax.models.transformer import SCALAR_PARAMS, Transformer
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
@@ -189,7 +190,7 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
         params = load_params(root)
         flat = {
             tuple(k.key for k in path): x
-            for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params))
+            for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params, config))
         }
         absent = [name for name in SCALAR_PARAMS if (name,) not in flat]
         model = Transformer(config, mesh, compute=compute)
@@ -219,6 +220,7 @@ def _from_slices(
     the model has not got yet, a scalar head's, are drawn as for a fresh model.
     """
     shapes, _ = param_axes(model)
+    apart = {} if model.compute.scan_layers else places_of_layers(model.config)
     normal = np.random.default_rng(seed).standard_normal(model.config.embed_dim)
     fresh = {
         "scalar_head": INIT_STD * normal,
@@ -231,9 +233,9 @@ def _from_slices(
             return jax.device_put(fresh[name[0]].astype(np.float32), sharding)
 
         def read(index: Any) -> np.ndarray:
-            if name[0].startswith("layers_"):  # of a model with scan_layers=False
-                i = int(name[0].removeprefix("layers_"))
-                value = read_slice(("layers", *name[1:]), (slice(i, i + 1), *index))[0]
+            if name[0] in apart:
+                stack, i = apart[name[0]]
+                value = read_slice((stack, *name[1:]), (slice(i, i + 1), *index))[0]
             else:
                 value = read_slice(name, index)
             return np.asarray(value, np.float32)

@@ -1,0 +1,183 @@
+"""Mixture of experts: DeepSeekMoE (V2, V3, R1) and Qwen3-MoE.
+
+Shape legend: transformer.py's; E routed experts, k of a token, T tokens, A = T k, R rows of
+grouped.Groups, F ffn of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from r1jax.machines.mesh import RULES
+from r1jax.models.config import Experts
+from r1jax.models.grouped import group, grouped_matmul
+from r1jax.models.layer import Layer
+
+ROUTER_BIAS = "router_bias"  # the parameter that no gradient moves
+
+
+@struct.dataclass
+class Routing:
+    """Which experts a layer's tokens took, and how evenly; stacked over the layers that have any.
+
+    Tokens that do not count, padding, are in neither the load nor the balance.
+    """
+
+    experts: jax.Array  # int32 [B, L, k]
+    load_E: jax.Array  # float32, tokens of each expert
+    balance: jax.Array  # float32 scalar, the sequence-wise balance loss, summed over tokens
+
+
+class MixtureOfExperts(Layer):
+    """Of the routed experts a token takes k, weighted by its scores; all shared ones see it.
+
+    No token is dropped, however many take the same expert.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, counts_BL: jax.Array | None, replayed_BLk: jax.Array | None
+    ) -> tuple[jax.Array, Routing]:
+        """`counts` says which tokens are no padding (None: all are); with `replayed` experts the
+        tokens take those.
+        """
+        c = self._experts
+        scores_BLE, bias_E = self._scores(x_BLD)
+        chosen_BLk = replayed_BLk
+        if chosen_BLk is None:
+            chosen_BLk = choose(jax.lax.stop_gradient(scores_BLE) + bias_E, c)
+        weights_BLk = jnp.take_along_axis(scores_BLE, chosen_BLk, axis=2)
+        if c.normalize:
+            weights_BLk /= jnp.sum(weights_BLk, axis=2, keepdims=True) + 1e-20
+        counted_BL = jnp.ones(x_BLD.shape[:2], bool) if counts_BL is None else counts_BL
+        taken_BLk = jnp.where(counted_BL[..., None], chosen_BLk, c.num_experts)  # padding: none
+        y_BLD = self._routed(x_BLD, weights_BLk * c.scale, taken_BLk)
+        if c.num_shared:
+            y_BLD += self.mlp(x_BLD, c.num_shared * c.ffn_dim, "shared_")
+        hits_BLE = jnp.sum(jax.nn.one_hot(taken_BLk, c.num_experts, dtype=jnp.float32), axis=2)
+        return y_BLD, Routing(
+            experts=chosen_BLk,
+            load_E=jnp.sum(hits_BLE, axis=(0, 1)),
+            balance=sequence_balance(scores_BLE, hits_BLE, counted_BL, c.top_k),
+        )
+
+    @property
+    def _experts(self) -> Experts:
+        assert self.config.experts is not None
+        return self.config.experts
+
+    def _scores(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+        """Of all experts [B, L, E] in float32, and the bias of the choice [E]."""
+        c = self._experts
+        size, axes = [self.config.embed_dim, c.num_experts], ["embed", "router"]
+        logits_BLE = x_BLD.astype(jnp.float32) @ self.weight32("router", size, axes)
+        softmax = c.score == "softmax"
+        scores_BLE = jax.nn.softmax(logits_BLE) if softmax else jax.nn.sigmoid(logits_BLE)
+        if not c.bias:
+            return scores_BLE, 0.0
+        return scores_BLE, self.weight32(ROUTER_BIAS, [c.num_experts], ["router"], 0.0)
+
+    def _routed(self, x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array) -> jax.Array:
+        """The weighted sum of what a token's experts make of it [B, L, D]."""
+        c, embed_dim = self._experts, self.config.embed_dim
+        into = [c.num_experts, embed_dim, c.ffn_dim], ["expert", "expert_embed", "ffn"]
+        out = [c.num_experts, c.ffn_dim, embed_dim], ["expert", "ffn", "expert_embed"]
+        matrices = (
+            self.weight("expert_gate", *into),
+            self.weight("expert_up", *into),
+            self.weight("expert_down", *out, self.residual_std),
+        )
+        run: Callable[..., jax.Array] = run_experts
+        if self.mesh is not None and self.mesh.size > 1:
+            rows = PartitionSpec(RULES["batch"], None, None)
+            into_spec = PartitionSpec("expert", None, "tensor")
+            run = jax.shard_map(
+                _on_one_device,
+                mesh=self.mesh,
+                in_specs=(
+                    rows,
+                    rows,
+                    rows,
+                    into_spec,
+                    into_spec,
+                    PartitionSpec("expert", "tensor"),
+                ),
+                out_specs=rows,
+            )
+        return run(x_BLD, weights_BLk, taken_BLk, *matrices)
+
+
+def choose(scores_BLE: jax.Array, c: Experts) -> jax.Array:
+    """The k experts with the best scores, int32 [B, L, k], of the best groups where there are any.
+
+    A group is as good as its best two together where scores are sigmoids (V3), else as its best
+    (V2).
+    """
+    if c.top_groups < c.groups:
+        by_group = scores_BLE.reshape(*scores_BLE.shape[:2], c.groups, -1)
+        best = 2 if c.score == "sigmoid" else 1
+        group_BLG = jnp.sum(jax.lax.top_k(by_group, min(best, by_group.shape[3]))[0], axis=3)
+        kept_BLg = jax.lax.top_k(group_BLG, c.top_groups)[1]
+        is_kept_BLG = jnp.any(jax.nn.one_hot(kept_BLg, c.groups, dtype=bool), axis=2)
+        by_group = jnp.where(is_kept_BLG[..., None], by_group, -jnp.inf)
+        scores_BLE = by_group.reshape(scores_BLE.shape)
+    return jax.lax.top_k(scores_BLE, c.top_k)[1]
+
+
+def run_experts(
+    x_BLD: jax.Array,
+    weights_BLk: jax.Array,
+    taken_BLk: jax.Array,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+) -> jax.Array:
+    """[B, L, D] of experts 0 .. E - 1; what is taken of any others counts nothing."""
+    x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
+    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0])
+    x_RD = groups.spread(x_TD)
+    gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
+    out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
+    out_BLkD = groups.collect(out_RD).reshape(*taken_BLk.shape, -1)
+    y_BLD = jnp.einsum("blk,blkd->bld", weights_BLk, out_BLkD.astype(jnp.float32))
+    return y_BLD.astype(x_BLD.dtype)
+
+
+def _on_one_device(
+    x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array, *given: jax.Array
+) -> jax.Array:
+    """Its share of the experts, for the tokens of all devices along `expert`.
+
+    Those tokens come together, and each device's sums go back to them: two collectives a layer,
+    which exist on every platform (ragged all-to-all does not).
+    """
+    x, weights, taken = (
+        jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in (x_BLD, weights_BLk, taken_BLk)
+    )
+    taken -= jax.lax.axis_index("expert") * given[0].shape[0]
+    # What devices share is said to differ, so that its gradients are summed over them.
+    x, weights, taken = jax.lax.pcast((x, weights, taken), "tensor", to="varying")
+    matrices = jax.lax.pcast(given, ("data", "fsdp"), to="varying")
+    y_BLD = jax.lax.psum(run_experts(x, weights, taken, *matrices), "tensor")
+    return jax.lax.psum_scatter(y_BLD, "expert", scatter_dimension=0, tiled=True)
+
+
+def sequence_balance(
+    scores_BLE: jax.Array, hits_BLE: jax.Array, counted_BL: jax.Array, top_k: int
+) -> jax.Array:
+    """V3 eq 17 to 20 without alpha: sum_i f_i P_i of each row, times its tokens, summed.
+
+    f_i is E / (k T) times the row's tokens that take expert i, P_i the mean of its share of their
+    scores. It is 1 a token for an even load.
+    """
+    tokens_B1 = jnp.maximum(jnp.sum(counted_BL, axis=1, keepdims=True), 1).astype(jnp.float32)
+    share_BLE = scores_BLE / jnp.sum(scores_BLE, axis=2, keepdims=True)
+    mean_BE = jnp.sum(share_BLE * counted_BL[..., None], axis=1) / tokens_B1
+    load_BE = jnp.sum(hits_BLE, axis=1) * (scores_BLE.shape[2] / top_k) / tokens_B1
+    return jnp.sum(load_BE * mean_BE * tokens_B1)
