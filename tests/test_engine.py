@@ -5,6 +5,7 @@ import gc
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.machines.mesh import make_mesh
-from r1jax.models.caches import LayerCache
-from r1jax.models.config import ModelConfig
+from r1jax.models.caches import LatentCache, LayerCache
+from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
@@ -33,6 +34,14 @@ from r1jax.types import Completion
 VOCAB = 24
 STOP = (3, 11)
 CONFIG = ModelConfig(vocab_size=VOCAB, **MODEL)  # type: ignore[arg-type]
+V3 = replace(  # DeepSeek-V3's shape: a dense layer and one with experts
+    CONFIG, num_kv_heads=4, head_dim=12,
+    latent=LatentAttention(kv_rank=8, nope_dim=8, rope_dim=4, value_dim=6, q_rank=8),
+    experts=Experts(
+        num_experts=8, top_k=2, ffn_dim=16, num_shared=1, dense_layers=(0,), score="sigmoid",
+        bias=True, normalize=True, groups=4, top_groups=2,
+    ),
+)  # fmt: skip
 SAMPLINGS = {
     "plain": SamplingConfig(max_tokens=20),
     "cold": SamplingConfig(max_tokens=20, temperature=0.6, top_p=0.8),
@@ -43,10 +52,10 @@ Key = tuple[int, int]  # (prompt, sample)
 
 
 @functools.cache
-def params() -> Any:
+def params(config: ModelConfig = CONFIG) -> Any:
     """Sharp enough that a wrong cache or position changes the tokens."""
     params = jax.device_get(
-        random_params(Transformer(CONFIG, make_mesh(devices=jax.devices()[:1])), 0)
+        random_params(Transformer(config, make_mesh(devices=jax.devices()[:1])), 0)
     )
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.asarray(x if path[-1].key.endswith("norm") else x * 15), params
@@ -54,12 +63,19 @@ def params() -> Any:
 
 
 @functools.cache
-def engine(slots: int, chunk: int, bucket: int, prefill_batch: int, mesh: str = "") -> Engine:
+def engine(
+    slots: int,
+    chunk: int,
+    bucket: int,
+    prefill_batch: int,
+    mesh: str = "",
+    config: ModelConfig = CONFIG,
+) -> Engine:
     """One engine per setting, so that its programs are compiled once."""
     sizes = dict(item.split("=") for item in mesh.split()) if mesh else {}
     devices = make_mesh({axis: int(size) for axis, size in sizes.items()}) if mesh else None
     return Engine(
-        Transformer(CONFIG, devices), STOP, EngineConfig(slots, chunk, bucket, prefill_batch)
+        Transformer(config, devices), STOP, EngineConfig(slots, chunk, bucket, prefill_batch)
     )
 
 
@@ -68,13 +84,15 @@ def prompts_of(lengths: Sequence[int]) -> list[np.ndarray]:
     return [rng.integers(0, VOCAB, length).astype(np.int32) for length in lengths]
 
 
-@jax.jit
-def next_logits(params: Any, tokens_L: jax.Array, count: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def next_logits(
+    config: ModelConfig, params: Any, tokens_L: jax.Array, count: jax.Array
+) -> jax.Array:
     """Logits [1, V] after the first `count` tokens, by a whole forward pass in training's form."""
     tokens_1L = tokens_L[None]
     positions_1L = jnp.arange(tokens_L.shape[0])[None]
     segments_1L = (positions_1L < count).astype(jnp.int32)
-    output = forward(Transformer(CONFIG), params, tokens_1L, positions_1L, segments_1L)
+    output = forward(Transformer(config), params, tokens_1L, positions_1L, segments_1L)
     return output.hidden[:, count - 1] @ head_weights(params)
 
 
@@ -83,14 +101,16 @@ filtered = jax.jit(kept, static_argnums=1)
 trained = jax.jit(token_logprobs, static_argnums=(0, 3, 4))
 
 
-def naive(prompt: np.ndarray, sampling: SamplingConfig, place: Key) -> Completion:
+def naive(
+    prompt: np.ndarray, sampling: SamplingConfig, place: Key, config: ModelConfig
+) -> Completion:
     """The specification: no cache, no batch, one token after the other."""
     tokens = np.zeros(CONFIG.max_length, np.int32)
     tokens[: len(prompt)] = prompt
     end = len(prompt)
     logprobs = []
     while end < min(len(prompt) + sampling.max_tokens, CONFIG.max_length):
-        logits = next_logits(params(), tokens, end)
+        logits = next_logits(config, params(config), tokens, end)
         token, logprob = sample_once(logits, number(place, end), sampling)
         tokens[end], end = int(token[0]), end + 1
         logprobs.append(float(logprob[0]))
@@ -111,33 +131,39 @@ def number(place: Key, position: int) -> jax.Array:
 def generate(
     by: Engine, prompts: Sequence[np.ndarray], sampling: SamplingConfig, group_size: int = 1
 ) -> dict[Key, Completion]:
-    found = list(by.generate(params(), prompts, sampling, jax.random.key(5), group_size))
+    found = list(
+        by.generate(params(by.model.config), prompts, sampling, jax.random.key(5), group_size)
+    )
     completions = {(c.prompt_index, c.sample_index): c for c in found}
     assert len(completions) == len(found) == len(prompts) * group_size
     return completions
 
 
-def assert_equal(found: Completion, prompt: np.ndarray, sampling: SamplingConfig) -> None:
+def assert_equal(
+    found: Completion, prompt: np.ndarray, sampling: SamplingConfig, config: ModelConfig = CONFIG
+) -> None:
     """Equal, or parted where rounding decides between two tokens."""
     place = (found.prompt_index, found.sample_index)
-    expected = naive(prompt, sampling, place)
+    expected = naive(prompt, sampling, place, config)
     both = min(len(found.tokens), len(expected.tokens))
     parted = np.flatnonzero(found.tokens[:both] != expected.tokens[:both])
     same = int(parted[0]) if len(parted) else both
     np.testing.assert_allclose(found.logprobs[:same], expected.logprobs[:same], atol=EPS)
     if len(parted):
         context = np.concatenate([prompt, found.tokens[:same]])
-        assert is_near(context, int(found.tokens[same]), sampling, place)
+        assert is_near(context, int(found.tokens[same]), sampling, place, config)
         return
     assert found.tokens.tolist() == expected.tokens.tolist()
     assert found.finish_reason == expected.finish_reason
 
 
-def is_near(context: np.ndarray, token: int, sampling: SamplingConfig, place: Key) -> bool:
+def is_near(
+    context: np.ndarray, token: int, sampling: SamplingConfig, place: Key, config: ModelConfig
+) -> bool:
     """Whether the uniform number lies within EPS of the interval that draws `token`."""
     tokens = np.zeros(CONFIG.max_length, np.int32)
     tokens[: len(context)] = context
-    logits = next_logits(params(), tokens, len(context))
+    logits = next_logits(config, params(config), tokens, len(context))
     if sampling.temperature == 0:
         return float(logits.max() - logits[0, token]) < EPS
     logits = logits / sampling.temperature
@@ -169,6 +195,18 @@ def test_eight_devices(mesh: str) -> None:
     found = generate(engine(8, 8, 64, 3, mesh), prompts, SAMPLINGS["plain"], group_size=4)
     for (p, _), completion in found.items():
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])
+
+
+@pytest.mark.parametrize("mesh", ["", "data=2 expert=2 tensor=2"])
+def test_latent_attention_and_experts(mesh: str) -> None:
+    """Prompts are shared, prefilled in the naive form; the cache of 12 numbers a token grows."""
+    prompts = prompts_of([5, 30, 2])
+    by = engine(8, 4, 8, 2, mesh, V3)
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=4)
+    assert by.programs.row_cache is by.programs.prompt_cache is LatentCache
+    assert by.programs.empty.eval_shape(8, 16).layers[0].latents.shape == (8, 16, 12)
+    for (p, _), completion in found.items():
+        assert_equal(completion, prompts[p], SAMPLINGS["plain"], V3)
 
 
 def test_a_cache_in_lanes() -> None:
@@ -430,7 +468,7 @@ def test_one_long_row_among_short_ones() -> None:
         Transformer(CONFIG), never, EngineConfig(slots=8, chunk=4, bucket=64, prefill_batch=3)
     )
     sampling = SamplingConfig(max_tokens=40)
-    finished = list(by.generate(params(), prompts, sampling, jax.random.key(0)))
+    finished = list(by.generate(params(by.model.config), prompts, sampling, jax.random.key(0)))
     assert [len(c.tokens) for c in finished] == [4] * 15 + [40]
     assert [c.prompt_index for c in finished] == [*range(1, 16), 0]
     assert by.statistics.decode_steps == 40

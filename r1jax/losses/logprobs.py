@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.losses.aggregation import Metrics, add_partial
+from r1jax.losses.router import routing_metrics
 from r1jax.machines.mesh import constrain
-from r1jax.models.transformer import Transformer, forward, head_weights
+from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
 
 
@@ -42,8 +43,12 @@ def token_logprobs(
 
 
 def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
+    return _output(model, params, batch).hidden
+
+
+def _output(model: Transformer, params: Any, batch: Batch) -> Output:
     place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
-    return forward(model, params, *place).hidden
+    return forward(model, params, *place)
 
 
 def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
@@ -131,7 +136,8 @@ def token_loss(
     A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
     while they exist, where autodiff of `token_logprobs` would make them again.
     """
-    hidden_BLD = _hidden(model, params, batch)
+    output = _output(model, params, batch)
+    hidden_BLD = output.hidden
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
     order_BL = _targets_first(batch)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
@@ -139,7 +145,8 @@ def token_loss(
         lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
     )
     hidden_NBCD = _chunks(hidden_BLD, order_BL, chunk)
-    return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
+    found, metrics = _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
+    return found, metrics | routing_metrics(output.routing)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

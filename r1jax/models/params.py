@@ -56,7 +56,18 @@ def abstract_params(model: Transformer) -> Any:
 
 
 def count_params(config: ModelConfig) -> int:
+    """All that the model has, scalar head and routers' biases included."""
     return sum(x.size for x in jax.tree.leaves(abstract_params(Transformer(config))))
+
+
+def count_active_params(config: ModelConfig) -> int:
+    """Those that one token meets: of the routed experts the k that it takes."""
+    experts, total = config.experts, count_params(config)
+    if experts is None:
+        return total
+    sparse = config.num_layers - len(experts.dense_layers)
+    one = 3 * config.embed_dim * experts.ffn_dim
+    return total - sparse * (experts.num_experts - experts.top_k) * one
 
 
 def random_params(model: Transformer, seed: int) -> Any:

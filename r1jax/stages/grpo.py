@@ -263,7 +263,7 @@ class Programs:
         self.config, self.critic = config, critic
         self.packing = packing_of(config)
         self._model = stage.trained.model.clone(span=self.packing.span)
-        self.step = stage.trained.make_step(make_loss(config, self._model))
+        self.step = stage.trained.make_step(make_loss(config, self._model), config.router)
         tokens = NamedSharding(stage.mesh, spec_of((None, "batch", None)))
         self._logprobs = jax.jit(self._all_logprobs, out_shardings=tokens)
         self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1

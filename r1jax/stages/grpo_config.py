@@ -17,6 +17,7 @@ from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.engine import EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.training.balancing import RouterConfig
 from r1jax.training.critic import CriticConfig
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.train_state import OptimizerConfig
@@ -85,6 +86,7 @@ class GrpoConfig:
     # updates after which the reference becomes the current policy; 0 = never
     ref_every: Count = 400
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

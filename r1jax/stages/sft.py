@@ -44,6 +44,7 @@ from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import write_report
+from r1jax.training.balancing import RouterConfig
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, microbatch, on_mesh
@@ -83,6 +84,7 @@ class SftConfig:
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
+    router: RouterConfig = field(default_factory=RouterConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: int = 0  # of the order of rows, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
@@ -118,9 +120,8 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
-        step_fn = trained.make_step(
-            make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
-        )
+        loss_fn = make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
+        step_fn = trained.make_step(loss_fn, config.router)
         held_out = HeldOut(config, stage)
         if stage.start == 0:
             held_out.measure(0)
@@ -202,7 +203,7 @@ def make_loss(
         kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)
         kl = jnp.sum(token_mean(batch, 0) * kl_BL)
         loss = config.weight * kl + (1.0 - config.weight) * nll
-        return loss, {"loss": loss, "nll": nll, "teacher_kl": kl}
+        return loss, metrics | {"loss": loss, "nll": nll, "teacher_kl": kl}
 
     return loss_fn
 

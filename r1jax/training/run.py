@@ -22,6 +22,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import TOKENIZER, absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
+from r1jax.training.balancing import RouterConfig
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
@@ -92,7 +93,7 @@ class Trainable:
         self.kernel = choose_kernel(opened.compute, mesh, shared_prompts)
         self.model = opened.transformer(mesh, self.kernel)
         self._schedule = make_schedule(optimizer, total_steps)
-        self._optimizer = make_optimizer(optimizer, self._schedule)
+        self._optimizer = make_optimizer(optimizer, self._schedule, self.model)
         self._shardings = state_shardings(self.model, self._optimizer)
         self._checkpoints = Checkpoints(directory)
         self.ref_params: Any = None  # the frozen reference policy, where there is one
@@ -125,9 +126,10 @@ class Trainable:
         self.state = TrainState(**saved)
         return beside
 
-    def make_step(self, loss_fn: LossFn) -> jax.stages.Wrapped:
+    def make_step(self, loss_fn: LossFn, router: RouterConfig | None = None) -> jax.stages.Wrapped:
         """The jitted step of this loss, for `update`."""
-        return make_step(loss_fn, self._optimizer, self._schedule, self._shardings)
+        balanced = None if router is None else (self.model.config, router)
+        return make_step(loss_fn, self._optimizer, self._schedule, self._shardings, balanced)
 
     def update(self, step: Any, batch: Batch, *frozen: Any) -> Mapping[str, Any]:
         """One step on the state -> metrics, on the device."""

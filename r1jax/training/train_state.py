@@ -13,9 +13,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import Count, Decay, NotNegative, Positive, Size, check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
+from r1jax.losses.router import LOAD, read_metrics
 from r1jax.machines.mesh import replicated, spec_of, to_global
+from r1jax.models.config import ModelConfig
 from r1jax.models.params import abstract_params, param_shardings
 from r1jax.models.transformer import Transformer
+from r1jax.training.balancing import (
+    RouterConfig,
+    balance_loss,
+    is_trained,
+    tokens_of,
+    with_moved_biases,
+)
 from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -59,20 +68,27 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, model: Transformer | None = None
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW; vectors (norms, biases) are not decayed."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_is_matrix,
-        ),
+    """Global-norm clipping, then AdamW; vectors (norms, biases) are not decayed.
+
+    There are no moments of those parameters of the model that no gradient moves.
+    """
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_is_matrix,
     )
+    if model is not None:
+        trained = jax.tree_util.tree_map_with_path(
+            lambda path, _: is_trained(path), abstract_params(model)
+        )
+        if not all(jax.tree.leaves(trained)):
+            adamw = optax.masked(adamw, trained)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def _is_matrix(params: Any) -> Any:
@@ -87,12 +103,17 @@ def state_shardings(model: Transformer, optimizer: optax.GradientTransformation)
     """The sharding of every leaf of the train state: moments follow their parameters."""
     assert model.mesh is not None, "a train state is split over a mesh"
     params, mesh = param_shardings(model), model.mesh
+
+    def is_masked(moment: Any) -> bool:
+        return isinstance(moment, optax.MaskedNode)
+
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if is_masked(moment) else sharding,
         jax.eval_shape(optimizer.init, abstract_params(model)),
         params,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=is_masked,
     )
     return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
 
@@ -157,20 +178,30 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     shardings: TrainState,
+    balanced: tuple[ModelConfig, RouterConfig] | None = None,
 ) -> jax.stages.Wrapped:
     """jitted (state, batch, *frozen) -> (state, metrics); the state is donated.
 
     `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.
+    A model with experts that is `balanced` has their load evened.
 
     The gradients of the batch's microbatches in use are summed in a loop whose length is a value,
     not a shape: batches of any size share one program. Where the loss or the gradient is no number,
     parameters and moments stay as they are and the metric `optimizer/skipped` is 1.
     """
 
+    config, router = balanced or (None, RouterConfig())
+
     def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
+        tokens = tokens_of(batch)
+
+        def balanced_loss(params: Any, part: Batch) -> tuple[jax.Array, Metrics]:
+            loss, metrics = loss_fn(params, part, *frozen)
+            return loss + balance_loss(metrics, tokens, router), metrics
+
         def grads_of(index: Any) -> tuple[Any, Metrics]:
-            grad_fn = jax.grad(loss_fn, has_aux=True)
-            return grad_fn(state.params, microbatch(batch, index), *frozen)
+            grad_fn = jax.grad(balanced_loss, has_aux=True)
+            return grad_fn(state.params, microbatch(batch, index))
 
         def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             return add_partial(total, grads_of(index))
@@ -186,10 +217,13 @@ def make_step(
         metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         sound = jnp.isfinite(metrics["optimizer/grad_norm"]) & jnp.isfinite(metrics["loss"])
         metrics[SKIPPED] = (~sound).astype(jnp.int32)
-        new = optax.apply_updates(state.params, updates), opt_state
+        params = optax.apply_updates(state.params, updates)
+        if config is not None and router.bias_step and LOAD in metrics:
+            params = with_moved_biases(params, metrics[LOAD], config, router.bias_step)
+        new = params, opt_state
         kept = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), new, (state.params, state.opt_state)
         )
-        return TrainState(state.step + 1, *kept), metrics
+        return TrainState(state.step + 1, *kept), read_metrics(metrics, tokens)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
