@@ -136,7 +136,7 @@ _TEX = (
     (r"\^\{\s*([0-9A-Za-z]|\\circ)\s*\}", r"^\1"),
     (r"_\{\s*([0-9A-Za-z])\s*\}", r"_\1"),
     (r"\\(?:boldsymbol|bm|underline)\s*(?=\{)", ""),
-    (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fff]*)\}", r"\1"),
+    (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fffÅμΩ]*)\}", r"\1"),
     (r"\\?exp\s*\(([^()]*)\)|\\exp\s*\{([^{}]*)\}", r"e^{\1\2}"),
     (r"\\(sin|cos|tan)\s*\^\s*\{\s*-\s*1\s*\}", r"\\arc\1 "),
     (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln "),
@@ -163,8 +163,8 @@ _WORD_RULES: list[tuple[re.Pattern[str], str]] = [
 
 def to_ascii(text: str) -> str:
     """Full-width characters as ASCII, TeX's ways to group thousands as commas."""
-    text = text.translate(_TO_ASCII)
-    return text.replace("{,}", ",").replace(r",\!", ",").replace(r"\!", "")
+    text = text.translate(_TO_ASCII).replace("{,}", ",")
+    return re.sub(r"(?<=,)\\! *(?=[0-9])|\\!", "", text)
 
 
 def plain(text: str) -> str:
