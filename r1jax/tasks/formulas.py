@@ -120,8 +120,8 @@ def formula(text: str) -> Formula | None:
 def _formula(parsed: Any) -> Formula | None:
     import sympy
 
-    if not isinstance(parsed, sympy.Expr):
-        return None
+    if not isinstance(parsed, sympy.Expr) or parsed.has(sympy.Derivative):
+        return None  # to differentiate is work, and dy/dx of letters would be 0
     floats = {x: sympy.Rational(str(x)) for x in parsed.atoms(sympy.Float)}
     units = {x: sympy.I for x in parsed.free_symbols if x.name == "i"}
     expression = parsed.xreplace(floats | units).doit()

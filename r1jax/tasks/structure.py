@@ -70,7 +70,7 @@ _OR = (
 )
 _AND = (
     r"\\text\s*\{\s*,?\s*(?:and|和|且|与)\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])"
-    r"|[和且、]|\\land(?![A-Za-z])"
+    r"|[和且与、]|\\land(?![A-Za-z])"
 )
 _SEPARATOR = re.compile(rf"[,;]?\s*(?:{_OR}|{_AND})|[,;]")
 _OR_ONLY = re.compile(rf"[,;]?\s*(?:{_OR})")
@@ -79,6 +79,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>]")
 _EQUALS = re.compile(r"(?<![<>!:])=")
 _CUP = re.compile(r"\\(?:cup|bigcup)(?![A-Za-z])")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")
+_TUPLE = re.compile(r"\(\s*[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)+\s*\)")
 _SET = re.compile(r"\\?\{(.*?)(?:\\mid(?![A-Za-z])|\||:)(.*)\\?\}", re.DOTALL)
 _MATRIX = re.compile(
     r"([^&]*?)(?:\\cdot|\\times)?\s*\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\2\}", re.DOTALL
@@ -114,7 +115,7 @@ def read(text: str) -> list[Node]:
     """How an answer as a whole may be read: mostly one way, two for "100,200"."""
     text = written(text)
     words = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]", words[1])):
+    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]|.*=", words[1])):
         text = words[1].strip()
     joined = thousands(text)
     return [_node(joined), *([_node(text)] if joined != text else [])]
@@ -230,7 +231,7 @@ def _region(text: str) -> Region | None:
 def _belongs(text: str) -> tuple[str | None, str]:
     r"""(x, the set) of x \in the set."""
     sides = split(text, re.compile(r"\\in(?![A-Za-z])"))
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+    if len(sides) == 2 and (_VARIABLE.fullmatch(sides[0]) or _TUPLE.fullmatch(sides[0])):
         return sides[0], sides[1]
     return None, text
 

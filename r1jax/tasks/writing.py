@@ -93,8 +93,9 @@ _E_NOTATION = re.compile(
     r"(?<![0-9A-Za-z.])([0-9]+(?:\.[0-9]*)?)[eE]([+-]?[0-9]{1,3})(?![0-9A-Za-z.])"
 )
 _MIXED = re.compile(r"(?<![0-9./)}])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9.(])")
+_GOES_ON = re.compile(r"(?<=\.)([0-9]*?)([0-9])\2{2,}(?:\\[lcd]?dots(?:\s|$)|\.{2,})$")  # 0.1666...
 _REPEATING = re.compile(
-    r"([0-9]*)\.([0-9]*)(?:\\overline\{([0-9]+)\}|\\overline([0-9])|\\dot\{?([0-9])\}?|\(([0-9]+)\))"
+    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar)\{([0-9]+)\}|\\(?:overline|bar)\s*([0-9])|\\dot\{?([0-9])\}?|\(([0-9]+)\))"
     r"(?![0-9\\])"
 )
 _PLAIN_WORDS = (
@@ -110,6 +111,7 @@ _PLAIN_WORDS = (
     (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
 )  # fmt: skip
 _LARGE = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_ARGUMENT = r"([0-9A-Za-z]|(?<!\\)\\(?:pi|theta|alpha|beta)(?![A-Za-z]))"  # of TeX, without braces
 _TEX = (
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it)(?![A-Za-z])\s*", ""),
     (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])", r"\\le"),
@@ -122,11 +124,11 @@ _TEX = (
     (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
     (r"\\(?:div)(?![A-Za-z])", "/"),
     (r"\\(?:varnothing)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*(\{[^{}]*\})\s*([0-9A-Za-z])", r"\\frac\1{\2}"),
-    (r"\\frac\s*([0-9A-Za-z])\s*(\{)", r"\\frac{\1}\2"),
-    (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+    (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
+    (rf"\\(frac|binom)\s*{_ARGUMENT}\s*{_ARGUMENT}", r"\\\1{\2}{\3}"),
+    (rf"\\(frac|binom)\s*(\{{[^{{}}]*\}})\s*{_ARGUMENT}", r"\\\1\2{\3}"),
+    (rf"\\(frac|binom)\s*{_ARGUMENT}\s*(\{{)", r"\\\1{\2}\3"),
+    (rf"\\sqrt\s*(\[[0-9a-z]\])?\s*{_ARGUMENT}", r"\\sqrt\1{\2}"),
     (r"\\(?:overrightarrow|vec)\s*(?=\{)", r"\\vec"),
     (r"\\vec\s*([A-Za-z])(?![A-Za-z])", r"\\vec{\1}"),
     (r"\\(?:mathbf|boldsymbol|bm|mathit|textbf|textit)\s*\{\s*([A-Za-z])\s*\}", r" \1"),
@@ -207,13 +209,14 @@ def written(text: str) -> str:
     for pattern, replacement in _TEX_RULES:
         text = pattern.sub(replacement, text)
     text = _E_NOTATION.sub(lambda m: rf"{m[1]}\times 10^{{{int(m[2])}}}", text)
+    text = re.sub(r"(?<=[0-9])\s*又\s*(?=[0-9]+/|\\frac)", " ", text)  # 3又3/4
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = re.sub(
         r"(?<![0-9./}])([0-9]+)/([0-9]+)(?: +(?=[A-Za-z\\(])|(?=i\b|\\(?:pi|sqrt)\b))",
         r"\\frac{\1}{\2}",
         text,
     )
-    text = _REPEATING.sub(_fraction, text)
+    text = _REPEATING.sub(_fraction, _GOES_ON.sub(r"\1\\overline{\2}", text))
     return re.sub(r"\s+", " ", text).strip()
 
 
