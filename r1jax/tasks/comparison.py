@@ -79,7 +79,9 @@ class Comparison:
         if isinstance(gold, Group) and isinstance(answer, Group):
             return self._groups(gold, answer)
         if isinstance(gold, Value) and isinstance(answer, Group) and answer.kind != "tuple":
-            return _EMPTY not in answer.items and all(self.same(gold, item) for item in answer.items)  # "5, 5"
+            return _EMPTY not in answer.items and all(
+                self.same(gold, item) for item in answer.items
+            )  # "5, 5"
         return False
 
     # -- equations -----------------------------------------------------------------------------

@@ -177,9 +177,9 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return integer(gold) == integer(answer)
     letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
     if _LETTERS.fullmatch(plain(gold)) and (letters := _letters(answer)):
-        return letters == plain(gold)
+        return letters == _letters(gold)
     answer = _ANNOUNCED.sub("", answer)
-    if letter and (plain(answer)[:1].isupper() or gold != letter):
+    if letter and (_CAPITAL.search(bare_words(answer)) or gold != letter):
         return choice(answer) == letter
     exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
     answer = exact.strip() if re.search("[0-9]", exact) else answer  # \sqrt{51} \approx 7.14
@@ -199,17 +199,18 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
 
 
 _ANNOUNCED = re.compile(
-    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]|答案?\s*[:：为是]+"
-    r"|[一总合]?共计?(?=\s*[0-9]))\s*\}?\s*",
+    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]"
+    r"|答案?\s*[:：为是]+|[一总合]?共计?(?=\s*[0-9])|最[大小]值[为是](?=\s*[-$\\0-9]))\s*\}?\s*",
     re.IGNORECASE,
 )
-_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?")  # several choices: ACD
+_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?|[①-⑩]{2,10}")  # choices: ACD, ①③
+_CAPITAL = re.compile(r"^[\s($*]*[A-Z]|选")
 
 
 def _letters(text: str) -> str | None:
-    """ACD for A, C and D in any order; None if it is something else."""
-    found = re.sub(r"\band\b|[\s,;、和及.()]", "", bare_words(to_ascii(text)))
-    alike = re.fullmatch("[A-J]+", found) and len(set(found)) == len(found)
+    """ACD for A, C and D in any order, and so ①③; None if it is something else."""
+    found = re.sub(r"\band\b|[\s,;、和及.()$]", "", bare_words(to_ascii(text)))
+    alike = re.fullmatch("[A-J]+|[①-⑩]+", found) and len(set(found)) == len(found)
     return "".join(sorted(found)) if alike else None
 
 
