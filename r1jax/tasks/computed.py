@@ -38,6 +38,7 @@ _NEXT_TO_ROOT = re.compile(
     r"(?:\\times|\\cdot|\*)\s*(?:\\sqrt|\\pi|\\ln|\\log|\\sin|\\cos|e|i|[a-z]\b)"
 )
 _FACTORS = re.compile(r"[0-9)}]\s*\(\s*-?[0-9.]+\s*\)|\)\s*\(\s*-?[0-9.]+\s*\)")
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\^])(?<!\^\{)i(?![A-Za-z^])")
 _POWER_OF_SUM = re.compile(r"\([^()]*[0-9A-Za-z)}]\s*[-+][^()]*\)\s*\^")
 _SIGNS_IN_EXPONENT = re.compile(r"\^\s*\{\s*[-+]\s*|\^\s*[-+]")
 _LIMITS = r"_(?:\{[^{}]*\}|\w)\^(?:\{[^{}]*\}|\w)"  # of integrals and sums
@@ -54,7 +55,8 @@ def left_to_compute(text: str) -> Counter[str]:
     text = re.sub(r"_(?:\{[^{}]*\}|\w)", " ", text)  # bases and indices
     text = _SCIENTIFIC.sub(r"\1e^", _SIGNS_IN_EXPONENT.sub("^", text))
     found = Counter(_FUNCTIONS[x] for x in _COMMAND.findall(text) if x in _FUNCTIONS)
-    found["sum"] = len(_SUM.findall(text))
+    found["sum"] = len(_SUM.findall(text)) - bool(_IMAGINARY.search(text))  # a + bi is a number
+    found["power of i"] = len(re.findall(r"(?<![A-Za-z\\])i\^", text))
     found["product"] = len(_PRODUCT.findall(text)) - len(_NEXT_TO_ROOT.findall(text))
     found["product"] += len(_FACTORS.findall(text))
     found["power of a sum"] = len(_POWER_OF_SUM.findall(text))
@@ -76,7 +78,7 @@ def has_no_more_sums(answer: str, gold: str) -> bool:
 
 
 def is_idle(answer: str) -> bool:
-    """Whether something stands in its end that changes nothing: + 0, times 1, to the first power."""
+    """Whether something stands in its end that changes nothing: + 0, times 1, to the power 1."""
     answer = re.sub(_LIMITS, "", _end(compact(written(answer))))
     return not re.fullmatch(r"-?[0-9]+/1", answer) and bool(_IDLE.search(answer))
 

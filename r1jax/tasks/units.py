@@ -100,7 +100,7 @@ a an the is are was were be not no nor or and but if than then when while where 
 this these those it its more less fewer greater most least about around approximately almost
 nearly over under above below between from to into at up down only exactly just so because since
 thus hence therefore for with without by as maybe perhaps possibly probably wrong right correct
-incorrect false true times plus minus divided multiplied equals equal half quarter thirds dozen
+incorrect false true times factorial plus minus divided multiplied equals equal half halve quarter third fourth fifth dozen
 hundred thousand million billion trillion one two three four five six seven eight nine ten
 eleven twelve twenty thirty forty fifty sixty seventy eighty ninety mod modulo base answer
 solution result any all some either neither both other also wait actually sorry oops negative
@@ -110,7 +110,7 @@ _NO_NOUNS = frozenset(_NO_NOUNS_TEXT.split())
 _HAN = "\u3400-\u9fff"
 _NO_HAN_NOUN = re.compile(
     "[或和与及不非是约超近另且但错对半多余几至到以零一二三四五六七八九十百千万亿两左右上下内外"
-    "加减乘除的第又后前大小低高少这那无有为等于根]"
+    "加减乘除的第又后前大小低高少这那无有为等于根开打]"
 )
 _RAISED = r"(?:\^\{?([0-9-]+)\}?)?"
 _PRICE = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|￥|US\s?\\?\$|USD|Rs\.?|RMB)\s*(?=[-0-9.])")
@@ -160,9 +160,9 @@ def split_unit(text: str, variables: frozenset[str] = frozenset()) -> tuple[str,
         return rest, money if unit in (None, money) or not unit else f"{money} {unit}"
     if match := _FEET_OR_INCHES.match(text):
         return match[1], _CANONICAL[match[2]]
-    if match := _FACTORS.match(_UNIT_FRACTION.sub(r"\1/\2", text)):
-        if unit := product_of_units(match[2]):
-            return match[1], unit
+    match = _FACTORS.match(_UNIT_FRACTION.sub(r"\1/\2", text))
+    if match and (unit := product_of_units(match[2])):
+        return match[1], unit
     for pattern in (_TEXT_UNIT, _HAN_UNIT):
         if match := pattern.match(text):
             unit = unit_of(match[2], match[3] or "")
@@ -239,12 +239,16 @@ def _simple(phrase: str) -> str | None:
     words = phrase.replace(".", "").replace("-", " ").split()
     power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), None)
     words = [word for word in words if word.lower() not in _POWERS and word.lower() != "of"]
-    if not words or len(words) > 3 or any(word.lower() in _NO_NOUNS for word in words):
+    if not words or len(words) > 3 or any(map(_is_no_noun, words)):
         return None
     if not all(word.isalpha() or word in _CANONICAL for word in words):
         return None
     unit = " ".join(_known(word) or _singular(word.lower()) for word in words)
     return f"{unit}^{power}" if power else unit
+
+
+def _is_no_noun(word: str) -> bool:
+    return bool({word.lower(), _singular(word.lower())} & _NO_NOUNS)
 
 
 def _han(phrase: str) -> str | None:
