@@ -100,11 +100,11 @@ a an the is are was were be not no nor or and but if than then when while where 
 this these those it its more less fewer greater most least about around approximately almost
 nearly over under above below between from to into at up down only exactly just so because since
 thus hence therefore for with without by as maybe perhaps possibly probably wrong right correct
-incorrect false true times factorial plus minus divided multiplied equals equal half halve quarter third fourth fifth dozen
-hundred thousand million billion trillion one two three four five six seven eight nine ten
-eleven twelve twenty thirty forty fifty sixty seventy eighty ninety mod modulo base answer
-solution result any all some either neither both other also wait actually sorry oops negative
-positive approx roughly say
+incorrect false true times factorial plus minus divided multiplied equals equal half halve quarter
+third fourth fifth dozen hundred thousand million billion trillion one two three four five six
+seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety mod modulo
+base answer solution result any all some either neither both other also wait actually sorry oops
+negative positive approx roughly say
 """
 _NO_NOUNS = frozenset(_NO_NOUNS_TEXT.split())
 _HAN = "\u3400-\u9fff"
