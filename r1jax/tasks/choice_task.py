@@ -14,7 +14,7 @@ _LETTER = re.compile(r"\(?([A-Za-z])[).]?")
 _LETTER_TOKEN = re.compile(r"(?<![A-Za-z'])[A-Z](?![A-Za-z'])")
 # "C", "(C)", "C. Paris", "(C) Paris", "C: Paris", "Option C", "Answer: C", "选C"
 _CHOICE = re.compile(
-    r"(?:(?i:(?:(?:final|correct)\s+)?answer\s*:|(?:option|choice)\b:?)|答案\s*[:为是]|选项?:?)?\s*"
+    r"(?:(?i:(?:(?:final|correct)\s+)?answer\s*:|(?:option|choice)\b:?)|答案\s*[:为是]|故?选项?:?)?\s*"
     r"\(?([A-Ja-j])\s*(?:(?:[).:、,]+|(?<=\s)[-—]+\s)\s*(\S.*)?|选项|项)?",
     re.DOTALL,
 )

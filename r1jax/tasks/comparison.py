@@ -28,7 +28,8 @@ _BASE = re.compile(r"[0-9]_\{?(?:[0-9]|\\text)")  # 52_8, a number in another ba
 _RELATION = re.compile(r"\\[lg]e(?![A-Za-z])|[<>]")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:(?:\^\{-1\})?\([^()]*\))?|\([^()=]*\)|\\angle ?[A-Z]+"
+    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:(?:\^\{-1\})?\((?:[^()]|\([^()]*\))*\))?"
+    r"|\([^()=]*\)|\\angle ?[A-Z]+"
     r"|\|[^|]*\||[A-Z]\\c[au]p ?[A-Z]"
 )
 _HAN = re.compile("[\u3400-\u9fff]")
@@ -114,7 +115,7 @@ class Comparison:
             return False
         if re.fullmatch(r"\(\s*\\?[A-Za-z]\w*(?:\s*,\s*\\?[A-Za-z]\w*)+\s*\)", side):
             return True
-        if len(side) > 1 and side in self.question:
+        if (len(side) > 1 and side in self.question) or side.startswith(r"\frac{d}{d"):
             return True
         side = re.sub(r"\^\{-1\}(?=\()", "", side)  # of an inverse function
         outside = re.sub(r"\([^()]*\)|\{[^{}]*\}|\|[^|]*\|", "()", side)
@@ -131,7 +132,7 @@ class Comparison:
         if not isinstance(answer, Equation):
             return value is not None and self.same(_one(value), answer)
         other_name, other_value = self._assigned(answer)
-        alike = name == other_name or {"y"} < {name, other_name} < {"y", "f(x)", "g(x)"}
+        alike = name == other_name or other_name == _as_y(name) or name == _as_y(other_name)
         if value is not None and other_value is not None and alike:
             return self.same(_one(value), _one(other_value))
         if len(gold.sides) != 2 or len(answer.sides) != 2:
@@ -263,6 +264,11 @@ def _bare(text: str) -> str:
 def _name(side: str) -> str:
     r"""As it is compared: y' for \frac{dy}{dx}."""
     return re.sub(r"\\frac\{d(\w)\}\{d\w\}", r"\1'", compact(side))
+
+
+def _as_y(name: str) -> str:
+    """y for f(x), y' for f'(x)."""
+    return re.sub(r"^[fgh]('*)\(x\)$", r"y\1", name)
 
 
 def _letters_of(name: str) -> str:

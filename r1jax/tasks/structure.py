@@ -248,7 +248,7 @@ def _parts(text: str) -> list[tuple[Interval | str, ...]]:
 def _piece(text: str) -> tuple[Interval | str, ...] | None:
     whole, *without = re.split(r"\\(?:setminus|backslash)(?![A-Za-z])", text)
     excluded = [item for part in without for item in split(part.strip().strip("\\{}"), _SEPARATOR)]
-    if _ALL_REALS.fullmatch(whole.strip()):
+    if _ALL_REALS.fullmatch(whole.strip()) or whole.strip() == "R":
         return (ALL, *excluded)
     interval = interval_of(_bracketed(whole.strip()))
     return None if interval is None else (interval, *excluded)
