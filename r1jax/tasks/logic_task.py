@@ -32,7 +32,7 @@ _ROLE = re.compile(
     r"(?i:(knight|knave))(?![a-z])(?![,\s]{0,9}(?:or\b|and/or|if\b|unless\b|\?|/))"
 )
 _HEDGED = re.compile(
-    r"\b(?:or|either|if|unless|maybe|perhaps|possibly|probably)\b|[?/]"
+    r"\b(?:or|either|if|unless|maybe|perhaps|possibly|probably|doubt|wrong|incorrect|opposite)\b|[?/]"
     r"|\b(?:false|untrue|not\s(?:true|the\scase))\s+that\b|\bnot\s+\w+\s+is\b",
     re.IGNORECASE,
 )
