@@ -1538,6 +1538,11 @@ B || 故选B
 230 || 230 \text{ Å}
 8\text{ inches} || 8"
 25 || 25盏
+45\text{ mph} || 45 mph
+\text{VW} || VW
+x=2, y=3 || \left\{\begin{array}{l} x=2 \\ y=3 \end{array}\right.
+x=2, y=3 || \begin{cases}x=2,\\y=3\end{cases}
+-2 || 负2
 3斤 || 3
 12 \text{ gm} || 12  gm
 """

@@ -53,7 +53,7 @@ def variables_of(question: str) -> frozenset[str]:
 @lru_cache(maxsize=20_000)
 def literal(text: str) -> str:
     """`text` without what doesn't show, bases without braces: 52_8 of (52)_{8} and 52_{(8)}."""
-    text = re.sub(r"^\(([0-9]+)\)(?=_)", r"\1", compact(written(text)).rstrip("."))
+    text = re.sub(r"^\(([0-9]+)\)(?=_)", r"\1", compact(bare_words(written(text))).rstrip("."))
     return re.sub(r"_\{?(?:\(([0-9]+)\)|([0-9]+))\}?", r"_\1\2", text)
 
 

@@ -73,7 +73,8 @@ _NAMES = {
     "erg": "",
     "ha": "hectare 公顷",
     "acre": "亩",
-    "mph": "",
+    "mi/h": "mph",
+    "km/h": "kph",
     "mol/L": "",
     "unit": "个单位",
     "": "way egg bag box car man men pen kid boy pie row cup bus hat toy 个 只 本 名 人 支 枝 "
@@ -128,10 +129,9 @@ _IN_BRACKETS = re.compile(
     rf"^(.*[0-9}}!])\s*(?:\\text\s*\{{)?\s*\(([A-Za-z{_HAN}/^0-9]+)\)\s*\}}?$", re.DOTALL
 )
 _FEET_OR_INCHES = re.compile(r"^([-+0-9.,/ ]*[0-9])\s*('{1,2}|\")$")
-_FACTOR = (
-    r"(?:\\mu\s*)?(?:\\text\s*\{[^{}]*(?:\^\{?-?[0-9]\}?[^{}]*)*\}|\\Omega)(?:\^\{?-?[0-9]\}?)?"
-)
-_FACTORS = re.compile(rf"^(.*?[0-9}})!])\s*((?:{_FACTOR}\s*(?:\\cdot|/)?\s*)+)$", re.DOTALL)
+_POWER = r"\^(?:\{-?[0-9]\}|-?[0-9])"
+_FACTOR = rf"(?:\\mu\s*)?(?:\\text\s*\{{[^{{}}^]*(?:{_POWER}[^{{}}^]*)*\}}|\\Omega)(?:{_POWER})?"
+_FACTORS = re.compile(rf"^(.*?[0-9}})!])\s*((?:{_FACTOR}(?:\s*(?:\\cdot|/))?\s*)+)$", re.DOTALL)
 _UNIT_FRACTION = re.compile(rf"\\frac\{{\s*({_FACTOR})\s*\}}\{{\s*({_FACTOR})\s*\}}$")
 _UNIT_POWER = re.compile(r"(/?)([^\s/^0-9-]+)(?:\^\{?(-?[0-9])\}?)?")
 _PERCENT = re.compile(
@@ -201,7 +201,6 @@ def unit_of(phrase: str, power: str = "") -> str | None:
     if any(part is None for part in parts) or len(parts) > 2:
         return None
     unit = "/".join(part or "" for part in parts)
-    unit = {"mph": "mi/h"}.get(unit, unit)
     return f"{unit}^{power}" if power not in ("", "1") else unit
 
 

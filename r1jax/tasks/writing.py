@@ -9,11 +9,13 @@ import re
 from functools import lru_cache
 from typing import Any
 
-# Full-width ASCII, the ideographic space and full stop, and three more ways to write a minus.
+# Full-width ASCII, the ideographic space and full stop, and more ways to write a minus.
 _TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     0x3000: " ",
     0x3002: ".",
     0x2212: "-",
+    0x2010: "-",
+    0x2011: "-",
     0x2013: "-",
     0xFE63: "-",
 }
@@ -103,6 +105,7 @@ _PLAIN_WORDS = (
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
     (r"\*\*", "^"),
+    (r"^负(?=\s*[0-9\\])", "-"),
     (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
     (r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(?<![A-Za-z\\])sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
@@ -144,6 +147,7 @@ _TEX = (
     (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln "),
     (r"[(\[]\s*\\begin\{array\}\{[lcr| ]*\}(.*?)\\end\{array\}\s*[)\]]",
      r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    (r"\\\{\s*(\\begin\{array\}.*?\\end\{array\})\s*\.?$", r"\1"),
     # whole numbers k, as in k\pi (k \in Z)
     (r"(?<=\S)[,;]?\s*\(?\s*(?:\\text\{ where \})?[a-z]\s*\\in\s*"
      r"(?:\\math(?:bb|bf)\s*\{?[ZN]\}?|\\text\{[ZN]\}|[ZN])(?:\^?[*+]|_[+])?\s*\)?$", ""),
@@ -153,7 +157,7 @@ _TEX = (
     (r"\\(?:degree|degrees)(?![A-Za-z])", r"^\\circ"),
     (r"(?<!\^)\\circ(?![A-Za-z])", r"^\\circ"),
     (r"\\begin\{(?:cases|array|aligned)\}(?:\{[lcr| ]*\})?([^&]*?)\\end\{(?:cases|array|aligned)\}",
-     lambda m: m[1].replace("\\\\", ",")),
+     lambda m: re.sub(r"[,;]?\s*\\\\", ",", m[1])),
 )  # fmt: skip
 _TEX_RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement) for pattern, replacement in _TEX
