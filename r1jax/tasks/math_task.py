@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from r1jax.config import DataError
 from r1jax.tasks import formulas
-from r1jax.tasks.answers import BOX_TOKEN, boxed_values
+from r1jax.tasks.answers import BOX_TOKEN, boxed_values, summary
 from r1jax.tasks.choice_task import choice
 from r1jax.tasks.comparison import Comparison, literal, variables_of
 from r1jax.tasks.computed import is_idle, repeats
@@ -97,14 +97,16 @@ _LETTER_AND_VALUE = re.compile(
 def references(text: str) -> tuple[str, ...]:
     """What counts as the reference: several only for a letter with its value.
 
-    Of a whole solution what stands behind GSM8K's #### or in the last box; of a list of one or a
-    quoted text its inside.
+    Of a whole solution what stands in <answer>, behind GSM8K's #### or in the last box; of a list
+    of one or a quoted text its inside; of "Answer: 5" what follows.
     """
+    text = summary(text)
     if "####" in text:
         text = text.rpartition("####")[2]
     if boxes := boxed_values(text):
         text = boxes[-1][0]
     text = _unquoted(text.strip())
+    text = text if _INTRODUCED.search(text) else _unannounced(text)
     match = _LETTER_AND_VALUE.fullmatch(text.strip("$"))
     if match := match or _OPTION.fullmatch(text):
         value = match[2].strip(" $")
@@ -141,6 +143,8 @@ def check_formula(example: Example) -> None:
         problem = "is a text rather than an answer"
     elif _INTRODUCED.search(reference):
         problem = "is a sentence; the answer alone is wanted"
+    elif len(re.findall(r"(?<!\\){", reference)) != len(re.findall(r"(?<!\\)}", reference)):
+        problem = "has a brace without its other"
     elif not same_formula(example, reference):
         problem = "is not even equal to itself"
     if problem:
@@ -178,7 +182,7 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
     if _LETTERS.fullmatch(plain(gold)) and (letters := _letters(answer)):
         return letters == _letters(gold)
-    answer = _ANNOUNCED.sub("", answer)
+    answer = _unannounced(answer)
     if letter and (_CAPITAL.search(bare_words(answer)) or gold != letter):
         return choice(answer) == letter
     exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
@@ -203,6 +207,15 @@ _ANNOUNCED = re.compile(
     r"|答案?\s*[:：为是]+|[一总合]?共计?(?=\s*[0-9])|最[大小]值[为是](?=\s*[-$\\0-9]))\s*\}?\s*",
     re.IGNORECASE,
 )
+
+
+def _unannounced(text: str) -> str:
+    """5 of "Answer: 5"."""
+    said = _ANNOUNCED.sub("", text)
+    unclosed = said.count("}") > said.count("{") and said != text
+    return said.removesuffix("}") if unclosed else said
+
+
 _LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?|[①-⑩]{2,10}")  # choices: ACD, ①③
 _CAPITAL = re.compile(r"^[\s($*]*[A-Z]|选")
 
