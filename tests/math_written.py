@@ -1538,6 +1538,9 @@ B || 故选B
 230 || 230 \text{ Å}
 8\text{ inches} || 8"
 25 || 25盏
+25 || 25_{10}
+6 || 6 \text{ solutions}
+3:5 || 3\colon5
 45\text{ mph} || 45 mph
 \text{VW} || VW
 x=2, y=3 || \left\{\begin{array}{l} x=2 \\ y=3 \end{array}\right.
@@ -1568,6 +1571,7 @@ f'(x)=2x || f(x)=2x
 10 || 10 halves
 10 || 10个左右
 12 || 12次方
+101_2 || 101_{10}
 12 || 12个以外
 0.1\overline{6} || 0.1666
 B || 不选B

@@ -97,15 +97,15 @@ _POWERS = {
 }
 # Words that are no part of a thing's name.
 _NO_NOUNS_TEXT = """
-a an the is are was were be not no nor or and but if than then when while where which who that
-this these those it its more less fewer greater most least about around approximately almost
-nearly over under above below between from to into at up down only exactly just so because since
-thus hence therefore for with without by as maybe perhaps possibly probably wrong right correct
-incorrect false true times factorial plus minus divided multiplied equals equal half halve quarter
-third fourth fifth dozen hundred thousand million billion trillion one two three four five six
-seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety mod modulo
-base answer solution result any all some either neither both other also wait actually sorry oops
-negative positive approx roughly say
+a an the is are was were be not no nor or and but if than then when while where which who that this
+these those it its more less fewer greater most least about around approximately almost nearly over
+under above below between from to into at up down only exactly just so because since thus hence
+therefore for with without by as maybe perhaps possibly probably wrong right correct incorrect
+false true times factorial plus minus divided multiplied equals equal half halves quarter quarters
+third thirds fourths fifths dozen dozens hundreds thousands hundred thousand million billion
+trillion one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
+sixty seventy eighty ninety mod modulo base answer solution result any all some either neither both
+other also wait actually sorry oops negative positive approx roughly say
 """
 _NO_NOUNS = frozenset(_NO_NOUNS_TEXT.split())
 _HAN = "\u3400-\u9fff"
@@ -238,16 +238,12 @@ def _simple(phrase: str) -> str | None:
     words = phrase.replace(".", "").replace("-", " ").split()
     power = next((_POWERS[word.lower()] for word in words if word.lower() in _POWERS), None)
     words = [word for word in words if word.lower() not in _POWERS and word.lower() != "of"]
-    if not words or len(words) > 3 or any(map(_is_no_noun, words)):
+    if not words or len(words) > 3 or any(word.lower() in _NO_NOUNS for word in words):
         return None
     if not all(word.isalpha() or word in _CANONICAL for word in words):
         return None
     unit = " ".join(_known(word) or _singular(word.lower()) for word in words)
     return f"{unit}^{power}" if power else unit
-
-
-def _is_no_noun(word: str) -> bool:
-    return bool({word.lower(), _singular(word.lower())} & _NO_NOUNS)
 
 
 def _han(phrase: str) -> str | None:
