@@ -1538,7 +1538,6 @@ B || 故选B
 230 || 230 \text{ Å}
 8\text{ inches} || 8"
 25 || 25盏
-25 || 25_{10}
 6 || 6 \text{ solutions}
 3:5 || 3\colon5
 45\text{ mph} || 45 mph

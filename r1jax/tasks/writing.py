@@ -127,7 +127,6 @@ _TEX = (
     (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
     (r"\\(?:div)(?![A-Za-z])", "/"),
     (r"\\colon(?![A-Za-z])", ":"),
-    (r"(?<=[0-9])_(?:10|\{10\})$", ""),  # in base 10, as always
     (r"\\(?:varnothing)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
     (rf"\\(frac|binom)\s*{_ARGUMENT}\s*{_ARGUMENT}", r"\\\1{\2}{\3}"),
