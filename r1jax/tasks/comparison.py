@@ -29,7 +29,7 @@ _RELATION = re.compile(r"\\[lg]e(?![A-Za-z])|[<>]")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:(?:\^\{-1\})?\((?:[^()]|\([^()]*\))*\))?"
-    r"|\([^()=]*\)|\\angle ?[A-Z]+"
+    r"|\\vec\{\w+\}|\([^()=]*\)|\\angle ?[A-Z]+"
     r"|\|[^|]*\||[A-Z]\\c[au]p ?[A-Z]"
 )
 _HAN = re.compile("[\u3400-\u9fff]")

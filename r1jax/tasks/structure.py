@@ -79,6 +79,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>]")
 _EQUALS = re.compile(r"(?<![<>!:])=")
 _CUP = re.compile(r"\\(?:cup|bigcup)(?![A-Za-z])")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")
+_POINT = re.compile(r"([A-Z](?:_[0-9])?'?)\s*(\(.*[0-9].*,.*\))")  # P(3, 2)
 _TUPLE = re.compile(r"\(\s*[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)+\s*\)")
 _SET = re.compile(r"\\?\{(.*?)(?:\\mid(?![A-Za-z])|\||:)(.*)\\?\}", re.DOTALL)
 _MATRIX = re.compile(
@@ -142,8 +143,10 @@ def _node(text: str) -> Node:
         rows = [row.split("&") for row in re.split(r"\\\\", match[3]) if row.strip()]
         cells = (tuple(_cell(factor, cell) for cell in row) for row in rows)
         return Matrix(tuple(cells), bool(factor))
-    point = _bracketed(re.sub(r"^[A-Z](?:_[0-9])?\s*(?=\(.*[0-9].*,)", "", text))  # P(3, 2)
-    return point or Value(text)
+    point = _POINT.fullmatch(text)
+    if point and _bracketed(point[2]):
+        return Equation((point[1], point[2]))
+    return _bracketed(text) or Value(text)
 
 
 def _cell(factor: str, cell: str) -> Node:
