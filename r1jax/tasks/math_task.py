@@ -202,9 +202,12 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return False
 
 
+_HEDGE = "不非错或可能若约至多少超于近"
 _ANNOUNCED = re.compile(
-    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]"
-    r"|答案?\s*[:：为是]+|[一总合]?共计?(?=\s*[0-9])|最[大小]值[为是](?=\s*[-$\\0-9]))\s*\}?\s*",
+    rf"^{TEXT}\{{(?![^{{}}]*\b(?:not|no|wrong)\b)[A-Za-z ]+:\s*\}}\s*"
+    rf"|^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]"
+    r"|答案?\s*[:：为是]+|[一总合]?共计?(?=\s*[0-9])"
+    rf"|(?:(?![{_HEDGE}])[\u4e00-\u9fff]){{1,8}}[为是](?=\s*[-$(\\0-9]))\s*\}}?\s*",
     re.IGNORECASE,
 )
 
