@@ -118,7 +118,7 @@ class Comparison:
         if (len(side) > 1 and side in self.question) or side.startswith(r"\frac{d}{d"):
             return True
         side = re.sub(r"\^\{-1\}(?=\()", "", side)  # of an inverse function
-        if not re.search(r"[0-9^]|\\(?:sqrt|pi)", re.sub(r"_(?:\w|\{[^{}]*\})", "", side)):
+        if not re.search(r"^-|[0-9^]|\\(?:sqrt|pi)", re.sub(r"_(?:\w|\{[^{}]*\})", "", side)):
             return True  # nothing but letters: a/b, the product of vectors
         outside = re.sub(r"\([^()]*\)|\{[^{}]*\}|\|[^|]*\|", "()", side)
         terms = re.split(r"[-+]", outside)

@@ -202,7 +202,7 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return False
 
 
-_HEDGE = "不非错或可能若约至多少超于近"
+_HEDGE = "不非错或可能若如假要约至多少超于近"
 _ANNOUNCED = re.compile(
     rf"^{TEXT}\{{(?![^{{}}]*\b(?:not|no|wrong)\b)[A-Za-z ]+:\s*\}}\s*"
     rf"|^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]"
