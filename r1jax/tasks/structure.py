@@ -212,7 +212,9 @@ def _region(text: str) -> Region | None:
     """Of one variable, or None: a lone pair of brackets may be a point, and is no region here."""
     if len(sides := split(text, _EQUALS)) == 2 and not _RELATION.search(sides[0]):
         inner = _region(sides[1])  # A = (1, 2]
-        return inner if inner and re.fullmatch(r"[A-Z]|[A-Z] ?\\cup.*|D_f", sides[0]) else None
+        if inner or len(split(text, _OR_ONLY)) == 1:
+            named = re.fullmatch(r"[A-Z]|[A-Z] ?\\cup.*|D_f", sides[0])
+            return inner if inner and named else None
     variable, text = _belongs(text)
     if match := _SET.fullmatch(text):
         name = _belongs(match[1].strip())[0] or match[1].strip()
@@ -282,11 +284,14 @@ def _conditions(text: str) -> Region | None:
 
 
 def _condition(text: str) -> tuple[str, Interval | str] | None:
-    r"""(variable, interval or excluded value) of x > 3, 1 < x \le 2, x \ne 0."""
+    r"""(variable, interval or excluded value) of x > 3, 1 < x \le 2, x \ne 0, x = 5."""
     variable, rest = _belongs(text)
     if variable:
         piece = _piece(rest)
         return (variable, piece[0]) if piece and len(piece) == 1 else None
+    sides = split(text, _EQUALS)
+    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]) and not _RELATION.search(sides[1]):
+        return sides[0], Interval(sides[1], sides[1], "[]")
     operators = [match[0] for match in _RELATION.finditer(text)]
     parts = [part.strip() for part in _RELATION.split(text)]
     if r"\in" in operators or not all(parts) or "=" in text:
