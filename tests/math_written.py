@@ -1540,6 +1540,7 @@ B || 故选B
 25 || 25盏
 6 || 6 \text{ solutions}
 3:5 || 3\colon5
+x>2y || x-2y>0
 [0,1]\cup\{2\} || 0\le x\le1 \text{ or } x=2
 \{0\}\cup[2,\infty) || x=0 \text{ or } x\ge2
 \frac{1}{3} || \frac{AB}{CD}=\frac{2}{6}=\frac13
@@ -1580,6 +1581,8 @@ f'(x)=2x || f(x)=2x
 10 || 10个左右
 12 || 12次方
 101_2 || 101_{10}
+x>2 || 2x>4
+x>2 || x-2>0
 [0,1]\cup\{2\} || 0\le x\le1 \text{ or } x=3
 \{0\}\cup[2,\infty) || x=0 \text{ and } x\ge2
 \frac{1}{3} || \frac{1}{AB}=\frac13

@@ -32,6 +32,7 @@ _ASSIGNED = re.compile(
     r"|\\vec\{\w+\}|\([^()=]*\)|\\angle ?[A-Z]+"
     r"|\|[^|]*\||[A-Z]\\c[au]p ?[A-Z]"
 )
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _HAN = re.compile("[\u3400-\u9fff]")
 _NO_NAME = re.compile(  # commands that name nothing
     r"\\(?:frac|sqrt|pi|infty|cdot|times|circ|text|pm|le|ge|ne|in|cup|mathbb|begin\{\w*\}"
@@ -207,7 +208,12 @@ class Comparison:
         first, second = _as_region(gold), _as_region(answer)
         if first is None or second is None:
             texts = [getattr(node, "text", "") for node in (gold, answer)]
-            return all(_RELATION.search(text) for text in texts) and _same_inequality(*texts)
+            solved = first and len(set(_LETTER.findall(texts[0]))) < 2  # x > 2: 2x > 4 is not
+            return (
+                not solved
+                and all(_RELATION.search(text) for text in texts)
+                and _same_inequality(*texts)
+            )
         if first.variable and second.variable and first.variable != second.variable:
             return False
         return same_sets(first, second)
