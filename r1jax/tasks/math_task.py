@@ -185,8 +185,11 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
     answer = _unannounced(answer)
     if letter and (_CAPITAL.search(bare_words(answer)) or gold != letter):
         return choice(answer) == letter
-    exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
-    answer = exact.strip() if re.search("[0-9]", exact) else answer  # \sqrt{51} \approx 7.14
+    exact, *rounded = re.split(r"\\approx(?![A-Za-z])|≈", answer)
+    if rounded and re.search("[0-9]", exact) and not re.search(r"\bor\b|[,;或]", rounded[0]):
+        answer = exact.strip()  # \sqrt{51} \approx 7.14
+    if _DOTS.search(written(answer)) and not _DOTS.search(written(gold)):
+        return False
     if _ABOUT.search(gold):
         gold, answer = (_ABOUT.sub("", text).strip() for text in (gold, answer))
     if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
@@ -202,6 +205,7 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return False
 
 
+_DOTS = re.compile(r"\\[lcd]?dots\s*$")
 _HEDGE = "不非错或可能若如假要约至多少超于近"
 _ANNOUNCED = re.compile(
     rf"^{TEXT}\{{(?![^{{}}]*\b(?:not|no|wrong)\b)[A-Za-z ]+:\s*\}}\s*"
