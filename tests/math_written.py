@@ -535,6 +535,10 @@ WRONG = {
 
 # (question, reference, answer)
 REPEATED = [
+    ("Factor $x^2-9$.", "(x-3)(x+3)", "-9+x^2"),
+    (r"What is $5 \times 1$?", "5", r"5=5\cdot1"),
+    ("Find the pair $(b,a)$.", "(3,4)", "a=3, b=4"),
+    ("Find $x_1$ and $x_2$.", "3, 5", "x_1=5, x_2=3"),
     (r"Compute $99 \cdot 101$.", "9999", r"99 \times 101"),
     (r"Compute $2^{10}$.", "1024", "2^{10}"),
     (r"Compute $2^{10}$.", "1024", "(2)^{10}"),
@@ -566,6 +570,11 @@ REPEATED = [
     (r"What is $i^4$?", "1", "i^4"),
 ]
 NOT_REPEATED = [
+    (r"Compute $99 \cdot 101$.", "9999", r"99\cdot101=9999"),
+    (r"Simplify $\sqrt{50}$.", r"5\sqrt{2}", r"\sqrt{50}=5\sqrt2"),
+    ("Factor $x^2+2x$.", "x(x+2)", "x^2+2x=x(x+2)"),
+    ("Differentiate $x^3$.", "3x^2", r"\frac{d}{dx}x^3=3x^2"),
+    ("Find the pair $(b,a)$.", "(3,4)", "a=4, b=3"),
     ("Each costs 0.75 dollars, and one is left. What share is that?", r"\frac{3}{4}", "0.75"),
     (r"The angle is in $(0,\pi/2)$.", r"\frac{\pi}{2}", r"\pi/2"),
     ("Point $A(3,-2)$ turns into?", "(-2,3)", "(-2, 3)"),
@@ -1484,6 +1493,118 @@ x+1 || X+1
 """
 
 
+KINDS_RIGHT = r"""
+\left( 3, \frac{\pi}{2} \right) || r = 3, \theta = \frac{\pi}{2}
+1,-2 || x_1=-2, x_2=1
+52_8 || (52)_8
+1011_2 || 1011_{(2)}
+0.\overline{3} || 0.\bar{3}
+0.1\overline{6} || 0.1666\ldots
+0.1\overline{6} || 0.1666...
+\frac{x+2}{7} || f^{-1}(x)=\frac{x+2}{7}
+x = 5 || \text{x = 5}
+3\frac{3}{4} || 3又\frac{3}{4}
+3\frac{3}{4} || 3又3/4
+\sqrt[3]{3} || \sqrt[3]3
+\frac{\pi}{4} || \frac π4
+\binom{n}{2} || \binom n2
+11,\! 111,\! 111,\! 100 || 11111111100
+2 \text{ and } 3 || 2与3
+(2,3),(3,2) || (x,y)\in\{(2,3),(3,2)\}
+(1,1,1) || x=y=z=1
+\mathbb{R} || R
+\mathbb{R} || x\in R
+\frac{dy}{dx}=2x || 2x
+\frac{dy}{dx}=2x || y'=2x
+f'(x)=2x || y'=2x
+g(f(x))=x^2+1 || x^2+1
+\text{no solution} || \text{no solutions}
+e^{i\pi/4} || \frac{\sqrt2}{2}+\frac{\sqrt2}{2}i
+B || \textbf{(B)}\ 42
+B || 故选B
+①②④ || ②、①、④
+2 || 最小值为 $2$
+12 || \int_0^1 24x\,dx=12
+5 || 5 \times 1 = 5
+8.7e8 || 8.7 \times 10^{8} \mathrm{~cm} / \mathrm{s}
+8.7e8 || 8.7 \times 10^{8} \mathrm{~cm} \mathrm{~s}^{-1}
+8.7e8 || 8.7\times 10^{8}\,\mathrm{cm\,s^{-1}}
+8.7e8 || 8.7 \times 10^8\ \text{cm}\cdot\text{s}^{-1}
+5\text{ m/s} || 5 \frac{\text{m}}{\text{s}}
+10 \text{ m/s}^2 || 10 \text{ m s}^{-2}
+25\text{ kg}\cdot\text{m}^2 || 25\ \mathrm{kg\,m^2}
+230 || 230\ \mu\text{m}
+230 || 230\,\Omega
+230 || 230 \text{ Å}
+8\text{ inches} || 8"
+25 || 25盏
+6 || 6 \text{ solutions}
+3:5 || 3\colon5
+x>2y || x-2y>0
+[0,1]\cup\{2\} || 0\le x\le1 \text{ or } x=2
+\{0\}\cup[2,\infty) || x=0 \text{ or } x\ge2
+\frac{1}{3} || \frac{AB}{CD}=\frac{2}{6}=\frac13
+\frac{1}{3} || \vec{a}\cdot\vec{b}=\frac13
+2\sqrt{3} || 面积为2\sqrt3
+(4,-3) || 顶点为(4,-3)
+(4,-3) || \text{Vertex: } (4,-3)
+\vec{a}=(1,2) || (1,2)
+A(1,2),B(3,4) || B(3,4), A=(1,2)
+45\text{ mph} || 45 mph
+\text{VW} || VW
+x=2, y=3 || \left\{\begin{array}{l} x=2 \\ y=3 \end{array}\right.
+x=2, y=3 || \begin{cases}x=2,\\y=3\end{cases}
+-2 || 负2
+3斤 || 3
+12 \text{ gm} || 12  gm
+"""
+KINDS_WRONG = r"""
+90^\circ || 90'
+8\text{ inches} || 8'
+5元 || 5分钱
+3斤 || 3千克
+10 \text{ m/s}^2 || 10\text{ s}^{-2}
+25\text{ kg}\cdot\text{m}^2 || 25\text{ kg m}
+\varnothing || \{\emptyset\}
+\frac{dy}{dx}=2x || \frac{dy}{dx}=x
+\frac{dy}{dx} || \frac{dx}{dy}
+f'(x)=2x || f(x)=2x
+\frac{n(n+1)}{2} || \sum_{j=1}^n j
+3x^2 || \frac{d}{dx} x^3
+15\sqrt{2} || 3\sqrt{2}\cdot5
+-1 || i^2
+(1,1) || x=y=z=1
+(1,1,1) || x=y=z=2
+10 || 10 factorial
+10 || 10 dozens
+10 || 10 halves
+10 || 10个左右
+12 || 12次方
+101_2 || 101_{10}
+6 || 6\ldots
+1 || 1^{100}
+3\sqrt{13} || 3\sqrt{13}\approx 11.9 \text{ or } 12
+x>2 || 2x>4
+x>2 || x-2>0
+[0,1]\cup\{2\} || 0\le x\le1 \text{ or } x=3
+\{0\}\cup[2,\infty) || x=0 \text{ and } x\ge2
+\frac{1}{3} || \frac{1}{AB}=\frac13
+\frac{1}{3} || 概率不是\frac13
+\frac{1}{3} || 概率至少为\frac13
+13 || 错误答案是13
+13 || 如果是13
+13 || -x=13
+13 || 13次幂
+13 || \text{Not: } 13
+A(1,2),B(3,4) || A(3,4),B(1,2)
+12 || 12个以外
+0.1\overline{6} || 0.1666
+B || 不选B
+①② || ①或②
+x=y || y'=x
+"""
+
+
 def of_lines(text: str) -> list[tuple[str, str]]:
     pairs = (line.split(" || ") for line in text.strip().splitlines())
     return [(gold, answer) for gold, answer in pairs]
@@ -1491,3 +1612,5 @@ def of_lines(text: str) -> list[tuple[str, str]]:
 
 RIGHT["mixed"] = of_lines(MORE_RIGHT)
 WRONG["mixed"] = of_lines(MORE_WRONG)
+RIGHT["by kind"] = of_lines(KINDS_RIGHT)
+WRONG["by kind"] = of_lines(KINDS_WRONG)

@@ -296,6 +296,12 @@ CHOICE_PAIRS = [
     ("C", "Not C", False),
     ("C", "The answer is C", False),
     ("C", "С", False),  # Cyrillic
+    ("C", "C - Paris", True),
+    ("C", "C – Paris", True),
+    ("C", "故选C", True),
+    ("D", "D. Both A and B", True),
+    ("D", "D. Neither (A) nor (B)", True),
+    ("D", "D - A", False),
     ("C", "", False),
     ("C", "()", False),
     ("", "", False),
@@ -320,6 +326,10 @@ def test_choice(gold: str, answer: str, expected: bool) -> None:
         ("选C，因为A不对", "C"),
         ("A, B, C", "C"),
         ("K or L", None),
+        ("The answer is not C.", None),
+        ("Not (C)", None),
+        ("A is incorrect; B", "B"),
+        ("排除A，故为 D", "D"),
         ("", None),
     ],
 )

@@ -75,6 +75,7 @@ def test_asserts_each_have_a_verdict() -> None:
         ("def f(g):\n try: g()\n except ValueError as e: return str(e)", "def g(): raise ValueError('no')\nassert f(g) == 'no'"),
         ("import numpy as np\ndef f(): return np.int64(3), np.float32(0.5), np.bool_(True)", "assert f() == (3, 0.5, True)"),
         ("import numpy as np\ndef f(x): return np.array(x).sum().item()", "assert f([1, 2]) == 3"),
+        ("import numpy as np\ndef f(x): return x.T * 2", "import numpy as np\nx = np.arange(6).reshape(2, 3)\nassert (f(x) == 2 * x.T).all() and f(x).dtype == x.dtype"),
     ],
 )  # fmt: skip
 def test_values_travel(program: str, test: str) -> None:

@@ -56,6 +56,8 @@ def share(text: str, language: str) -> float:
         ("设 f(x) 的最大值为 max", 0, 6, 0),
         ("THE SUM OF ALL IS TEN", 6, 0, 0),
         ("USA", 0, 0, 0),
+        ("α + β = γ，ΔABC ≅ ΔDEF，x ∈ ℝ，aⁿ，𝑥，5㎝", 0, 0, 0),
+        ("ｔｗｏ words", 2, 0, 0),
         ("run `print(total)` or\n```python\nfor item in items:\n    pass\n```\nthen", 3, 0, 0),
         ("it costs $5 today", 3, 0, 0),  # never closed
         ("see https://example.org/some/path now", 2, 0, 0),

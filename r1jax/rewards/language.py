@@ -6,12 +6,12 @@ The paper does not say what a word is or how languages are told apart. Here, by 
 - a run of two or more Latin letters is an English word, with the apostrophes and hyphens inside it;
 - a run of letters of any other script (kana and hangul too) is a word of neither.
 
-What is no language does not count: digits, single Latin letters (variables), tags, addresses,
-names such as ABC where no Latin word stands beside them, names of functions (sin, max), units
-behind a number, and the Latin letters in LaTeX and code. Nothing is hidden there either: other
-scripts count, and so do words in \text{}, in comments, and three and more in a row that are no
-code. So words of other languages in Latin script count as English. Thoughts are what stands before
-the last </think>, or all of the text where there is none.
+What is no language does not count: digits, single Latin and Greek letters (variables), tags,
+addresses, names such as ABC where no Latin word stands beside them, names of functions (sin, max),
+units behind a number, and the Latin letters in LaTeX and code. Nothing is hidden there either:
+other scripts count, and so do words in \text{}, in comments, and three and more in a row that are
+no code. So words of other languages in Latin script count as English. Thoughts are what stands
+before the last </think>, or all of the text where there is none.
 
 For a target language other than en and zh, by its ISO 639-1 code, the extra `lingua` decides: it
 cuts the text into spans of the target language, English and Chinese, and a word belongs to its
@@ -55,6 +55,8 @@ _FUNCTION = re.compile(
     r"|(?<![A-Za-z])(?:log|ln|lg|exp|max|min|mod|gcd|lcm|lim)(?![A-Za-z])"
 )
 _BEHIND_NUMBER = re.compile(r"(?<=[0-9])( ?)([A-Za-z]{2,4}(?:/[A-Za-z]{1,3})?)(?![A-Za-z])")
+_GREEK = re.compile("(?<![\u0370-\u03ff])[\u0370-\u03ff](?![\u0370-\u03ff])")  # alone: a variable
+_RAISED = re.compile("[\u1d2c-\u1d6a\u2070-\u209f]")  # exponents and indices
 _ADDRESS = re.compile(r"https?://[^\s\u4e00-\u9fff]+")
 _NO_WORDS = re.compile(r"</?(?:think|answer)>|\\[A-Za-z]+")
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -146,10 +148,15 @@ def _is_latin(character: str) -> bool:
 
 
 def _prose(text: str) -> str:
-    """The text without tags and addresses, and of formulas and code the words only."""
+    """The text without tags and addresses, and of formulas and code the words only.
+
+    Letters in other forms (the R of real numbers, wide ones) are those letters.
+    """
+    text = unicodedata.normalize("NFKC", _RAISED.sub(" ", text))
+    text = _GREEK.sub(" ", _ADDRESS.sub(" ", text))
     parts = (
         _ordinary(part) if not mark else _words_of(part, code=mark[0] == "`")
-        for part, mark in _parts(_ADDRESS.sub(" ", text))
+        for part, mark in _parts(text)
     )
     return _NO_WORDS.sub(" ", " ".join(parts))
 

@@ -14,13 +14,20 @@ _LETTER = re.compile(r"\(?([A-Za-z])[).]?")
 _LETTER_TOKEN = re.compile(r"(?<![A-Za-z'])[A-Z](?![A-Za-z'])")
 # "C", "(C)", "C. Paris", "(C) Paris", "C: Paris", "Option C", "Answer: C", "选C"
 _CHOICE = re.compile(
-    r"(?:(?i:(?:final\s+)?answer\s*:|(?:option|choice)\b:?)|答案\s*[:为是]|选项?:?)?\s*"
-    r"\(?([A-Ja-j])\s*(?:[).:、,]+\s*(\S.*)?|选项|项)?",
+    r"(?:(?i:(?:(?:final|correct)\s+)?answer\s*:|(?:option|choice)\b:?)|答案\s*[:为是]|故?选项?:?)?\s*"
+    r"\(?([A-Ja-j])\s*(?:(?:[).:、,]+|(?<=\s)[-—]+\s)\s*(\S.*)?|选项|项)?",
     re.DOTALL,
 )
 _OPTION = re.compile(r"(?<![A-Za-z])(?:[A-J][).:、]|(?:or|and)\s+\(?[A-J]\b)|[或和]\s*[A-J]")
+_BOTH = re.compile(
+    r"\b(?:both|either|neither)\s+\(?[A-J]\)?\s+(?:and|n?or)\s+\(?[A-J]\b", re.IGNORECASE
+)
 _MORE = re.compile(r"\(?[A-J]\)?\s*(?:[,、;/]|$)")  # what is behind a first letter names others
 _CHOICE_TOKEN = re.compile(r"(?<![A-Za-z'])[A-J](?![A-Za-z'])")
+_DENIED = re.compile(  # "not A", "A is wrong"
+    r"(?:\b(?i:not|nor|neither|n't)\s+(?i:option\s+)?|不[选是]|排除)\**\(?[A-J](?![A-Za-z'])"
+    r"|(?<![A-Za-z'])[A-J]\)?\**\s*(?:(?:is|are)\s+(?:wrong|incorrect|false|not)\b|错误?|不对|不正确)"
+)
 _STATED_CHOICE = re.compile(
     r"(?i:answer|answer is|option|choice|答案|答案是|答案为|选|选择)[\s:*$(]{0,8}"
     r"([A-J])(?![A-Za-z'])"
@@ -48,14 +55,14 @@ def choice(text: str) -> str | None:
     marked = re.sub(r"\*\*|[$~]|\\[ ,;]|\\q?quad", " ", bare_words(to_ascii(text)))
     match = _CHOICE.fullmatch(plain(re.sub(r"\s+", " ", marked)))
     rest = match[2] or "" if match else ""
-    if not match or _OPTION.search(rest) or _MORE.match(rest):
+    if not match or _OPTION.search(_BOTH.sub("", rest)) or _MORE.match(rest):
         return None
     return match[1].upper()
 
 
 def last_choice(text: str) -> str | None:
     """The last option named as the answer ("answer: C", "选C"), or else the last capital A-J."""
-    text = to_ascii(text)
+    text = _DENIED.sub("", to_ascii(text))
     matches = _STATED_CHOICE.findall(text) or _CHOICE_TOKEN.findall(text)
     return matches[-1] if matches else None
 

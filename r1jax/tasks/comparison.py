@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from r1jax.tasks.computed import is_worked_out
+from r1jax.tasks.computed import has_no_more_sums, is_worked_out
 from r1jax.tasks.formulas import formula, same_equations, same_formulas, same_sets
 from r1jax.tasks.structure import (
+    ALL,
     Equation,
     Group,
     Matrix,
@@ -27,9 +28,11 @@ _BASE = re.compile(r"[0-9]_\{?(?:[0-9]|\\text)")  # 52_8, a number in another ba
 _RELATION = re.compile(r"\\[lg]e(?![A-Za-z])|[<>]")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?\s*([ap])\.?\s*m\.?", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\([^()=]*\)|\\angle ?[A-Z]+"
+    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:(?:\^\{-1\})?\((?:[^()]|\([^()]*\))*\))?"
+    r"|\\vec\{\w+\}|\([^()=]*\)|\\angle ?[A-Z]+"
     r"|\|[^|]*\||[A-Z]\\c[au]p ?[A-Z]"
 )
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _HAN = re.compile("[\u3400-\u9fff]")
 _NO_NAME = re.compile(  # commands that name nothing
     r"\\(?:frac|sqrt|pi|infty|cdot|times|circ|text|pm|le|ge|ne|in|cup|mathbb|begin\{\w*\}"
@@ -50,8 +53,9 @@ def variables_of(question: str) -> frozenset[str]:
 
 @lru_cache(maxsize=20_000)
 def literal(text: str) -> str:
-    """`text` without what doesn't show, bases with their braces left out."""
-    return re.sub(r"_\{?([0-9]+)\}?", r"_\1", compact(written(text)).rstrip("."))
+    """`text` without what doesn't show, bases without braces: 52_8 of (52)_{8} and 52_{(8)}."""
+    text = re.sub(r"^\(([0-9]+)\)(?=_)", r"\1", compact(bare_words(written(text))).rstrip("."))
+    return re.sub(r"_\{?(?:\(([0-9]+)\)|([0-9]+))\}?", r"_\1\2", text)
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,23 @@ class Comparison:
         if isinstance(gold, Group) and isinstance(answer, Group):
             return self._groups(gold, answer)
         if isinstance(gold, Value) and isinstance(answer, Group) and answer.kind != "tuple":
-            return all(self.same(gold, item) for item in answer.items)  # "5, 5"
+            return _EMPTY not in answer.items and all(
+                self.same(gold, item) for item in answer.items
+            )  # "5, 5"
         return False
 
     # -- equations -----------------------------------------------------------------------------
 
     def _said(self, gold: Node, answer: Equation) -> bool:
-        """Every side of m+n = 4+5 = 9 is the reference, but for a name at one end."""
+        """Every side of m+n = 4+5 = 9 is the reference, but for a name at one end.
+
+        x = y = z = 1 is (1, 1, 1).
+        """
         sides = list(answer.sides)
+        if isinstance(gold, Group) and gold.kind == "tuple" and len(sides) == len(gold.items) + 1:
+            value = _one(sides[-1])
+            alike = all(self.same(item, value) for item in gold.items)
+            return alike and all(map(self._is_name, sides[:-1]))
         if self._is_name(sides[0]):
             first = compact(sides[0])[:1]  # x_1 = x_2 = 3 is one value twice
             while len(sides) > 2 and re.fullmatch(rf"{re.escape(first)}_\w+", compact(sides[1])):
@@ -98,13 +111,16 @@ class Comparison:
 
     def _is_name(self, side: str) -> bool:
         r"""What the question asks for, or looks like a name: x, f(2), |AB|, m+n, not 2x or x^2."""
-        side = compact(side)
+        side = _name(side)
         if not re.search(r"[A-Za-z\u3400-\u9fff]", _NO_NAME.sub("", side)):
             return False
         if re.fullmatch(r"\(\s*\\?[A-Za-z]\w*(?:\s*,\s*\\?[A-Za-z]\w*)+\s*\)", side):
             return True
-        if len(side) > 1 and side in self.question:
+        if (len(side) > 1 and side in self.question) or side.startswith(r"\frac{d}{d"):
             return True
+        side = re.sub(r"\^\{-1\}(?=\()", "", side)  # of an inverse function
+        if not re.search(r"^-|[0-9^]|\\(?:sqrt|pi)", re.sub(r"_(?:\w|\{[^{}]*\})", "", side)):
+            return True  # nothing but letters: a/b, the product of vectors
         outside = re.sub(r"\([^()]*\)|\{[^{}]*\}|\|[^|]*\|", "()", side)
         terms = re.split(r"[-+]", outside)
         return all(
@@ -119,7 +135,7 @@ class Comparison:
         if not isinstance(answer, Equation):
             return value is not None and self.same(_one(value), answer)
         other_name, other_value = self._assigned(answer)
-        alike = name == other_name or {"y"} < {name, other_name} < {"y", "f(x)", "g(x)"}
+        alike = name == other_name or other_name == _as_y(name) or name == _as_y(other_name)
         if value is not None and other_value is not None and alike:
             return self.same(_one(value), _one(other_value))
         if len(gold.sides) != 2 or len(answer.sides) != 2:
@@ -131,7 +147,7 @@ class Comparison:
 
     def _assigned(self, equation: Equation) -> tuple[str, str | None]:
         """(name, the last value) of x = ... and f(x) = ...; value None for other equations."""
-        first, last = compact(equation.sides[0]), compact(equation.sides[-1])
+        first, last = _name(equation.sides[0]), _name(equation.sides[-1])
         if _ASSIGNED.fullmatch(first) and re.search("[A-Za-z]", first):
             return first, equation.sides[-1]
         if _ASSIGNED.fullmatch(last) and re.search("[A-Za-z]", last) and len(equation.sides) == 2:
@@ -156,7 +172,9 @@ class Comparison:
         names = [[self._name_of(item) for item in group.items] for group in (gold, answer)]
         if all(names[0]) and all(names[1]) and sorted(names[0]) != sorted(names[1]):
             return False
-        if names[0] and all(names[1]) and len(set(names[1])) > 1 and not any(names[0]):
+        numbered = len({name.split("_")[0] for name in names[1]}) == 1  # x_1, x_2: any two roots
+        ordered = not numbered or any(name in self.question for name in names[1])
+        if ordered and all(names[1]) and len(set(names[1])) > 1 and not any(names[0]):
             return len(gold.items) == len(answer.items) and all(
                 map(self.same, gold.items, answer.items)
             )
@@ -165,13 +183,13 @@ class Comparison:
         )
 
     def _by_name(self, group: Group) -> list[Node]:
-        """y=2, x=1 in the order of their names, for (1,2)."""
+        """y=2, x=1 in the order of the question's (x,y), or else of the alphabet, for (1,2)."""
         names = [self._name_of(item) for item in group.items]
         if not all(names) or len(set(names)) < len(names):
             return list(group.items)
-        return [
-            item for _, item in sorted(zip(names, group.items, strict=True), key=lambda x: x[0])
-        ]
+        asked = (inside.split(",") for inside in re.findall(r"\(([^()]*)\)", self.question))
+        order = next((x for x in asked if set(x) == set(names)), sorted(names, key=_letters_of))
+        return [group.items[names.index(name)] for name in order]
 
     def _name_of(self, item: Node) -> str:
         return self._assigned(item)[0] if isinstance(item, Equation) else ""
@@ -190,7 +208,12 @@ class Comparison:
         first, second = _as_region(gold), _as_region(answer)
         if first is None or second is None:
             texts = [getattr(node, "text", "") for node in (gold, answer)]
-            return all(_RELATION.search(text) for text in texts) and _same_inequality(*texts)
+            solved = first and len(set(_LETTER.findall(texts[0]))) < 2  # x > 2: 2x > 4 is not
+            return (
+                not solved
+                and all(_RELATION.search(text) for text in texts)
+                and _same_inequality(*texts)
+            )
         if first.variable and second.variable and first.variable != second.variable:
             return False
         return same_sets(first, second)
@@ -226,8 +249,10 @@ class Comparison:
 
     def _worked_out(self, gold: str, answer: str) -> bool:
         number = formula(_bare(gold))
-        if number is None or number.number is None or not self.computed:
+        if not self.computed:
             return True
+        if number is None or number.number is None:
+            return has_no_more_sums(answer, gold)
         return is_worked_out(answer, gold) and not _names(answer, gold)
 
 
@@ -242,6 +267,20 @@ def _bare(text: str) -> str:
     """A formula with its letters out of \\text{}, and degrees in it as numbers."""
     text = re.sub(r"\\text\s*\{\s*([A-Za-z])\s*\}", r"\1", text)
     return re.sub(r"([0-9.]+)\s*\^\s*\{?\\circ\s*\}?", r"\\frac{\1\\pi}{180}", text)
+
+
+def _name(side: str) -> str:
+    r"""As it is compared: y' for \frac{dy}{dx}."""
+    return re.sub(r"\\frac\{d(\w)\}\{d\w\}", r"\1'", compact(side))
+
+
+def _as_y(name: str) -> str:
+    """y for f(x), y' for f'(x)."""
+    return re.sub(r"^[fgh]('*)\(x\)$", r"y\1", name)
+
+
+def _letters_of(name: str) -> str:
+    return name.lstrip("\\")
 
 
 def _one(text: str) -> Node:
@@ -264,6 +303,8 @@ def _as_region(node: Node) -> Region | None:
     interval = interval_of(node)
     if interval is not None:
         return Region(((interval,),), None)
+    if node == Value("R"):
+        return Region(((ALL,),), None)
     return None
 
 
@@ -280,7 +321,8 @@ def _is_words(text: str, variables: frozenset[str]) -> bool:
 
 def _words(text: str) -> str:
     text = re.sub(r"[\s$.,!'\"“”()]+|\\[ ,;]|(?<=\w)-", " ", bare_words(written(text))).strip()
-    return re.sub(r"\s+(?=[^A-Za-z])|(?<=[^A-Za-z])\s+", "", text).casefold()
+    text = re.sub(r"\s+(?=[^A-Za-z])|(?<=[^A-Za-z])\s+", "", text).casefold()
+    return re.sub(r"(?<=[a-z]{3})s\b", "", text)  # no solutions
 
 
 def _same_time(gold: str, answer: str) -> bool:

@@ -34,17 +34,20 @@ _BEHIND_VALUE = r"(?<=[0-9A-Za-z)}!|\]])\s*"
 _SUM = re.compile(rf"{_BEHIND_VALUE}[-+](?!\s*\}}?$)|{_BEHIND_VALUE}\\(?:pm|mp)(?![A-Za-z])")
 _PRODUCT = re.compile(r"\*|\\(?:times|cdot|div)(?![A-Za-z])")
 _NEXT_TO_ROOT = re.compile(
-    r"(?:\\pi|\\sqrt(?:\[[0-9]\])?\{[^{}]*\})\s*(?:\\times|\\cdot|\*)|"
+    r"(?<![0-9])(?<![0-9] )(?:\\pi|\\sqrt(?:\[[0-9]\])?\{[^{}]*\})\s*(?:\\times|\\cdot|\*)|"
     r"(?:\\times|\\cdot|\*)\s*(?:\\sqrt|\\pi|\\ln|\\log|\\sin|\\cos|e|i|[a-z]\b)"
 )
 _FACTORS = re.compile(r"[0-9)}]\s*\(\s*-?[0-9.]+\s*\)|\)\s*\(\s*-?[0-9.]+\s*\)")
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\^])(?<!\^\{)i(?![A-Za-z^])")
 _POWER_OF_SUM = re.compile(r"\([^()]*[0-9A-Za-z)}]\s*[-+][^()]*\)\s*\^")
 _SIGNS_IN_EXPONENT = re.compile(r"\^\s*\{\s*[-+]\s*|\^\s*[-+]")
+_LIMITS = r"_(?:\{[^{}]*\}|\w)\^(?:\{[^{}]*\}|\w)"  # of integrals and sums
 _IDLE = re.compile(
     r"(?<=[0-9A-Za-z)}!|\]])\s*[-+]\s*0(?![0-9.])(?!\s*(?:\\times|\\cdot|\*|[A-Za-z(]))"
     r"|^\s*0\s*[-+](?=\s*[0-9A-Za-z\\(])"
     r"|(?:\\cdot|\\times|\*)\s*\(?1\)?(?![0-9./])|(?<![0-9.])\(?1\)?\s*(?:\\cdot|\\times|\*)"
-    r"(?!\s*10\s*\^)|/\s*1(?![0-9.])|\^\s*\{?\s*[01]\s*\}?(?![0-9./])|[-+]\s*\\frac\{0\}"
+    r"(?!\s*10\s*\^)|/\s*1(?![0-9.])|\^\s*\{?\s*[01]\s*\}?(?![0-9./])|[-+]\s*\\frac\{0\}|[-+]\s*0\s*i(?![A-Za-z])"
+    r"|(?<![0-9._{])1\^"
 )
 
 
@@ -53,7 +56,8 @@ def left_to_compute(text: str) -> Counter[str]:
     text = re.sub(r"_(?:\{[^{}]*\}|\w)", " ", text)  # bases and indices
     text = _SCIENTIFIC.sub(r"\1e^", _SIGNS_IN_EXPONENT.sub("^", text))
     found = Counter(_FUNCTIONS[x] for x in _COMMAND.findall(text) if x in _FUNCTIONS)
-    found["sum"] = len(_SUM.findall(text))
+    found["sum"] = len(_SUM.findall(text)) - bool(_IMAGINARY.search(text))  # a + bi is a number
+    found["power of i"] = len(re.findall(r"(?<![A-Za-z\\])i\^", text))
     found["product"] = len(_PRODUCT.findall(text)) - len(_NEXT_TO_ROOT.findall(text))
     found["product"] += len(_FACTORS.findall(text))
     found["power of a sum"] = len(_POWER_OF_SUM.findall(text))
@@ -69,9 +73,14 @@ def is_worked_out(answer: str, gold: str) -> bool:
     return all(left[kind] <= allowed[kind] if kind in counted else kind in allowed for kind in left)
 
 
+def has_no_more_sums(answer: str, gold: str) -> bool:
+    """Whether a formula leaves no more sums, products, integrals and limits than the reference."""
+    return left_to_compute(answer)["big"] <= left_to_compute(gold)["big"]
+
+
 def is_idle(answer: str) -> bool:
-    """Whether something stands in it that changes nothing: + 0, times 1, to the first power."""
-    answer = compact(written(answer))
+    """Whether something stands in its end that changes nothing: + 0, times 1, to the power 1."""
+    answer = re.sub(_LIMITS, "", _end(compact(written(answer))))
     return not re.fullmatch(r"-?[0-9]+/1", answer) and bool(_IDLE.search(answer))
 
 
@@ -91,17 +100,21 @@ _CALCULATION = re.compile(
 def _signature(text: str) -> tuple[str, ...]:
     """The signs of a formula but for brackets and signs of multiplication, in no order."""
     text = re.sub(r"\\div(?![A-Za-z])", "/", text)
+    if text.startswith("-"):
+        text = text.replace("+", "", 1)  # -9 + x^2 is x^2 - 9
     count = len(re.findall(r"\\frac(?![A-Za-z])", text))
     tokens = _TOKEN.findall(_NO_SIGN.sub(" ", text.replace(r"\frac", " ")))
     return tuple(sorted([*(token for token in tokens if token != "^\\circ"), *["/"] * count]))
 
 
 def repeats(question: str, gold: str, answer: str) -> bool:
-    """Whether `answer` is a calculation that stands in the question, in whatever order or dress.
+    r"""Whether `answer` is a calculation that stands in the question, in whatever order or dress.
 
     A lone fraction in lowest terms is none (but the question's 3/20 is no decimal), nor is what the
-    reference says literally.
+    reference says literally. Of an equation 99 \cdot 101 = 9999 the end counts.
     """
+    if "=" not in gold:
+        answer = _end(answer)
     answer = written(re.sub(r"\^\{?\\circ\}?", "", answer))
     flat, flat_gold, flat_question = map(_flat, (answer, written(gold), written(question)))
     if not question or flat == flat_gold or _signature(answer) == _signature(written(gold)):
@@ -125,6 +138,15 @@ def repeats(question: str, gold: str, answer: str) -> bool:
     )
 
 
+def _end(answer: str) -> str:
+    """The last side of an equation, the first where the last is a name: 9 = x."""
+    first, *_, last = [answer, *_SPLIT_EQUALS.split(answer)]
+    if re.search("[0-9]|\\\\", last) or first == last:
+        return last
+    return _SPLIT_EQUALS.split(answer)[0]
+
+
+_SPLIT_EQUALS = re.compile(r"(?<![<>!:\\])=")
 _CONVERT = re.compile(r"decimal|fraction|percent|小数|分数|百分", re.IGNORECASE)
 _DECIMAL = re.compile(r"-?[0-9]*\.[0-9]+|-?[0-9.]+\\?%")
 

@@ -120,8 +120,8 @@ def formula(text: str) -> Formula | None:
 def _formula(parsed: Any) -> Formula | None:
     import sympy
 
-    if not isinstance(parsed, sympy.Expr):
-        return None
+    if not isinstance(parsed, sympy.Expr) or parsed.has(sympy.Derivative):
+        return None  # to differentiate is work, and dy/dx of letters would be 0
     floats = {x: sympy.Rational(str(x)) for x in parsed.atoms(sympy.Float)}
     units = {x: sympy.I for x in parsed.free_symbols if x.name == "i"}
     expression = parsed.xreplace(floats | units).doit()
@@ -146,7 +146,9 @@ def same_formulas(gold: str, answer: str) -> bool:
 
 
 def _same_case(gold: str, answer: str) -> bool:
-    """Whether R is no r: the parser makes all letters small. A constant C may be c."""
+    """Whether R is no r and f' no f, which the parser takes for one. A constant C may be c."""
+    if gold.count("'") != answer.count("'"):
+        return False
     letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", x))) for x in (gold, answer)]
     other_case = {x.swapcase() for x in letters[0] - letters[1]} & (letters[1] - letters[0])
     return other_case <= {"c", "C"}
@@ -224,7 +226,7 @@ def same_equations(gold: tuple[str, str], answer: tuple[str, str], positive: boo
     import sympy
 
     sides = [formula(text) for text in (*gold, *answer)]
-    if any(side is None for side in sides):
+    if any(side is None for side in sides) or not _same_case(" ".join(gold), " ".join(answer)):
         return False
     a, b, c, d = (side.expression for side in sides if side)
     try:

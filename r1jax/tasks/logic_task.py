@@ -28,10 +28,14 @@ _SEPARATOR = re.compile(r"\s*[,、;]\s*|\s+")
 _BRACKETS = ("[]", "()", "{}")
 # "Amelia is a knight", "Amelia: knave", "Amelia is not a knave"; not "is a knight or a knave"
 _ROLE = re.compile(
-    r"(?<![^\W\d_])([^\W\d_]{1,40}+)(?:\s{1,9}is\s|:|\s{0,9}=)\s{0,9}(not\s)?(?:an?\s)?"
+    r"(?<![^\W\d_])([^\W\d_]{1,40}+)(?:\s{1,9}is\s|:|\s{0,9}=)\s{0,9}(not\s)?(?:(?:an?|the)\s)?"
     r"(?i:(knight|knave))(?![a-z])(?![,\s]{0,9}(?:or\b|and/or|if\b|unless\b|\?|/))"
 )
-_HEDGED = re.compile(r"\b(?:or|either|if|unless|maybe|perhaps|possibly)\b|[?/]", re.IGNORECASE)
+_HEDGED = re.compile(
+    r"\b(?:or|either|if|unless|maybe|perhaps|possibly|probably|doubt|wrong|incorrect|opposite)\b|[?/]"
+    r"|\b(?:false|untrue|not\s(?:true|the\scase))\s+that\b|\bnot\s+\w+\s+is\b",
+    re.IGNORECASE,
+)
 _ARITHMETIC = re.compile(r"[0-9+\-*/() ]+")
 
 

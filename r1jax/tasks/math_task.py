@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from r1jax.config import DataError
 from r1jax.tasks import formulas
-from r1jax.tasks.answers import BOX_TOKEN, boxed_values
+from r1jax.tasks.answers import BOX_TOKEN, boxed_values, summary
 from r1jax.tasks.choice_task import choice
 from r1jax.tasks.comparison import Comparison, literal, variables_of
 from r1jax.tasks.computed import is_idle, repeats
@@ -97,14 +97,16 @@ _LETTER_AND_VALUE = re.compile(
 def references(text: str) -> tuple[str, ...]:
     """What counts as the reference: several only for a letter with its value.
 
-    Of a whole solution what stands behind GSM8K's #### or in the last box; of a list of one or a
-    quoted text its inside.
+    Of a whole solution what stands in <answer>, behind GSM8K's #### or in the last box; of a list
+    of one or a quoted text its inside; of "Answer: 5" what follows.
     """
+    text = summary(text)
     if "####" in text:
         text = text.rpartition("####")[2]
     if boxes := boxed_values(text):
         text = boxes[-1][0]
     text = _unquoted(text.strip())
+    text = text if _INTRODUCED.search(text) else _unannounced(text)
     match = _LETTER_AND_VALUE.fullmatch(text.strip("$"))
     if match := match or _OPTION.fullmatch(text):
         value = match[2].strip(" $")
@@ -141,6 +143,8 @@ def check_formula(example: Example) -> None:
         problem = "is a text rather than an answer"
     elif _INTRODUCED.search(reference):
         problem = "is a sentence; the answer alone is wanted"
+    elif len(re.findall(r"(?<!\\){", reference)) != len(re.findall(r"(?<!\\)}", reference)):
+        problem = "has a brace without its other"
     elif not same_formula(example, reference):
         problem = "is not even equal to itself"
     if problem:
@@ -177,12 +181,15 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return integer(gold) == integer(answer)
     letter = choice(gold) if re.fullmatch(r"\(?[A-J]\)?", plain(gold)) else None
     if _LETTERS.fullmatch(plain(gold)) and (letters := _letters(answer)):
-        return letters == plain(gold)
-    answer = _ANNOUNCED.sub("", answer)
-    if letter and (plain(answer)[:1].isupper() or gold != letter):
+        return letters == _letters(gold)
+    answer = _unannounced(answer)
+    if letter and (_CAPITAL.search(bare_words(answer)) or gold != letter):
         return choice(answer) == letter
-    exact = re.split(r"\\approx(?![A-Za-z])|≈", answer)[0]
-    answer = exact.strip() if re.search("[0-9]", exact) else answer  # \sqrt{51} \approx 7.14
+    exact, *rounded = re.split(r"\\approx(?![A-Za-z])|≈", answer)
+    if rounded and re.search("[0-9]", exact) and not re.search(r"\bor\b|[,;或]", rounded[0]):
+        answer = exact.strip()  # \sqrt{51} \approx 7.14
+    if _DOTS.search(written(answer)) and not _DOTS.search(written(gold)):
+        return False
     if _ABOUT.search(gold):
         gold, answer = (_ABOUT.sub("", text).strip() for text in (gold, answer))
     if _is_no_formula(answer) or TOO_BIG.search(gold) or (is_idle(answer) and not is_idle(gold)):
@@ -198,18 +205,32 @@ def _same_reference(gold: str, answer: str, question: str) -> bool:
         return False
 
 
+_DOTS = re.compile(r"\\[lcd]?dots\s*$")
+_HEDGE = "不非错或可能若如假要约至多少超于近"
 _ANNOUNCED = re.compile(
-    rf"^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]|答案?\s*[:：为是]+"
-    r"|[一总合]?共计?(?=\s*[0-9]))\s*\}?\s*",
+    rf"^{TEXT}\{{(?![^{{}}]*\b(?:not|no|wrong)\b)[A-Za-z ]+:\s*\}}\s*"
+    rf"|^(?:{TEXT}\{{)?\s*(?:(?:(?:final )?answer|total|sum|result)\s*[:=]"
+    r"|答案?\s*[:：为是]+|[一总合]?共计?(?=\s*[0-9])"
+    rf"|(?:(?![{_HEDGE}])[\u4e00-\u9fff]){{1,8}}[为是](?=\s*[-$(\\0-9]))\s*\}}?\s*",
     re.IGNORECASE,
 )
-_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?")  # several choices: ACD
+
+
+def _unannounced(text: str) -> str:
+    """5 of "Answer: 5"."""
+    said = _ANNOUNCED.sub("", text)
+    unclosed = said.count("}") > said.count("{") and said != text
+    return said.removesuffix("}") if unclosed else said
+
+
+_LETTERS = re.compile(r"(?=[A-J]{2,8}$)A?B?C?D?E?F?G?H?I?J?|[①-⑩]{2,10}")  # choices: ACD, ①③
+_CAPITAL = re.compile(r"^[\s($*]*[A-Z]|选")
 
 
 def _letters(text: str) -> str | None:
-    """ACD for A, C and D in any order; None if it is something else."""
-    found = re.sub(r"\band\b|[\s,;、和及.()]", "", bare_words(to_ascii(text)))
-    alike = re.fullmatch("[A-J]+", found) and len(set(found)) == len(found)
+    """ACD for A, C and D in any order, and so ①③; None if it is something else."""
+    found = re.sub(r"\band\b|[\s,;、和及.()$]", "", bare_words(to_ascii(text)))
+    alike = re.fullmatch("[A-J]+|[①-⑩]+", found) and len(set(found)) == len(found)
     return "".join(sorted(found)) if alike else None
 
 

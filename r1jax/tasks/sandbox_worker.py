@@ -72,6 +72,12 @@ def encode(
     def entry(x: Any) -> list[Any]:
         if type(x).__module__ == "numpy" and getattr(x, "shape", None) == ():
             x = x.item()
+        if (
+            type(x).__module__ == "numpy"
+            and type(x).__name__ == "ndarray"
+            and not x.dtype.hasobject
+        ):
+            return ["N", x.dtype.str, list(x.shape), x.tobytes().hex()]
         if x is None or isinstance(x, bool):
             return ["c", x]
         if isinstance(x, int):
@@ -172,6 +178,9 @@ def decode(
             return find(kind, int(entry[1]))
         if kind == "X":
             return from_text(entry[1], entry[2])
+        if kind == "N":
+            numpy = importlib.import_module("numpy")
+            return numpy.frombuffer(bytes.fromhex(entry[3]), entry[1]).reshape(entry[2]).copy()
         return {"l": list, "S": set, "d": dict}[kind]()
 
     for i in range(len(table)):

@@ -70,7 +70,7 @@ _OR = (
 )
 _AND = (
     r"\\text\s*\{\s*,?\s*(?:and|和|且|与)\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])"
-    r"|[和且、]|\\land(?![A-Za-z])"
+    r"|[和且与、]|\\land(?![A-Za-z])"
 )
 _SEPARATOR = re.compile(rf"[,;]?\s*(?:{_OR}|{_AND})|[,;]")
 _OR_ONLY = re.compile(rf"[,;]?\s*(?:{_OR})")
@@ -79,6 +79,8 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>]")
 _EQUALS = re.compile(r"(?<![<>!:])=")
 _CUP = re.compile(r"\\(?:cup|bigcup)(?![A-Za-z])")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z]+\}))?")
+_POINT = re.compile(r"([A-Z](?:_[0-9])?'?)\s*(\(.*[0-9].*,.*\))")  # P(3, 2)
+_TUPLE = re.compile(r"\(\s*[A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)+\s*\)")
 _SET = re.compile(r"\\?\{(.*?)(?:\\mid(?![A-Za-z])|\||:)(.*)\\?\}", re.DOTALL)
 _MATRIX = re.compile(
     r"([^&]*?)(?:\\cdot|\\times)?\s*\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\2\}", re.DOTALL
@@ -114,7 +116,7 @@ def read(text: str) -> list[Node]:
     """How an answer as a whole may be read: mostly one way, two for "100,200"."""
     text = written(text)
     words = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]", words[1])):
+    if words and (_SEPARATOR.search(words[1]) or re.match(r"\s*[-$]?[0-9]|.*=", words[1])):
         text = words[1].strip()
     joined = thousands(text)
     return [_node(joined), *([_node(text)] if joined != text else [])]
@@ -141,8 +143,10 @@ def _node(text: str) -> Node:
         rows = [row.split("&") for row in re.split(r"\\\\", match[3]) if row.strip()]
         cells = (tuple(_cell(factor, cell) for cell in row) for row in rows)
         return Matrix(tuple(cells), bool(factor))
-    point = _bracketed(re.sub(r"^[A-Z](?:_[0-9])?\s*(?=\(.*[0-9].*,)", "", text))  # P(3, 2)
-    return point or Value(text)
+    point = _POINT.fullmatch(text)
+    if point and _bracketed(point[2]):
+        return Equation((point[1], point[2]))
+    return _bracketed(text) or Value(text)
 
 
 def _cell(factor: str, cell: str) -> Node:
@@ -208,7 +212,9 @@ def _region(text: str) -> Region | None:
     """Of one variable, or None: a lone pair of brackets may be a point, and is no region here."""
     if len(sides := split(text, _EQUALS)) == 2 and not _RELATION.search(sides[0]):
         inner = _region(sides[1])  # A = (1, 2]
-        return inner if inner and re.fullmatch(r"[A-Z]|[A-Z] ?\\cup.*|D_f", sides[0]) else None
+        if inner or len(split(text, _OR_ONLY)) == 1:
+            named = re.fullmatch(r"[A-Z]|[A-Z] ?\\cup.*|D_f", sides[0])
+            return inner if inner and named else None
     variable, text = _belongs(text)
     if match := _SET.fullmatch(text):
         name = _belongs(match[1].strip())[0] or match[1].strip()
@@ -230,7 +236,7 @@ def _region(text: str) -> Region | None:
 def _belongs(text: str) -> tuple[str | None, str]:
     r"""(x, the set) of x \in the set."""
     sides = split(text, re.compile(r"\\in(?![A-Za-z])"))
-    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+    if len(sides) == 2 and (_VARIABLE.fullmatch(sides[0]) or _TUPLE.fullmatch(sides[0])):
         return sides[0], sides[1]
     return None, text
 
@@ -247,7 +253,7 @@ def _parts(text: str) -> list[tuple[Interval | str, ...]]:
 def _piece(text: str) -> tuple[Interval | str, ...] | None:
     whole, *without = re.split(r"\\(?:setminus|backslash)(?![A-Za-z])", text)
     excluded = [item for part in without for item in split(part.strip().strip("\\{}"), _SEPARATOR)]
-    if _ALL_REALS.fullmatch(whole.strip()):
+    if _ALL_REALS.fullmatch(whole.strip()) or whole.strip() == "R":
         return (ALL, *excluded)
     interval = interval_of(_bracketed(whole.strip()))
     return None if interval is None else (interval, *excluded)
@@ -278,11 +284,14 @@ def _conditions(text: str) -> Region | None:
 
 
 def _condition(text: str) -> tuple[str, Interval | str] | None:
-    r"""(variable, interval or excluded value) of x > 3, 1 < x \le 2, x \ne 0."""
+    r"""(variable, interval or excluded value) of x > 3, 1 < x \le 2, x \ne 0, x = 5."""
     variable, rest = _belongs(text)
     if variable:
         piece = _piece(rest)
         return (variable, piece[0]) if piece and len(piece) == 1 else None
+    sides = split(text, _EQUALS)
+    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]) and not _RELATION.search(sides[1]):
+        return sides[0], Interval(sides[1], sides[1], "[]")
     operators = [match[0] for match in _RELATION.finditer(text)]
     parts = [part.strip() for part in _RELATION.split(text)]
     if r"\in" in operators or not all(parts) or "=" in text:

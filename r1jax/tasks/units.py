@@ -16,14 +16,19 @@ _NAMES = {
     "mm": "millimeter millimetre 毫米",
     "dm": "decimeter decimetre 分米",
     "km": "kilometer kilometre kms 千米 公里",
+    "μm": "\\mum micrometer micron 微米",
     "nm": "nanometer 纳米",
-    "in": "inch inches 英寸",
-    "ft": "foot feet 英尺",
+    "Å": "angstrom 埃",
+    "chi": "尺",
+    "li": "里",
+    "in": "inch inches \" '' 英寸",
+    "ft": "foot feet ' 英尺",
     "yd": "yard",
     "mi": "mile 英里",
-    "g": "gram gramme 克",
+    "g": "gm gram gramme 克",
     "mg": "milligram 毫克",
     "kg": "kilogram kilo 千克 公斤",
+    "jin": "斤",
     "lb": "pound lbs 磅",
     "oz": "ounce 盎司",
     "t": "ton tonne 吨",
@@ -45,6 +50,7 @@ _NAMES = {
     "sterling": "£ gbp 英镑",
     "yuan": "¥ ￥ rmb cny 元 块 人民币 块钱",
     "jiao": "角",
+    "fen": "分钱",
     "rupee": "rs ₹",
     "%": "percent",
     "deg": "degree 度",
@@ -57,15 +63,18 @@ _NAMES = {
     "W": "watt 瓦",
     "kW": "kilowatt 千瓦",
     "V": "volt 伏",
+    "Ω": "\\Omega ohm 欧姆",
     "A": "ampere amp 安",
     "Pa": "pascal 帕",
     "Hz": "hertz 赫兹",
     "K": "kelvin",
     "mol": "mole 摩尔",
     "eV": "ev",
+    "erg": "",
     "ha": "hectare 公顷",
     "acre": "亩",
-    "mph": "",
+    "mi/h": "mph",
+    "km/h": "kph",
     "mol/L": "",
     "unit": "个单位",
     "": "way egg bag box car man men pen kid boy pie row cup bus hat toy 个 只 本 名 人 支 枝 "
@@ -88,20 +97,21 @@ _POWERS = {
 }
 # Words that are no part of a thing's name.
 _NO_NOUNS_TEXT = """
-a an the is are was were be not no nor or and but if than then when while where which who that
-this these those it its more less fewer greater most least about around approximately almost
-nearly over under above below between from to into at up down only exactly just so because since
-thus hence therefore for with without by as maybe perhaps possibly probably wrong right correct
-incorrect false true times plus minus divided multiplied equals equal half quarter thirds dozen
-hundred thousand million billion trillion one two three four five six seven eight nine ten
-eleven twelve twenty thirty forty fifty sixty seventy eighty ninety mod modulo base answer
-solution result any all some either neither both other also wait actually sorry oops negative
-positive approx roughly say
+a an the is are was were be not no nor or and but if than then when while where which who that this
+these those it its more less fewer greater most least about around approximately almost nearly over
+under above below between from to into at up down only exactly just so because since thus hence
+therefore for with without by as maybe perhaps possibly probably wrong right correct incorrect
+false true times factorial plus minus divided multiplied equals equal half halves quarter quarters
+third thirds fourths fifths dozen dozens hundreds thousands hundred thousand million billion
+trillion one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty
+sixty seventy eighty ninety mod modulo base answer solution result any all some either neither both
+other also wait actually sorry oops negative positive approx roughly say
 """
 _NO_NOUNS = frozenset(_NO_NOUNS_TEXT.split())
 _HAN = "\u3400-\u9fff"
 _NO_HAN_NOUN = re.compile(
-    "[或和与及不非是约超近另且但错对半多余几至到以零一二三四五六七八九十百千万亿]"
+    "[或和与及不非是约超近另且但错对半多余几至到以零一二三四五六七八九十百千万亿两左右上下内外"
+    "加减乘除的第又于低高少这那无有为等根开打来方点折成号幂阶制质]"
 )
 _RAISED = r"(?:\^\{?([0-9-]+)\}?)?"
 _PRICE = re.compile(r"^(-?)\s*(\\\$|\$|€|£|¥|￥|US\s?\\?\$|USD|Rs\.?|RMB)\s*(?=[-0-9.])")
@@ -118,6 +128,12 @@ _HAN_UNIT = re.compile(rf"^(.*[0-9}})!A-Za-z])\s*([{_HAN}][{_HAN}/]*)\s*{_RAISED
 _IN_BRACKETS = re.compile(
     rf"^(.*[0-9}}!])\s*(?:\\text\s*\{{)?\s*\(([A-Za-z{_HAN}/^0-9]+)\)\s*\}}?$", re.DOTALL
 )
+_FEET_OR_INCHES = re.compile(r"^([-+0-9.,/ ]*[0-9])\s*('{1,2}|\")$")
+_POWER = r"\^(?:\{-?[0-9]\}|-?[0-9])"
+_FACTOR = rf"(?:\\mu\s*)?(?:\\text\s*\{{[^{{}}^]*(?:{_POWER}[^{{}}^]*)*\}}|\\Omega)(?:{_POWER})?"
+_FACTORS = re.compile(rf"^(.*?[0-9}})!])\s*((?:{_FACTOR}(?:\s*(?:\\cdot|/))?\s*)+)$", re.DOTALL)
+_UNIT_FRACTION = re.compile(rf"\\frac\{{\s*({_FACTOR})\s*\}}\{{\s*({_FACTOR})\s*\}}$")
+_UNIT_POWER = re.compile(r"(/?)([^\s/^0-9-]+)(?:\^\{?(-?[0-9])\}?)?")
 _PERCENT = re.compile(
     r"\s*(?:\\?%|\\?\s?\bpercent\b|\\text\s*\{\s*(?:percent|per cent|\\?%)\s*\})$"
 )
@@ -142,6 +158,11 @@ def split_unit(text: str, variables: frozenset[str] = frozenset()) -> tuple[str,
         money = _CANONICAL.get(re.sub(r"^(?:US)?\s?\\?|\.$", "", match[2]).lower() or "$", "dollar")
         money = "yuan" if match[2] in "¥￥" else money
         return rest, money if unit in (None, money) or not unit else f"{money} {unit}"
+    if match := _FEET_OR_INCHES.match(text):
+        return match[1], _CANONICAL[match[2]]
+    match = _FACTORS.match(_UNIT_FRACTION.sub(r"\1/\2", text))
+    if match and (unit := product_of_units(match[2])):
+        return match[1], unit
     for pattern in (_TEXT_UNIT, _HAN_UNIT):
         if match := pattern.match(text):
             unit = unit_of(match[2], match[3] or "")
@@ -180,8 +201,31 @@ def unit_of(phrase: str, power: str = "") -> str | None:
     if any(part is None for part in parts) or len(parts) > 2:
         return None
     unit = "/".join(part or "" for part in parts)
-    unit = {"mph": "mi/h"}.get(unit, unit)
     return f"{unit}^{power}" if power not in ("", "1") else unit
+
+
+def product_of_units(text: str) -> str | None:
+    r"""kg m/s^2 of \text{kg}\cdot\text{m}\,\text{s}^{-2}; None where a part is no unit."""
+    text = re.sub(r"\\text\s*\{([^{}]*(?:\^\{[^{}]*\}[^{}]*)*)\}", r"\1", text)
+    text = re.sub(r"\\mu\s*", r"\\mu", re.sub(r"\\cdot|[~*·]|\\[ ,;]", " ", text)).strip()
+    text = re.sub(r"\s*/\s*", " /", text)
+    powers: dict[str, int] = {}
+    parts = text.split()
+    for part in parts:
+        match = _UNIT_POWER.fullmatch(part)
+        one_of_many = re.fullmatch("/?[A-Z].*", part) and len(parts) > 1  # C, T, M are units too
+        name = match and (_known(match[2]) or (one_of_many and len(match[2]) == 1 and match[2]))
+        if not match or not name:
+            return None
+        sign = -1 if match[1] else 1
+        powers[name] = powers.get(name, 0) + sign * int(match[3] or 1)
+    above = [_raised(name, power) for name, power in sorted(powers.items()) if power > 0]
+    below = [_raised(name, -power) for name, power in sorted(powers.items()) if power < 0]
+    return "/".join([" ".join(above), *below])
+
+
+def _raised(name: str, power: int) -> str:
+    return name if power == 1 else f"{name}^{power}"
 
 
 def _simple(phrase: str) -> str | None:
@@ -208,10 +252,9 @@ def _han(phrase: str) -> str | None:
     if phrase in _CANONICAL:
         unit = _CANONICAL[phrase]
         return f"{unit}^{power}" if power else unit
-    counter = next((x for x in (phrase[:2], phrase[:1]) if x in _CANONICAL), None)
-    if power or len(phrase) > 6 or _NO_HAN_NOUN.search(phrase) or counter is None:
+    if power or len(phrase) > 6 or _NO_HAN_NOUN.search(phrase):
         return None
-    return _CANONICAL[counter]
+    return next((_CANONICAL[x] for x in (phrase[:2], phrase[:1]) if x in _CANONICAL), "")
 
 
 def _known(word: str) -> str | None:

@@ -9,11 +9,13 @@ import re
 from functools import lru_cache
 from typing import Any
 
-# Full-width ASCII, the ideographic space and full stop, and three more ways to write a minus.
+# Full-width ASCII, the ideographic space and full stop, and more ways to write a minus.
 _TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     0x3000: " ",
     0x3002: ".",
     0x2212: "-",
+    0x2010: "-",
+    0x2011: "-",
     0x2013: "-",
     0xFE63: "-",
 }
@@ -93,8 +95,9 @@ _E_NOTATION = re.compile(
     r"(?<![0-9A-Za-z.])([0-9]+(?:\.[0-9]*)?)[eE]([+-]?[0-9]{1,3})(?![0-9A-Za-z.])"
 )
 _MIXED = re.compile(r"(?<![0-9./)}])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9.(])")
+_GOES_ON = re.compile(r"(?<=\.)([0-9]*?)([0-9])\2{2,}(?:\\[lcd]?dots(?:\s|$)|\.{2,})$")  # 0.1666...
 _REPEATING = re.compile(
-    r"([0-9]*)\.([0-9]*)(?:\\overline\{([0-9]+)\}|\\overline([0-9])|\\dot\{?([0-9])\}?|\(([0-9]+)\))"
+    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar)\{([0-9]+)\}|\\(?:overline|bar)\s*([0-9])|\\dot\{?([0-9])\}?|\(([0-9]+)\))"
     r"(?![0-9\\])"
 )
 _PLAIN_WORDS = (
@@ -102,6 +105,7 @@ _PLAIN_WORDS = (
     (r">=", r"\\ge "),
     (r"!=", r"\\ne "),
     (r"\*\*", "^"),
+    (r"^负(?=\s*[0-9\\])", "-"),
     (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
     (r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"(?<![A-Za-z\\])sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
@@ -110,6 +114,7 @@ _PLAIN_WORDS = (
     (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
 )  # fmt: skip
 _LARGE = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_ARGUMENT = r"([0-9A-Za-z]|(?<!\\)\\(?:pi|theta|alpha|beta)(?![A-Za-z]))"  # of TeX, without braces
 _TEX = (
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|rm|bf|it)(?![A-Za-z])\s*", ""),
     (r"\\(?:leqslant|leqq|leq)(?![A-Za-z])", r"\\le"),
@@ -121,12 +126,13 @@ _TEX = (
     (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
     (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
     (r"\\(?:div)(?![A-Za-z])", "/"),
+    (r"\\colon(?![A-Za-z])", ":"),
     (r"\\(?:varnothing)(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*(\{[^{}]*\})\s*([0-9A-Za-z])", r"\\frac\1{\2}"),
-    (r"\\frac\s*([0-9A-Za-z])\s*(\{)", r"\\frac{\1}\2"),
-    (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+    (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
+    (rf"\\(frac|binom)\s*{_ARGUMENT}\s*{_ARGUMENT}", r"\\\1{\2}{\3}"),
+    (rf"\\(frac|binom)\s*(\{{[^{{}}]*\}})\s*{_ARGUMENT}", r"\\\1\2{\3}"),
+    (rf"\\(frac|binom)\s*{_ARGUMENT}\s*(\{{)", r"\\\1{\2}\3"),
+    (rf"\\sqrt\s*(\[[0-9a-z]\])?\s*{_ARGUMENT}", r"\\sqrt\1{\2}"),
     (r"\\(?:overrightarrow|vec)\s*(?=\{)", r"\\vec"),
     (r"\\vec\s*([A-Za-z])(?![A-Za-z])", r"\\vec{\1}"),
     (r"\\(?:mathbf|boldsymbol|bm|mathit|textbf|textit)\s*\{\s*([A-Za-z])\s*\}", r" \1"),
@@ -136,12 +142,13 @@ _TEX = (
     (r"\^\{\s*([0-9A-Za-z]|\\circ)\s*\}", r"^\1"),
     (r"_\{\s*([0-9A-Za-z])\s*\}", r"_\1"),
     (r"\\(?:boldsymbol|bm|underline)\s*(?=\{)", ""),
-    (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fff]*)\}", r"\1"),
+    (r"\\text\s*\{([^A-Za-z0-9{}\u3400-\u9fffÅμΩ]*)\}", r"\1"),
     (r"\\?exp\s*\(([^()]*)\)|\\exp\s*\{([^{}]*)\}", r"e^{\1\2}"),
     (r"\\(sin|cos|tan)\s*\^\s*\{\s*-\s*1\s*\}", r"\\arc\1 "),
     (r"\\log_(?:e|\{e\})(?![A-Za-z])", r"\\ln "),
     (r"[(\[]\s*\\begin\{array\}\{[lcr| ]*\}(.*?)\\end\{array\}\s*[)\]]",
      r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    (r"\\\{\s*(\\begin\{array\}.*?\\end\{array\})\s*\.?$", r"\1"),
     # whole numbers k, as in k\pi (k \in Z)
     (r"(?<=\S)[,;]?\s*\(?\s*(?:\\text\{ where \})?[a-z]\s*\\in\s*"
      r"(?:\\math(?:bb|bf)\s*\{?[ZN]\}?|\\text\{[ZN]\}|[ZN])(?:\^?[*+]|_[+])?\s*\)?$", ""),
@@ -151,7 +158,7 @@ _TEX = (
     (r"\\(?:degree|degrees)(?![A-Za-z])", r"^\\circ"),
     (r"(?<!\^)\\circ(?![A-Za-z])", r"^\\circ"),
     (r"\\begin\{(?:cases|array|aligned)\}(?:\{[lcr| ]*\})?([^&]*?)\\end\{(?:cases|array|aligned)\}",
-     lambda m: m[1].replace("\\\\", ",")),
+     lambda m: re.sub(r"[,;]?\s*\\\\", ",", m[1])),
 )  # fmt: skip
 _TEX_RULES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement) for pattern, replacement in _TEX
@@ -163,8 +170,8 @@ _WORD_RULES: list[tuple[re.Pattern[str], str]] = [
 
 def to_ascii(text: str) -> str:
     """Full-width characters as ASCII, TeX's ways to group thousands as commas."""
-    text = text.translate(_TO_ASCII)
-    return text.replace("{,}", ",").replace(r",\!", ",").replace(r"\!", "")
+    text = text.translate(_TO_ASCII).replace("{,}", ",")
+    return re.sub(r"(?<=,)\\! *(?=[0-9])|\\!", "", text)
 
 
 def plain(text: str) -> str:
@@ -207,13 +214,14 @@ def written(text: str) -> str:
     for pattern, replacement in _TEX_RULES:
         text = pattern.sub(replacement, text)
     text = _E_NOTATION.sub(lambda m: rf"{m[1]}\times 10^{{{int(m[2])}}}", text)
+    text = re.sub(r"(?<=[0-9])\s*又\s*(?=[0-9]+/|\\frac)", " ", text)  # 3又3/4
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = re.sub(
         r"(?<![0-9./}])([0-9]+)/([0-9]+)(?: +(?=[A-Za-z\\(])|(?=i\b|\\(?:pi|sqrt)\b))",
         r"\\frac{\1}{\2}",
         text,
     )
-    text = _REPEATING.sub(_fraction, text)
+    text = _REPEATING.sub(_fraction, _GOES_ON.sub(r"\1\\overline{\2}", text))
     return re.sub(r"\s+", " ", text).strip()
 
 
