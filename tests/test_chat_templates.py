@@ -282,7 +282,7 @@ def test_parts_of_text_are_one_text(tokenizers_of: dict[str, Tokenizer], role: s
     tokenizer = tokenizers_of["llama3"]
     assert render(cut, tokenizer, "chat") == render(whole, tokenizer, "chat")
     picture = {"type": "image_url", "image_url": {"url": "a.png"}}
-    for bad in ([picture], [parts[0] | {"cache_control": {}}], ["It is 4."]):
+    for bad in ([picture], [parts[0] | {"cache_control": {"type": "x"}}], ["It is 4."]):
         cut[place] = {"role": role, "content": bad}
         with pytest.raises(DataError, match="content has a part"):
             render(cut, tokenizer, "chat")

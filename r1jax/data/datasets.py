@@ -16,6 +16,7 @@ Messages about a row begin with its place, `problems.jsonl:7`.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from r1jax.config import (
     import_function,
     section,
 )
-from r1jax.data.chat import checked_messages, says
+from r1jax.data.chat import checked_messages, refuse_json_text, says
 from r1jax.data.files import rows_of_file, rows_of_hub
 from r1jax.data.formats import FORMATS, METADATA, Use, read
 from r1jax.files import numbered_jsonl
@@ -41,6 +42,8 @@ from r1jax.tasks import check_example
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
+# Of a question's row, what others mean to be part of what is asked; everything else is metadata.
+UNASKED = ("system", "system_prompt", "tools", "documents", "chat_template_kwargs")
 T = TypeVar("T")
 
 
@@ -233,7 +236,8 @@ def messages_of(row: Row) -> list[Message]:
     """A row's conversation; a `prompt` is one message of the user's, or messages."""
     messages = row.get("messages") or row["prompt"]
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
+        refuse_json_text(messages)
+        messages = [{"role": "user", "content": messages}]
     return list(checked_messages(messages, "chat"))
 
 
@@ -272,11 +276,20 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
     missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
+    meant = getattr(row, "data", data or DataConfig()).metadata
+    if unasked := [key for key in UNASKED if says(row.get(key)) and key not in meant]:
+        raise DataError(
+            f"{where}: the key {unasked[0]!r} would not be asked; write it into messages, or name"
+            f" it in config.data.metadata = ({unasked[0]!r},)"
+        )
+    answer = row["answer"]
+    if isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise DataError(f"{where}: answer {answer!r} is neither a text nor a number")
     known = ("id", "prompt", "messages", "answer", "task")
     return Example(
-        id=str(row.get("id", index)),
+        id=str(index if row.get("id") is None else row["id"]),
         messages=tuple(messages_of(row)),
-        answer=str(row["answer"]),
+        answer=str(answer),
         task=str(row["task"]),
         metadata={key: value for key, value in row.items() if key not in known},
         where=where,

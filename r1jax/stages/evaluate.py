@@ -23,9 +23,9 @@ from r1jax.benchmarks.protocol import (
     open_sampler,
     write_results,
 )
-from r1jax.config import ConfigError, section
+from r1jax.config import ConfigError, Seed, section
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
+from r1jax.files import ASKED, absolute, read_jsonl, read_object, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
@@ -51,7 +51,7 @@ class EvaluateConfig:
     # Variables of the model's own chat template: {"enable_thinking": False}.
     template_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # its name in tables; "" = the workdir's
-    seed: int = 0  # of the samples
+    seed: Seed = 0  # of the samples
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -135,7 +135,7 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
     path = directory / ASKED
     begun = any(_file(directory, name).exists() for name in benchmarks)
     if begun and path.exists():
-        old = json.loads(path.read_text())
+        old = read_object(path)
         different = [key for key in old | asked if old.get(key) != asked.get(key)]
         if different:
             raise ConfigError(

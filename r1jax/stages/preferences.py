@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, Size, section
+from r1jax.config import ConfigError, DataError, Seed, Size, section
 from r1jax.data.datasets import DataConfig, Row, errors_at, messages_of, place_of, read_row, rows_of
 from r1jax.files import (
     CANDIDATES,
@@ -42,7 +42,7 @@ class PreferencesConfig:
     judge: ChatModelConfig  # says which of two responses is better
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
     queries: Size = QUERIES  # verdicts a pair, in random order of the two
-    seed: int = 0  # of that order
+    seed: Seed = 0  # of that order
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from r1jax.config import ConfigError, DataError, check_choice
+from r1jax.files import read_object
 from r1jax.models.config import ModelConfig
 from r1jax.weights.gguf import GGUFFile
 
@@ -269,7 +270,7 @@ def _weight_files(directory: Path) -> list[str]:
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if (directory / INDEX).is_file():
-        files = _read_json(directory / INDEX).get("weight_map")
+        files = read_object(directory / INDEX).get("weight_map")
         if not isinstance(files, dict) or not files:
             raise DataError(f"{directory / INDEX} has no weight_map of tensors to files")
         return sorted(set(files.values()))
@@ -281,23 +282,13 @@ def _weight_files(directory: Path) -> list[str]:
     raise DataError(f"{directory} has neither {WEIGHTS} nor {INDEX}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 # ---- config.json ----
 
 
 def config_from_hf(directory: str | os.PathLike[str]) -> ModelConfig:
     """config.json -> ModelConfig; raises ConfigError for what the model cannot express."""
     path = Path(directory) / "config.json"
-    values = _read_json(path)
+    values = read_object(path)
     family = values.get("model_type")
     if family not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
