@@ -315,6 +315,58 @@ def test_tools_are_variables_of_the_template(tokenizers_of: dict[str, Tokenizer]
     )
 
 
+PHI = QWEN25.replace("{{ '<|im_start|>assistant\\n' }}{% endif %}",
+                     "{{ '<|im_start|>assistant\\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}")  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [PHI, QWEN25])
+def test_every_turn_is_learnt_whatever_stands_behind_the_last(
+    tmp_path: Path, template: str
+) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, template, "<|im_end|>"))
+    greeted = [said("Hello!"), USER, PLAIN, AGAIN, said("Yes.")]
+    for conversation in (greeted, greeted[1:]):
+        assert learnt(conversation, tokenizer, "chat") == "It is 4.‹<|im_end|>›Yes.‹<|im_end|>›"
+    with pytest.raises(DataError, match="answers nothing"):
+        render([PLAIN], tokenizer, "chat")
+
+
+CALLS = """\
+{%- if messages %}{% set note = '' %}{% endif %}{{ note }}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}
+    {%- for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "raw", "expected"),
+    [
+        ({"x": 1}, False, '{"x": 1}'),
+        ('{"x": 1}', True, '{"x": 1}'),
+        ('{"x": 1}', False, None),  # a string in quotes would be learnt
+    ],
+)
+def test_arguments_of_calls(
+    tmp_path: Path, arguments: Any, raw: bool, expected: str | None
+) -> None:
+    template = CALLS.replace(" | tojson", "") if raw else CALLS
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, template, "<|im_end|>"))
+    call = said("", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+    if expected is None:
+        with pytest.raises(DataError, match="a tool call are a text, which the .* let them be an"):
+            render([USER, call], tokenizer, "chat")
+    else:
+        assert learnt([USER, call], tokenizer, "chat") == f"{expected}‹<|im_end|>›"
+
+
+def test_a_text_beside_messages_that_changes_nothing(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, CALLS, "<|im_end|>"))
+    with pytest.raises(DataError, match="does not read the key 'note' beside messages"):
+        render([USER, PLAIN], tokenizer, "chat", {"note": "Be brief."})
+
+
 def test_a_template_that_goes_on_behind_the_stop(tmp_path: Path) -> None:
     template = QWEN25.replace("'<|im_end|>\\n' }}", "'<|im_end|>\\nDone.' }}")
     tokenizer = load_tokenizer(write_tokenizer(tmp_path, template, "<|im_end|>"))

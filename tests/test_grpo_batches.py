@@ -16,6 +16,7 @@ from helpers import MODEL, example, grpo_config, write_lines
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import completion_group, pack
+from r1jax.files import write_jsonl_atomic
 from r1jax.losses.aggregation import AGGREGATIONS
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
@@ -272,6 +273,44 @@ def test_what_varies() -> None:
         assert [grpo_rollouts.varied(config, group[i : i + 2]) for i in (0, 1)] == expected
     with pytest.raises(ConfigError, match=r"config.vary_by 'acuracy' is not.*mean 'accuracy'"):
         check(config_of(rewards={"accuracy": 1.0}, vary_by="acuracy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rewards": {"accuracy": 0.0, "format": 0}}, "every weight is 0, so nothing is learnt"),
+        ({"rewards": [("accuracy", 1.0), ("accuracy", 2.0)]}, "rewards has 'accuracy' twice"),
+        ({"reward_models": {"accuracy": {"path": "x"}}}, "models.accuracy: .* has that name alre"),
+        (
+            {"evaluation": {"curve": {"a": {"data": {"path": "x"}, "rewards": {"x": 1.0}}}}},
+            "reward 'x' is neither",
+        ),
+    ],
+)
+def test_rewards_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        check(config_of(**{"rewards": {"accuracy": 1.0}} | changes))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"example_id": "another"},
+        {"tokens": None},
+        {"logprobs": []},
+        {"prompt_tokens": "x"},
+        {"reward_breakdown": 5},
+    ],
+)
+def test_rollouts_that_are_not_what_was_written(tmp_path: Path, damage: dict[str, Any]) -> None:
+    rows = [to_row(rollout(0, g)) for g in range(2)]
+    found = SimpleNamespace(_config=config_of())
+    questions = {rows[0]["example_id"]}
+    path = epath.Path(tmp_path / "000000.jsonl")
+    for last, whole in ((rows[1], True), (rows[1] | damage, False)):
+        write_jsonl_atomic(path, [rows[0], last])
+        written = grpo_rollouts.Rollouts._written(found, path, 2, questions)  # type: ignore[arg-type]
+        assert (written is not None) == whole
 
 
 def test_truncated_are_masked() -> None:

@@ -274,15 +274,18 @@ class _Chat:
         self._mark, self._sentinel = _unused_marks([messages, variables])
         self._variables = self._protected(variables)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The messages as text, their control tokens marked."""
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, without: str = ""
+    ) -> str:
+        """The messages as text, their control tokens marked; `without` one of the variables."""
         tokenizer = self._tokenizer
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "template 'chat': this tokenizer has no chat template; use one of"
                 f" {', '.join(name for name in TEMPLATES if name != 'chat')}"
             )
-        known = {"tools": None, "documents": None} | tokenizer.special_tokens | self._variables
+        known = {"tools": None, "documents": None} | tokenizer.special_tokens
+        known |= {name: value for name, value in self._variables.items() if name != without}
         try:
             return _compile(tokenizer.chat_template).render(
                 known,
@@ -373,7 +376,16 @@ class _Chat:
         return _encode(text, self._tokenizer, self._mark, begins)
 
     def refuse_what_is_dropped(self, messages: Sequence[Message]) -> None:
-        """DataError for a system's content, or a further key of a message, that changes nothing."""
+        """DataError for a system's content, a further key of a message, or a text as a variable,
+        that changes nothing.
+        """
+        for name in (name for name, value in self._variables.items() if isinstance(value, str)):
+            if all(
+                self.render(messages, b) == self.render(messages, b, name) for b in (True, False)
+            ):
+                raise DataError(
+                    f"the tokenizer's chat template does not read the key {name!r} beside messages"
+                )
         for i, message in enumerate(messages):
             more = further_keys(message)
             if message["role"] == "system" and message["content"]:

@@ -234,7 +234,9 @@ def last_turns(path: str) -> list[Row]:
 
 def messages_of(row: Row) -> list[Message]:
     """A row's conversation; a `prompt` is one message of the user's, or messages."""
-    messages = row.get("messages") or row["prompt"]
+    messages = row.get("messages") or row.get("prompt")
+    if messages is None:
+        raise DataError("the row has no messages and no prompt")
     if isinstance(messages, str):
         refuse_json_text(messages)
         messages = [{"role": "user", "content": messages}]
@@ -263,6 +265,15 @@ def _check_messages(row: Row, where: str) -> None:
             raise DataError("what is asked ends with a message of the assistant")
 
 
+def refuse_unasked(row: Row, metadata: Collection[str] = ()) -> None:
+    """DataError for a key of UNASKED that says something, but for those meant as metadata."""
+    if unasked := [key for key in UNASKED if says(row.get(key)) and key not in metadata]:
+        raise DataError(
+            f"the key {unasked[0]!r} would not be asked; write it into messages, leave it out, or"
+            f" name it in config.data.metadata = ({unasked[0]!r},)"
+        )
+
+
 def to_example(row: Row, index: int, source: str, data: DataConfig | None = None) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
@@ -276,12 +287,8 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
     missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
-    meant = getattr(row, "data", data or DataConfig()).metadata
-    if unasked := [key for key in UNASKED if says(row.get(key)) and key not in meant]:
-        raise DataError(
-            f"{where}: the key {unasked[0]!r} would not be asked; write it into messages, or name"
-            f" it in config.data.metadata = ({unasked[0]!r},)"
-        )
+    with errors_at(where):
+        refuse_unasked(row, getattr(row, "data", data or DataConfig()).metadata)
     answer = row["answer"]
     if isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
         raise DataError(f"{where}: answer {answer!r} is neither a text nor a number")

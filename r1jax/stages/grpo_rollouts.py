@@ -292,7 +292,7 @@ def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
     if not keep or jax.process_index() != 0:
         return
     for path in (workdir / ROLLOUTS).glob("*.jsonl"):
-        if int(path.stem) <= iteration - keep:
+        if path.stem.isdecimal() and int(path.stem) <= iteration - keep:
             path.unlink()
 
 
