@@ -84,7 +84,7 @@ def _messages(row: Mapping[str, Any]) -> Sequence[Message]:
             "a row needs the key prompt (a text) or messages (a list of objects with role and"
             f" content); it has {', '.join(row) or 'no keys'}"
         )
-    return messages_of({"messages": messages})
+    return messages_of({"prompt": messages})
 
 
 def to_row(completion: Completion, text: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From rollouts to minibatches, and other parts of GRPO that a run hides."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,6 @@ from helpers import MODEL, example, grpo_config, write_lines
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import completion_group, pack
-from r1jax.files import write_jsonl_atomic
 from r1jax.losses.aggregation import AGGREGATIONS
 from r1jax.models.config import ModelConfig
 from r1jax.models.packed_attention import Span
@@ -230,26 +230,38 @@ def test_a_torn_file_of_rollouts_is_sampled_anew(
     path = epath.Path(tmp_path / "000000.jsonl")
     source: Any = grpo_rollouts.Rollouts.__new__(grpo_rollouts.Rollouts)
     source._config = config_of()
-    assert source._written(path, 16) is None  # there is none
+    questions = {row["example_id"] for row in whole}
+    assert source._written(path, 16, questions) is None  # there is none
     assert not caplog.records
     write_lines(Path(path), whole)
-    found = source._written(path, 16)
+    found = source._written(path, 16, questions)
     assert [to_row(rollout) for rollout in found] == whole
     lines = path.read_text().splitlines(keepends=True)
+    damaged = [
+        ("".join([json.dumps(whole[0] | damage) + "\n", *lines[1:]]), said)
+        for damage, said in (
+            ({"example_id": "another"}, "has rollouts of other questions"),
+            ({"logprobs": []}, "or without a number a token"),
+            ({"tokens": None}, "is not what was written"),
+            ({"prompt_tokens": "x"}, "is not what was written"),
+            ({"reward_breakdown": 5}, "has rollouts of other questions"),
+        )
+    ]
     for text, said in (
         ("".join(lines[:-1]), "has 15 of 16 rollouts"),
         ("".join(lines)[:-20], "jsonl:16 is not JSON"),
         ("", "is empty"),
         ("{}\n" * 16, "has no key"),
+        *damaged,
     ):
         path.write_text(text)
         caplog.clear()
         source._config = config_of()
-        assert source._written(path, 16) is None
+        assert source._written(path, 16, questions) is None
         assert said in caplog.text and "sampled again" in caplog.text
         source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
         with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
-            source._written(path, 16)
+            source._written(path, 16, questions)
 
 
 def test_a_completion_on_the_screen() -> None:
@@ -290,27 +302,6 @@ def test_what_varies() -> None:
 def test_rewards_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         check(config_of(**{"rewards": {"accuracy": 1.0}} | changes))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"example_id": "another"},
-        {"tokens": None},
-        {"logprobs": []},
-        {"prompt_tokens": "x"},
-        {"reward_breakdown": 5},
-    ],
-)
-def test_rollouts_that_are_not_what_was_written(tmp_path: Path, damage: dict[str, Any]) -> None:
-    rows = [to_row(rollout(0, g)) for g in range(2)]
-    found = SimpleNamespace(_config=config_of())
-    questions = {rows[0]["example_id"]}
-    path = epath.Path(tmp_path / "000000.jsonl")
-    for last, whole in ((rows[1], True), (rows[1] | damage, False)):
-        write_jsonl_atomic(path, [rows[0], last])
-        written = grpo_rollouts.Rollouts._written(found, path, 2, questions)  # type: ignore[arg-type]
-        assert (written is not None) == whole
 
 
 def test_truncated_are_masked() -> None:

@@ -172,8 +172,10 @@ class Rollouts:
                 problem = f"{path} has rollouts of other questions, or without a number a token"
         except DataError as error:
             problem = str(error)
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"{path} is not what was written: {error!r}"
+        except KeyError as error:
+            problem = f"{path} has no key {error}"
+        except (TypeError, ValueError) as error:
+            problem = f"{path} is not what was written: {error}"
         if self._config.rollouts_ahead:
             raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
         logging.warning("%s: they are sampled again", problem)
@@ -277,10 +279,11 @@ class Rollouts:
 
 
 def _is_of(rollout: Rollout, questions: Collection[str]) -> bool:
-    """Whether it answers one of these, with a log-probability for each of its tokens."""
+    """Whether it answers one of these, with its rewards and a log-probability for each token."""
     completion = rollout.completion
     whole = len(completion.tokens) == len(completion.logprobs)
-    return whole and rollout.example_id in questions
+    graded = isinstance(rollout.reward_breakdown, Mapping)
+    return whole and graded and rollout.example_id in questions
 
 
 def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:
