@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import math
 import os
 import sys
 from importlib.util import find_spec
@@ -82,6 +83,9 @@ ASKED = [
      {"level": "Level 5", "type": "Algebra", "solution": MATH["solution"]}),
     ("math", {"problem": "2?", "solution": "so $\\boxed 2$."}, "2?", "2",
      {"solution": "so $\\boxed 2$."}),
+    ("verl", {"data_source": "gsm8k", "prompt": [user("2?")], "ability": "math",
+              "reward_model": {"style": "rule", "ground_truth": "2"}}, "2?", "2",
+     {"data_source": "gsm8k", "ability": "math"}),
     ("math", {"problem": "2?", "answer": 2, "subject": "Algebra", "level": 3}, "2?", "2",
      {"subject": "Algebra", "level": 3}),
 ]  # fmt: skip
@@ -171,6 +175,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("sft", {"prompt": json.dumps(TURNS), "completion": "b"}, "list of messages written as a text"),
     ("sft", {"prompt": str(TURNS), "completion": "b"}, "list of messages written as a text"),
     ("pairs", {"prompt": "a", "chosen": json.dumps(TURNS), "rejected": "b"}, "written as a text"),
+    ("rl", {"prompt": "a", "reward_model": {"style": "rule"}}, "which has no ground_truth"),
     ("rl", {"problem": "a", "prompt": "b", "answer": "c"}, "both problem and prompt say"),
     ("rl", {"question": "a", "prompt": "b", "answer": "#### 4"}, "both question and prompt say"),
     ("rl", {"question": "a", "answer": "b"}, "key prompt .or messages. is missing; it has q"),
@@ -355,6 +360,14 @@ def test_from_jsonl_keeps_what_a_row_says(tmp_path: Path) -> None:
     (example,) = examples_of(source, "k")  # type: ignore[misc]
     assert example.metadata["level"] == 5
     assert example.where.endswith("a.jsonl:1")
+    for bad, message in (
+        ({"problem": None}, "a.jsonl:1: the key 'problem' that the question asks for is null"),
+        ({"answer": True}, "a.jsonl:1: answer True is neither a text nor a number"),
+        ({"answer": math.nan}, "a.jsonl:1: answer nan is neither a text nor a number"),
+    ):
+        write(tmp_path / "a.jsonl", [row | bad])
+        with pytest.raises(DataError, match=message):
+            from_jsonl(**data)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")

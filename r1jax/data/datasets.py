@@ -265,6 +265,13 @@ def _check_messages(row: Row, where: str) -> None:
             raise DataError("what is asked ends with a message of the assistant")
 
 
+def answer_text(answer: Any) -> str:
+    """A row's answer as text; DataError for what no completion could say."""
+    if isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise DataError(f"answer {answer!r} is neither a text nor a number")
+    return str(answer)
+
+
 def refuse_unasked(row: Row, metadata: Collection[str] = ()) -> None:
     """DataError for a key of UNASKED that says something, but for those meant as metadata."""
     if unasked := [key for key in UNASKED if says(row.get(key)) and key not in metadata]:
@@ -289,14 +296,12 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
     with errors_at(where):
         refuse_unasked(row, getattr(row, "data", data or DataConfig()).metadata)
-    answer = row["answer"]
-    if isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
-        raise DataError(f"{where}: answer {answer!r} is neither a text nor a number")
+        answer = answer_text(row["answer"])
     known = ("id", "prompt", "messages", "answer", "task")
     return Example(
         id=str(index if row.get("id") is None else row["id"]),
         messages=tuple(messages_of(row)),
-        answer=str(answer),
+        answer=answer,
         task=str(row["task"]),
         metadata={key: value for key, value in row.items() if key not in known},
         where=where,

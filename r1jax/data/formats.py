@@ -287,6 +287,14 @@ def _gsm8k_sft(row: Row) -> dict[str, Any]:
     return _rest(row, "question", "answer") | {"messages": turns}
 
 
+def _verl(row: Row) -> dict[str, Any]:
+    truth = row["reward_model"]
+    if not isinstance(truth, Mapping) or truth.get("ground_truth") is None:
+        raise DataError(f"reward_model is {truth!r}, which has no ground_truth")
+    about = {"answer": truth["ground_truth"], "task": row.get("task") or "math"}
+    return _rest(row, "reward_model") | about
+
+
 def _math(row: Row) -> dict[str, Any]:
     """The reference is the key answer, or else what the solution boxes last."""
     _refuse_two_questions(row, "problem")
@@ -344,6 +352,7 @@ FORMATS = {
         rl=_gsm8k,
         tells=lambda row: "####" in str(row["answer"]),
     ),
+    "verl": Format(("prompt", "reward_model"), rl=_verl),
     "math": Format(
         ("problem",),
         sft=_math_sft,

@@ -23,7 +23,7 @@ from r1jax.benchmarks.protocol import (
     open_sampler,
     write_results,
 )
-from r1jax.config import ConfigError, Seed, section
+from r1jax.config import ConfigError, DataError, Seed, section
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, absolute, read_jsonl, read_object, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
@@ -100,8 +100,8 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     keep_rows(directory, sources, used)
     todo = {name: b for name, b in benchmarks.items() if not _file(directory, name).exists()}
     rollouts = {
-        name: [from_row(row) for row in read_jsonl(_file(directory, name))]
-        for name in benchmarks
+        name: _written(_file(directory, name), benchmark)
+        for name, benchmark in benchmarks.items()
         if name not in todo
     }
     if todo:
@@ -120,6 +120,18 @@ def model_step(model: str) -> int:
     if (path / MANIFEST).exists():
         return int(path.name)
     return Checkpoints(path).latest_step() or 0
+
+
+def _written(path: epath.Path, benchmark: Benchmark) -> list[Rollout]:
+    """A finished benchmark's rollouts; DataError for a file that is not as it was written."""
+    again = "delete it, and the benchmark is run again"
+    try:
+        found = [from_row(row) for row in read_jsonl(path)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not what was written ({error!r}); {again}") from None
+    if len(found) != benchmark.completions:
+        raise DataError(f"{path} has {len(found)} of {benchmark.completions} completions; {again}")
+    return found
 
 
 def _file(directory: epath.Path, benchmark: str) -> epath.Path:
