@@ -144,7 +144,7 @@ PLAIN = said("It is 4.")
 THOUGHTS = said("<think>\nhm\n</think>\n\nIt is 4.")
 
 
-def write_tokenizer(directory: Path, template: str | None, eos: str, **config: Any) -> Path:
+def write_tokenizer(directory: Path, template: Any, eos: str, **config: Any) -> Path:
     """Byte-level BPE without merges, with every control token that a template above has."""
     vocab = {c: i for i, c in enumerate(BYTES)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -358,6 +358,29 @@ def test_arguments_of_calls(
             render([USER, call], tokenizer, "chat")
     else:
         assert learnt([USER, call], tokenizer, "chat") == f"{expected}‹<|im_end|>›"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"eos_token": 5}, "eos_token is 5, not a token"),
+        ({"bos_token": ["<s>"]}, "bos_token is .*, not a token"),
+        ({"chat_template": {"default": "x"}}, "chat_template is dict, not a text"),
+        ({"chat_template": ["x"]}, "the chat template cannot be read"),
+        ({"chat_template": [{"name": "default"}]}, "the chat template cannot be read"),
+    ],
+)
+def test_wrong_files_of_a_tokenizer(tmp_path: Path, config: Any, message: str) -> None:
+    write_tokenizer(tmp_path, QWEN25, "<|im_end|>", **config)
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_file_that_is_not_utf8(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, QWEN25, "<|im_end|>")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="the chat template cannot be read"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_text_beside_messages_that_changes_nothing(tmp_path: Path) -> None:
