@@ -308,8 +308,8 @@ class Tokenizer:
 
 
 def _backend(files: Mapping[str, bytes], source: str) -> Backend:
-    roles = _roles(files, source).values()
     try:
+        roles = _roles(files, source).values()
         if FAST in files:
             return Fast(files[FAST].decode("utf-8"), roles)
         if SENTENCEPIECE in files:
