@@ -119,7 +119,7 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
     try:
         value = json.loads(absolute(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged, it is not JSON: {error}") from None
+        raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} is a JSON {type(value).__name__}, expected an object")
     return value

@@ -283,7 +283,7 @@ def test_what_a_run_wrote_down_is_damaged(tmp_path: Path, content: str) -> None:
     """One sentence with the file, whatever stands in it."""
     directory = epath.Path(tmp_path)
     (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(DataError, match=r"rows.json (is damaged|is a JSON list)"):
+    with pytest.raises(DataError, match=r"rows.json (is damaged|is not JSON|is a JSON list)"):
         keep_rows(directory, {"config.data": [{"a": 1}]}, {"config.data"})
     (tmp_path / "config.json").write_text(content)
     (tmp_path / "metrics.jsonl").write_text("x")
