@@ -6,7 +6,7 @@ Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are
 `{"messages", "chosen", "rejected"}`. Rows of other shapes are read as these (formats.py). In a
 config:
 
-    config.data = {"path": "problems.jsonl"}  # or a JSON array, or .parquet (the extra `data`)
+    config.data = {"path": "problems.jsonl"}  # or an array, .csv, .gz, .parquet
     config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # that extra
     config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 
@@ -51,7 +51,7 @@ T = TypeVar("T")
 class DataConfig:
     """Exactly one of a file, a data set of the hub, and a `module:function`."""
 
-    path: str | None = None  # of a file: a JSON object a line, a JSON array, or .parquet
+    path: str | None = None  # a JSON object a line, a JSON array, .csv, .tsv or .parquet; or .gz
     hub: str | None = None  # "openai/gsm8k": a data set of the Hugging Face hub
     split: str = "train"  # of it
     # module:function, called with `args`: a list of rows, or a function of a row's index (endless).
