@@ -134,7 +134,10 @@ def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:
     file.write_text(CONFIG.partition("def sweep")[0] + f"def sweep():\n    return [{sweep}]\n")
     runs = make_runs(f"{file}:seed=9,smoke", tmp_path / "out")
     assert [run.name for run in runs] == ["arm=b,seed=2", "arm=c,seed=3"]
-    assert (runs[0].config["seed"], runs[0].config["wandb_project"]) == (1, "seed=9,smoke,arm=b,seed=2")
+    assert (runs[0].config["seed"], runs[0].config["wandb_project"]) == (
+        1,
+        "seed=9,smoke,arm=b,seed=2",
+    )
     assert runs[1].command[3:] == [
         f"--config={file}:seed=9,smoke,arm=c,seed=3",
         f"--workdir={tmp_path}/out/arm=c,seed=3",

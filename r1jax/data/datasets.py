@@ -7,7 +7,7 @@ Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are
 config:
 
     config.data = {"path": "problems.jsonl"}  # or an array, .csv, .gz, .parquet
-    config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # that extra
+    config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # r1jax[data]
     config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 
 Messages about a row begin with its place, `problems.jsonl:7`.
