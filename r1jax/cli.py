@@ -20,6 +20,8 @@ OF_THE_MACHINE = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
 
+WRONG_KIND = (IsADirectoryError, NotADirectoryError, FileExistsError)  # epath's have no errno
+
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
@@ -31,9 +33,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+        if error.errno not in OF_THE_MACHINE and not isinstance(error, WRONG_KIND):
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        said = f"{error.filename or 'a file'}: {error.strerror}" if error.errno else error
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)

@@ -59,11 +59,19 @@ class Bounds:
         return " and ".join(f"{name} {x:g}" for name, x in said.items() if math.isfinite(x))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOf:
+    """The keys of a registry."""
+
+    choices: Mapping[str, Any]
+
+
 Count = Annotated[int, Bounds(least=0)]
 Size = Annotated[int, Bounds(least=1)]
 NotNegative = Annotated[float, Bounds(least=0)]
 Positive = Annotated[float, Bounds(above=0)]
 Share = Annotated[float, Bounds(least=0, most=1)]
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
 Decay = Annotated[float, Bounds(least=0, below=1)]  # of a running mean
 
 
@@ -78,8 +86,8 @@ def section(
     A key that is left out has the value of `default`, or else the field's own default; so a section
     that sets one key keeps what its parent prefers for the others. Fields may be bool, int, float,
     str, Literal, Optional, tuple, list, dict, Any and further dataclasses, numbers also Annotated
-    with Bounds. Raises ConfigError for unknown and missing keys, wrong types and numbers that
-    cannot be.
+    with Bounds, texts with OneOf. Raises ConfigError for unknown and missing keys, wrong types and
+    values that cannot be.
     """
     if isinstance(config_section, dataclass_type):
         return config_section
@@ -106,7 +114,7 @@ def section(
             raise ConfigError(f"{path}.{name} is missing ({_describe(hints[name])} expected)")
     try:
         return dataclass_type(**values)
-    except ValueError as error:  # raised by a __post_init__
+    except (ValueError, ConfigError) as error:  # raised by a __post_init__
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -153,7 +161,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is Any:
         return _plain(value)
     if origin is Annotated:
-        return _bounded(args[1], _convert(args[0], value, path), path)
+        return _allowed(args[1], _convert(args[0], value, path), path)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, path)
     if origin is typing.Literal:
@@ -174,9 +182,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _bounded(bounds: Bounds, value: Any, path: str) -> Any:
-    if value not in bounds:
-        raise ConfigError(f"{path} {value:g} must be {bounds}")
+def _allowed(values: Bounds | OneOf, value: Any, path: str) -> Any:
+    if isinstance(values, OneOf):
+        check_choice(path, value, values.choices)
+    elif value not in values:
+        raise ConfigError(f"{path} {value:g} must be {values}")
     return value
 
 
@@ -211,8 +221,11 @@ def _convert_sequence(origin: type, args: tuple[Any, ...], value: Any, path: str
 def _convert_dict(args: tuple[Any, ...], value: Any, path: str) -> dict[Any, Any]:
     if not isinstance(value, (config_dict.ConfigDict, Mapping)):
         raise _type_error(path, value, "a section of keys")
-    hint = args[1] if args else Any
-    return {key: _convert(hint, _get(value, key, path), f"{path}.{key}") for key in value}
+    names, hint = args or (Any, Any)
+    return {  # {1300: ...} where the names are texts
+        str(key) if names is str else key: _convert(hint, _get(value, key, path), f"{path}.{key}")
+        for key in value
+    }
 
 
 def _plain(value: Any) -> Any:

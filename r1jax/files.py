@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -58,11 +60,26 @@ def read_rows(path: str, *keys: str) -> list[Mapping[str, Any]]:
 
 def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
     """As read_jsonl, each object with the number of its line."""
+    return json_lines(path, read_data(path))
+
+
+def read_data(path: epath.PathLike) -> bytes:
+    """A file of rows, without a byte order mark, and unpacked where it is packed by gzip."""
     try:
         data = absolute(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except IsADirectoryError:
+        raise DataError(f"{path} is a directory, expected a file") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"file {path} does not exist") from None
-    numbered = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from None
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def json_lines(path: epath.PathLike, data: bytes) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file's content, each with the number of its line."""
+    numbered = enumerate(data.split(b"\n"), start=1)
     rows = [(number, _parse_line(line, path, number)) for number, line in numbered if line.strip()]
     if not rows:
         raise DataError(f"{path} is empty, expected one JSON object a line")
@@ -73,7 +90,9 @@ def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or far too deep
-        raise DataError(f"{path}:{number} is not JSON: {error}") from None
+        raise DataError(
+            f"{path}:{number} is not JSON: {error} (expected one object a line)"
+        ) from None
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, expected an object")
     return row
@@ -93,6 +112,17 @@ def write_data(
     """A stage's data set: its rows, then statistics.json, whose presence says that it is whole."""
     write_jsonl_atomic(directory / name, rows)
     write_json(directory / STATISTICS, statistics)
+
+
+def read_object(path: epath.PathLike) -> dict[str, Any]:
+    """The object of a JSON file; DataError where it holds something else."""
+    try:
+        value = json.loads(absolute(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is a JSON {type(value).__name__}, expected an object")
+    return value
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

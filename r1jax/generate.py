@@ -29,6 +29,7 @@ from etils import epath
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import TEMPLATES, render_prompt
+from r1jax.data.datasets import messages_of, refuse_unasked
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import numbered_jsonl, write_jsonl_atomic
 from r1jax.machines.hosts import set_up_jax
@@ -76,15 +77,14 @@ def _messages(row: Mapping[str, Any]) -> Sequence[Message]:
     prompt, messages = row.get("prompt"), row.get("messages")
     if prompt is not None and messages is not None:
         raise DataError("both prompt and messages say what is asked; leave one out")
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    messages = prompt if isinstance(prompt, list) else messages
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    refuse_unasked(row)
+    messages = prompt if isinstance(prompt, list | str) else messages
+    if not isinstance(messages, list | str):
         raise DataError(
             "a row needs the key prompt (a text) or messages (a list of objects with role and"
             f" content); it has {', '.join(row) or 'no keys'}"
         )
-    return messages
+    return messages_of({"prompt": messages})
 
 
 def to_row(completion: Completion, text: str, row: Mapping[str, Any]) -> dict[str, Any]:

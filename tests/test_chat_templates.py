@@ -144,7 +144,7 @@ PLAIN = said("It is 4.")
 THOUGHTS = said("<think>\nhm\n</think>\n\nIt is 4.")
 
 
-def write_tokenizer(directory: Path, template: str | None, eos: str, **config: Any) -> Path:
+def write_tokenizer(directory: Path, template: Any, eos: str, **config: Any) -> Path:
     """Byte-level BPE without merges, with every control token that a template above has."""
     vocab = {c: i for i, c in enumerate(BYTES)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -282,7 +282,7 @@ def test_parts_of_text_are_one_text(tokenizers_of: dict[str, Tokenizer], role: s
     tokenizer = tokenizers_of["llama3"]
     assert render(cut, tokenizer, "chat") == render(whole, tokenizer, "chat")
     picture = {"type": "image_url", "image_url": {"url": "a.png"}}
-    for bad in ([picture], [parts[0] | {"cache_control": {}}], ["It is 4."]):
+    for bad in ([picture], [parts[0] | {"cache_control": {"type": "x"}}], ["It is 4."]):
         cut[place] = {"role": role, "content": bad}
         with pytest.raises(DataError, match="content has a part"):
             render(cut, tokenizer, "chat")
@@ -313,6 +313,80 @@ def test_tools_are_variables_of_the_template(tokenizers_of: dict[str, Tokenizer]
     assert text_of(tokens, tokenizers_of["qwen3"]).startswith(
         '‹<|im_start|>›system\n{"name": "add<|im_end|>"}‹<|im_end|>›\n‹<|im_start|>›user'
     )
+
+
+PHI = QWEN25.removesuffix("{% endif %}") + "{% else %}{{ '<|endoftext|>' }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [PHI, QWEN25])
+def test_every_turn_is_learnt_whatever_stands_behind_the_last(
+    tmp_path: Path, template: str
+) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, template, "<|im_end|>"))
+    greeted = [said("Hello!"), USER, PLAIN, AGAIN, said("Yes.")]
+    for conversation in (greeted, greeted[1:]):
+        assert learnt(conversation, tokenizer, "chat") == "It is 4.‹<|im_end|>›Yes.‹<|im_end|>›"
+    with pytest.raises(DataError, match="answers nothing"):
+        render([PLAIN], tokenizer, "chat")
+
+
+CALLS = """\
+{%- if messages %}{% set note = '' %}{% endif %}{{ note }}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}
+    {%- for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "raw", "expected"),
+    [
+        ({"x": 1}, False, '{"x": 1}'),
+        ('{"x": 1}', True, '{"x": 1}'),
+        ('{"x": 1}', False, None),  # a string in quotes would be learnt
+    ],
+)
+def test_arguments_of_calls(
+    tmp_path: Path, arguments: Any, raw: bool, expected: str | None
+) -> None:
+    template = CALLS.replace(" | tojson", "") if raw else CALLS
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, template, "<|im_end|>"))
+    call = said("", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+    if expected is None:
+        with pytest.raises(DataError, match="a tool call are a text, which the .* let them be an"):
+            render([USER, call], tokenizer, "chat")
+    else:
+        assert learnt([USER, call], tokenizer, "chat") == f"{expected}‹<|im_end|>›"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"eos_token": 5}, "eos_token is 5, not a token"),
+        ({"bos_token": ["<s>"]}, "bos_token is .*, not a token"),
+        ({"chat_template": {"default": "x"}}, "chat_template is dict, not a text"),
+        ({"chat_template": ["x"]}, "the chat template cannot be read"),
+        ({"chat_template": [{"name": "default"}]}, "the chat template cannot be read"),
+    ],
+)
+def test_wrong_files_of_a_tokenizer(tmp_path: Path, config: Any, message: str) -> None:
+    write_tokenizer(tmp_path, QWEN25, "<|im_end|>", **config)
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_file_that_is_not_utf8(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, QWEN25, "<|im_end|>")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="the chat template cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_text_beside_messages_that_changes_nothing(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, CALLS, "<|im_end|>"))
+    with pytest.raises(DataError, match="does not read the key 'note' beside messages"):
+        render([USER, PLAIN], tokenizer, "chat", {"note": "Be brief."})
 
 
 def test_a_template_that_goes_on_behind_the_stop(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, DataError
+from r1jax.data.fingerprint import keep_rows
 from r1jax.training.run_config import check_config
 from r1jax.weights import checkpoint
 from r1jax.weights.checkpoint import (
@@ -202,13 +205,30 @@ def test_a_damaged_one_is_set_aside(
     assert Checkpoints(tmp_path / "other").sound_step() is None
 
 
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_what_lies_beside_belongs_to_it(tmp_path: Path, how: str) -> None:
+    """A critic's checkpoints: where one is damaged, the policy's of that step is set aside too."""
+    for step in (1, 2):
+        for directory in (tmp_path / "critic", tmp_path):
+            Checkpoints(directory).save(step, make_state(step))
+    last = tmp_path / "critic/checkpoints/2"
+    shutil.rmtree(last) if how == "gone" else break_file(last, "state/")
+    assert Checkpoints(tmp_path, beside=[tmp_path / "critic"]).sound_step() == 1
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2.damaged"]
+    rest = ["1"] if how == "gone" else ["1", "2.damaged"]
+    assert sorted(os.listdir(tmp_path / "critic/checkpoints")) == rest
+
+
 def test_others_files_stay(tmp_path: Path) -> None:
     directory = tmp_path / "checkpoints"
-    (directory / "6.bak").mkdir(parents=True)
+    for name in ("6.bak", "02", "²"):
+        (directory / name).mkdir(parents=True)
+        (directory / name / "manifest.json").write_text("{}")
     (directory / "notes.txt").write_text("mine")
+    (directory / "9").write_text("mine")
     for step in (1, 2):
         Checkpoints(tmp_path, max_to_keep=1).save(step, make_state(step))
-    assert sorted(os.listdir(directory)) == ["2", "6.bak", "notes.txt"]
+    assert sorted(os.listdir(directory)) == ["02", "2", "6.bak", "9", "notes.txt", "²"]
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -256,6 +276,19 @@ def test_a_workdir_is_a_model(tmp_path: Path) -> None:
         assert json.loads((model_root(path) / "model.json").read_text()) == {"num_layers": 2}
     with pytest.raises(ConfigError, match="is not a model of r1jax"):
         model_root(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config.data": {}}', '{"config.data": 5}'])
+def test_what_a_run_wrote_down_is_damaged(tmp_path: Path, content: str) -> None:
+    """One sentence with the file, whatever stands in it."""
+    directory = epath.Path(tmp_path)
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(DataError, match=r"rows.json (is damaged|is not JSON|is a JSON list)"):
+        keep_rows(directory, {"config.data": [{"a": 1}]}, {"config.data"})
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "metrics.jsonl").write_text("x")
+    with pytest.raises((DataError, ConfigError), match=r"config.json is "):
+        check_config(directory, config_dict.ConfigDict({"stage": "sft"}))
 
 
 def test_changed_config_is_refused(tmp_path: Path) -> None:

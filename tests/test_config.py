@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from ml_collections import config_dict
@@ -13,7 +13,9 @@ from ml_collections import config_dict
 from r1jax.config import (
     ConfigError,
     Decay,
+    OneOf,
     Positive,
+    Seed,
     Size,
     chain,
     check_choice,
@@ -196,6 +198,10 @@ def test_config_files_that_cannot_be(tmp_path: Path, text: str, expected: str) -
         ({"decay": 1.0}, "config.decay 1 must be at least 0 and below 1"),
         ({"limit": 0}, "config.limit 0 must be at least 1"),
         ({"limit": "x"}, "config.limit = 'x' is str, expected int"),
+        ({"seed": -1}, "config.seed -1 must be at least 0"),
+        ({"seed": 10**30}, "config.seed 1e\\+30 must be at least 0 and at most 4.29"),
+        ({"fruit": "appel"}, "config.fruit 'appel' is not one of .*did you mean 'apple'"),
+        ({"at": {1300: "x"}}, "config.at.1300 = 'x' is str, expected int"),
     ],
 )
 def test_numbers_out_of_bounds(changes: dict[str, Any], expected: str) -> None:
@@ -205,7 +211,11 @@ def test_numbers_out_of_bounds(changes: dict[str, Any], expected: str) -> None:
         rate: Positive = 1.0
         decay: Decay = 0.5
         limit: Size | None = None
+        seed: Seed = 0
+        fruit: Annotated[str, OneOf({"apple": 1, "pear": 2})] = "pear"
+        at: dict[str, int] = field(default_factory=dict)
 
+    assert section(Numbers, {"at": {1300: 5}}).at == {"1300": 5}
     assert section(Numbers, {"decay": 0, "limit": None, "rate": 2}) == Numbers(1, 2.0, 0.0, None)
     with pytest.raises(ConfigError, match=expected):
         section(Numbers, changes)

@@ -145,7 +145,7 @@ def test_wrong_config(
         ("sft", "\n\n", "rows.jsonl is empty"),
         ("grpo", GOOD + "\n\n{'a': 1}\n", "rows.jsonl:3 is not JSON"),
         ("sft", '{"text": "a"}\n{"text": "b', "rows.jsonl:2 is not JSON"),
-        ("sft", '["a"]\n', "rows.jsonl:1 is a JSON list, expected an object"),
+        ("sft", '["a"]\n', "rows.jsonl, row 1 is a JSON str, expected an object"),
         ("grpo", '{"prompt": "1+1=?", "task": "integer"}\n', "rows.jsonl:1: key answer is missing"),
         (
             "grpo",

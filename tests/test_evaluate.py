@@ -14,7 +14,7 @@ from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.protocol import Benchmark
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import read_config
 from r1jax.machines.mesh import make_mesh
@@ -85,6 +85,17 @@ def test_only_what_is_missing_is_run_again(
     assert evaluate.evaluate(asked, tmp_path) == whole
     assert sizes == ["2 \n"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+    kept = files["two.jsonl"]
+    for data, said in (
+        (b"".join(kept.splitlines(keepends=True)[:4]), "has 4 of 6 completions; delete it"),
+        (b"{}\n" * 6, "is not what was written .*; delete it"),
+        (b"", "is empty"),
+    ):
+        (tmp_path / "two.jsonl").write_bytes(data)
+        with pytest.raises(DataError, match=f"two.jsonl {said}"):
+            evaluate.evaluate(asked, tmp_path)
+    (tmp_path / "two.jsonl").write_bytes(kept)
 
     other = asked_of(model, seed=1)
     with pytest.raises(ConfigError, match="holds an evaluation with another seed; take another"):

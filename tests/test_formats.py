@@ -1,7 +1,9 @@
 """Rows as others write them: told by their keys, read by every stage, or refused."""
 
 import ast
+import gzip
 import json
+import math
 import os
 import sys
 from importlib.util import find_spec
@@ -58,6 +60,7 @@ LEARNT = [
         {"from": "user", "value": "2 + 2?"}, {"from": "assistant", "value": "4"}]},
      [SYSTEM, *TURNS]),
     ("sharegpt", {"conversations": TURNS}, TURNS),
+    ("alpaca", {"instruction": "", "input": "2 + 2?", "output": "4"}, TURNS),
     ("gsm8k", GSM8K, [user("2 + 2?"), said(GSM8K["answer"])]),
     ("math", MATH, [user("2 + 2?"), said(MATH["solution"])]),
 ]  # fmt: skip
@@ -80,6 +83,9 @@ ASKED = [
      {"level": "Level 5", "type": "Algebra", "solution": MATH["solution"]}),
     ("math", {"problem": "2?", "solution": "so $\\boxed 2$."}, "2?", "2",
      {"solution": "so $\\boxed 2$."}),
+    ("verl", {"data_source": "gsm8k", "prompt": [user("2?")], "ability": "math",
+              "reward_model": {"style": "rule", "ground_truth": "2"}}, "2?", "2",
+     {"data_source": "gsm8k", "ability": "math"}),
     ("math", {"problem": "2?", "answer": 2, "subject": "Algebra", "level": 3}, "2?", "2",
      {"subject": "Algebra", "level": 3}),
 ]  # fmt: skip
@@ -113,6 +119,11 @@ PAIRS = [
      TURNS[:1]),
     ("preference", {"chosen": TURNS, "rejected": [TURNS[0], said("5")]}, TURNS[:1]),
     ("preference", {"prompt": "2 + 2?", "chosen": said("4"), "rejected": said("5")}, TURNS[:1]),
+    ("preference", {"prompt": "2 + 2?", "rejected": "5",
+                    "chosen": [said("") | {"content": [{"type": "text", "text": "4"}]}]},
+     TURNS[:1]),
+    ("preference", {"system": "Be brief.", "prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+     [SYSTEM, user("2 + 2?")]),
     ("hh", {"chosen": f"{HEAD} 4", "rejected": f"{HEAD} 5"}, BEFORE),
     ("sharegpt_pair", {"conversations": [{"from": "human", "value": "2 + 2?"}],
                        "chosen": {"from": "gpt", "value": "4"},
@@ -132,11 +143,13 @@ def test_rows_to_compare(tmp_path: Path, name: str, row: Any, messages: list[Any
 def test_pairs_of_nothing_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = {"prompt": "?", "chosen": "a", "rejected": "b"}
     other = {"chosen": f"{HEAD} 4", "rejected": "\n\nHuman: x\n\nAssistant: 5"}
-    path = write(tmp_path / "rows.jsonl", [good, good | {"rejected": "a"}, other])
+    path = write(
+        tmp_path / "rows.jsonl", [good, good | {"rejected": "a"}, good | {"chosen": " "}, other]
+    )
     with caplog.at_level("WARNING", logger="absl"):
         found = reward_model.checked_rows(DataConfig(path=path), "pairwise", "config.data")
     assert len(found) == 1
-    assert "config.data: 2 of 3 rows are left out" in caplog.text
+    assert "config.data: 3 of 4 rows are left out" in caplog.text
     with pytest.raises(DataError, match="no row is a pair"):
         reward_model.checked_rows(
             DataConfig(path=write(tmp_path / "b.jsonl", [other])), "pairwise", "config.data"
@@ -153,6 +166,18 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("sft", {"conversations": [{"from": "tool", "value": "x"}]}, "from 'tool', not one of"),
     ("sft", {"conversations": "x"}, "conversations is str, not a list"),
     ("sft", {"problem": "a", "answer": "b"}, "no key solution to learn"),
+    ("sft", {"prompt": None, "text": None}, "it has prompt .null., text .null."),
+    ("sft", {"instruction": "a", "output": "b", "history": [["q"]]}, "history is a list of .quest"),
+    ("sft", {"instruction": "a", "output": "b", "history": "qa"}, "history is a list of .questio"),
+    ("sft", {"instruction": "a", "output": "b", "input": {"x": 1}}, "one of them is {'x': 1}"),
+    ("sft", {"conversations": [{"from": "human", "value": "a", "content": "b"}]}, "both value and"),
+    ("sft", {"conversations": [{"from": "human", "value": "a", "role": "gpt"}]}, "both from and r"),
+    ("sft", {"prompt": json.dumps(TURNS), "completion": "b"}, "list of messages written as a text"),
+    ("sft", {"prompt": str(TURNS), "completion": "b"}, "list of messages written as a text"),
+    ("pairs", {"prompt": "a", "chosen": json.dumps(TURNS), "rejected": "b"}, "written as a text"),
+    ("rl", {"prompt": "a", "reward_model": {"style": "rule"}}, "which has no ground_truth"),
+    ("rl", {"problem": "a", "prompt": "b", "answer": "c"}, "both problem and prompt say"),
+    ("rl", {"question": "a", "prompt": "b", "answer": "#### 4"}, "both question and prompt say"),
     ("rl", {"question": "a", "answer": "b"}, "key prompt .or messages. is missing; it has q"),
     ("rl", {"prompt": "a", "answer": "b"}, "key task is missing; it has prompt, answer"),
     ("rl", {"problem": "a", "solution": "none"}, "there is no answer: no key answer, and nothing"),
@@ -202,6 +227,18 @@ def test_the_config_that_an_error_prints_would_do(
         assert read.keys() - {"id"} in ({"messages"}, {"text"})
 
 
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        ({"prompt": "completion", "completion": "prompt"}, {"prompt": "4", "completion": "2 + 2?"}),
+        ({"prompt": "q", "completion": "a"}, {"q": "2 + 2?", "a": "4", "prompt": None}),
+    ],
+)
+def test_keys_with_other_names(keys: dict[str, str], row: dict[str, Any]) -> None:
+    data = DataConfig(path="a.jsonl", keys=keys)
+    assert read_row(FileRow(row, "a.jsonl:1", data), "sft")["messages"] == TURNS
+
+
 def test_a_format_for_another_use() -> None:
     row = FileRow({"instruction": "a", "output": "b"}, "a:1", DataConfig(path="a", format="alpaca"))
     with pytest.raises(DataError, match="'alpaca' gives no rows to ask and grade; question, gsm8k"):
@@ -225,6 +262,45 @@ def test_a_json_array(tmp_path: Path, text: str) -> None:
     rows: Any = rows_of(DataConfig(path=str(path)), "k")
     assert rows == [{"a": 1}, {"a": 2}]
     assert rows[1].where == f"{path}, row 2"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", 'a,b\r\n1,"x, ""y""\nz"\r\n2,\r\n'),
+        ("rows.tsv", 'a\tb\n1\t"x, ""y""\nz"\n2\t\n'),
+        ("rows.jsonl", '{"a": "1", "b": "x, \\"y\\"\\nz"}\n\n{"a": "2", "b": null}\n'),
+    ],
+)
+def test_tables_and_packed_files(tmp_path: Path, name: str, text: str, packed: bool) -> None:
+    data = b"\xef\xbb\xbf" + text.encode()
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(data) if packed else data)
+    rows: Any = rows_of(DataConfig(path=str(path)), "k")
+    assert rows == [{"a": "1", "b": 'x, "y"\nz'}, {"a": "2", "b": None}]
+    assert rows[0].where.startswith(f"{path}:")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b'[{"a": 1},\n{"a": }]', "a.json:2 is not JSON"),
+        ("a.json", b'[{"a": 1}, "b"]', "a.json, row 2 is a JSON str, expected an object"),
+        ("a.csv", b"a,b\n1,2\n3\n", "a.csv:3 has other cells than the first line names"),
+        ("a.csv", b"a,b\n1,2,3\n", "a.csv:2 has other cells than the first line names"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1 names a column twice"),
+        ("a.csv", b"a,b\n", "a.csv is empty"),
+        ("a.csv", b"a\n\xff\n", "a.csv cannot be read as a table"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}')[:-9], "a.jsonl.gz cannot be unpacked"),
+        ("", b"", "is a directory, expected a file"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    if name:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        rows_of(DataConfig(path=str(tmp_path / name)), "k")
 
 
 def test_an_empty_array(tmp_path: Path) -> None:
@@ -284,6 +360,14 @@ def test_from_jsonl_keeps_what_a_row_says(tmp_path: Path) -> None:
     (example,) = examples_of(source, "k")  # type: ignore[misc]
     assert example.metadata["level"] == 5
     assert example.where.endswith("a.jsonl:1")
+    for bad, message in (
+        ({"problem": None}, "a.jsonl:1: the key 'problem' that the question asks for is null"),
+        ({"answer": True}, "a.jsonl:1: answer True is neither a text nor a number"),
+        ({"answer": math.nan}, "a.jsonl:1: answer nan is neither a text nor a number"),
+    ):
+        write(tmp_path / "a.jsonl", [row | bad])
+        with pytest.raises(DataError, match=message):
+            from_jsonl(**data)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")

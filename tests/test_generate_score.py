@@ -143,7 +143,9 @@ def test_what_cannot_be_scored(model: Path, tmp_path: Path, row: Any, said: str)
     [
         ({"prompt": "12 " * 80}, "the prompt has .* tokens; the model's max_length 64 allows 1"),
         ({"prompt": 12}, "needs the key prompt .*; it has prompt"),
-        ({"messages": ["12"]}, "needs the key prompt .*; it has messages"),
+        ({"messages": ["12"]}, "a message is a text, not an object"),
+        ({"prompt": ""}, "a message of the user is empty"),
+        ({"prompt": "1", "system": "Be brief."}, "the key 'system' would not be asked"),
         ({"messages": [{"role": "robot", "content": "1"}]}, "a message's role is 'robot'"),
         ({}, "needs the key prompt .*; it has no keys"),
     ],

@@ -1,5 +1,6 @@
 """From rollouts to minibatches, and other parts of GRPO that a run hides."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,26 +230,38 @@ def test_a_torn_file_of_rollouts_is_sampled_anew(
     path = epath.Path(tmp_path / "000000.jsonl")
     source: Any = grpo_rollouts.Rollouts.__new__(grpo_rollouts.Rollouts)
     source._config = config_of()
-    assert source._written(path, 16) is None  # there is none
+    questions = {row["example_id"] for row in whole}
+    assert source._written(path, 16, questions) is None  # there is none
     assert not caplog.records
     write_lines(Path(path), whole)
-    found = source._written(path, 16)
+    found = source._written(path, 16, questions)
     assert [to_row(rollout) for rollout in found] == whole
     lines = path.read_text().splitlines(keepends=True)
+    damaged = [
+        ("".join([json.dumps(whole[0] | damage) + "\n", *lines[1:]]), said)
+        for damage, said in (
+            ({"example_id": "another"}, "has rollouts of other questions"),
+            ({"logprobs": []}, "or without a number a token"),
+            ({"tokens": None}, "is not what was written"),
+            ({"prompt_tokens": "x"}, "is not what was written"),
+            ({"reward_breakdown": 5}, "has rollouts of other questions"),
+        )
+    ]
     for text, said in (
         ("".join(lines[:-1]), "has 15 of 16 rollouts"),
         ("".join(lines)[:-20], "jsonl:16 is not JSON"),
         ("", "is empty"),
         ("{}\n" * 16, "has no key"),
+        *damaged,
     ):
         path.write_text(text)
         caplog.clear()
         source._config = config_of()
-        assert source._written(path, 16) is None
+        assert source._written(path, 16, questions) is None
         assert said in caplog.text and "sampled again" in caplog.text
         source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
         with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
-            source._written(path, 16)
+            source._written(path, 16, questions)
 
 
 def test_a_completion_on_the_screen() -> None:
@@ -272,6 +285,23 @@ def test_what_varies() -> None:
         assert [grpo_rollouts.varied(config, group[i : i + 2]) for i in (0, 1)] == expected
     with pytest.raises(ConfigError, match=r"config.vary_by 'acuracy' is not.*mean 'accuracy'"):
         check(config_of(rewards={"accuracy": 1.0}, vary_by="acuracy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rewards": {"accuracy": 0.0, "format": 0}}, "every weight is 0, so nothing is learnt"),
+        ({"rewards": [("accuracy", 1.0), ("accuracy", 2.0)]}, "rewards has 'accuracy' twice"),
+        ({"reward_models": {"accuracy": {"path": "x"}}}, "models.accuracy: .* has that name alre"),
+        (
+            {"evaluation": {"curve": {"a": {"data": {"path": "x"}, "rewards": {"x": 1.0}}}}},
+            "reward 'x' is neither",
+        ),
+    ],
+)
+def test_rewards_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        check(config_of(**{"rewards": {"accuracy": 1.0}} | changes))
 
 
 def test_truncated_are_masked() -> None:

@@ -215,7 +215,7 @@ def test_unknown_gym_dataset() -> None:
         gym("nothing", seed=0, size=1)
     with pytest.raises(DataError, match="'nothing' is no dataset"):
         check_example(
-            to_example({"prompt": "", "answer": "", "task": "gym", "dataset": "nothing"}, 0, "")
+            to_example({"prompt": "?", "answer": "", "task": "gym", "dataset": "nothing"}, 0, "")
         )
 
 

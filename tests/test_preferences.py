@@ -14,6 +14,7 @@ from helpers import sft_config
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import DataConfig
 from r1jax.judges import preferences
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import judge_messages, judge_pairs, length_matched, verdict_of
@@ -294,6 +295,23 @@ def test_stage(tokenizer_dir: str, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="another config"):
         stage.run(ConfigDict(config.to_dict() | {"seed": 1}), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "?", "responses": "ab"}, "responses 'ab' are not two texts"),
+        ({"prompt": "?", "responses": ["a"]}, "are not two texts"),
+        ({"prompt": "?", "responses": ["a", None]}, "are not two texts"),
+        ({"prompt": "?", "responses": ["a", "b", "c"]}, "are not two texts"),
+        ({"prompt": "?", "system": "Be brief."}, "'system' would not be asked"),
+        ({"messages": [], "responses": ["a", "b"]}, "no messages and no prompt"),
+        (5, "the row is int, expected an object"),
+    ],
+)
+def test_rows_that_cannot_be_judged(row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        stage._candidate(row, DataConfig(path="p.jsonl"))
 
 
 def test_stage_without_responses(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from etils import epath
 from helpers import MODEL, grpo_config, metrics_by_step, read_lines, sft_config
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError
+from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import Group, Piece, pack, sequence_group
 from r1jax.judges.reward_model import (
     Labelled,
@@ -28,7 +28,7 @@ from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.transformer import Transformer
 from r1jax.stages import grpo, reward_model, sft
-from r1jax.stages.reward_model import with_scalar_head
+from r1jax.stages.reward_model import RewardModelConfig, with_scalar_head
 from r1jax.training import run
 from r1jax.types import Batch, Completion, Example, Rollout
 from r1jax.weights.load import ModelSource, load_tokenizer, open_model, open_source
@@ -363,6 +363,20 @@ def test_bad_rows(
     config = reward_config(tokenizer_dir, kind, data={"path": write(tmp_path / "r.jsonl", [row])})
     with pytest.raises(DataError, match=said):
         reward_model.run(config, str(tmp_path / "run"))
+
+
+def test_sides_that_read_the_same_are_left_out(
+    tokenizer_dir: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only what stands behind the thoughts is read."""
+    same = {"prompt": "?", "chosen": "<think>a</think>4", "rejected": "<think>b</think>4"}
+    data = {"path": write(tmp_path / "r.jsonl", [same, *preference_rows("pairwise", 2)])}
+    config = section(RewardModelConfig, reward_config(tokenizer_dir, "pairwise", data=data))
+    rows = reward_model.checked_rows(config.data, config.kind, "config.data")
+    tokenizer = load_tokenizer(tokenizer_dir)
+    with caplog.at_level("WARNING", logger="absl"):
+        assert len(reward_model._fitting(rows, tokenizer, config, "config.data", 128)) == 2
+    assert "1 of 3 rows are left out: their two sides read the same" in caplog.text
 
 
 def test_too_long_rows(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:

@@ -1,6 +1,7 @@
 """Rows of files are looked at as a whole before a model is loaded: place, fault, what would do."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from test_chat_templates import QWEN3_HYBRID, write_tokenizer
 
 from r1jax.config import ConfigError, DataError, UserError
 from r1jax.data.datasets import DataConfig, to_example
-from r1jax.stages import sft
+from r1jax.stages import grpo, sft
 from r1jax.stages.grpo_config import GrpoConfig
 from r1jax.stages.grpo_rollouts import checked_stream
 from r1jax.weights.load import load_tokenizer, open_known
@@ -72,6 +73,15 @@ BAD_SFT = [
     ({"messages": [USER, SAID], "train": False}, "nobody reads the key 'train'"),
     ({"messages": [USER, SAID], "completion": "4"}, "nobody reads the key 'completion'"),
     ({"messages": [USER, SAID], "chat_template_kwargs": {"x": 1}}, "reads no variable 'x'"),
+    ({"messages": [USER, SAID], "chat_template_kwargs": ["x"]}, "kwargs is list, not an object"),
+    ({"messages": [USER, SAID], "tools": '[{"name": "f"}]'}, "tools is str, not a list"),
+    ({"messages": [USER, SAID | {"content": " \n"}]}, "a message of the assistant is empty"),
+    ({"messages": [USER, SAID | {"content": ""}, USER, SAID]}, "message of the assistant is empty"),
+    ({"messages": [USER, SAID | {"content": []}]}, "a message of the assistant is empty"),
+    ({"messages": [USER | {"content": " "}, SAID]}, "a message of the user is empty"),
+    ({"prompt": "a", "completion": ""}, "a message of the assistant is empty"),
+    ({"instruction": "", "output": "b"}, "a message of the user is empty"),
+    ({"messages": [SAID]}, "answers nothing"),
     ({"text": "a", "completion": "4"}, "nobody reads the key 'completion'"),
     ({"messages": [USER, SAID | {"content": "a" * 99}]}, "tokens, more than config.pack_length 64"),
 ]
@@ -87,6 +97,45 @@ def test_a_bad_row_among_good_ones(
     assert str(caught.value).startswith(f"{path}:4: ")  # its first line is empty
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_held_out_rows_are_looked_at_before_a_model_is_loaded(
+    tmp_path: Path, chatty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (
+        {"path": write(tmp_path / f"{i}", [GOOD, row])} for i, row in enumerate((GOOD, {}))
+    )
+    changes = {"template": "chat", "pack_length": 64, "held_out": {"data": bad}}
+    monkeypatch.setattr(sft, "open_run", never)
+    with pytest.raises(DataError, match="1:3: an SFT row needs"):
+        sft.run(sft_config(chatty, data=good, **changes), str(tmp_path / "run"))
+
+
+def test_questions_of_benchmarks_are_looked_at_before_a_model_is_loaded(
+    tmp_path: Path, tokenizer_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = ({"path": write(tmp_path / f"{i}", [ASKED, ASKED | row])} for i, row in
+                 enumerate(({}, {"answer": "four"})))  # fmt: skip
+    monkeypatch.setattr(grpo, "open_run", never)
+    sampling = {"max_tokens": 8}
+    for name in ("curve", "benchmarks"):
+        for changes, message in (
+            ({}, "1:3: .*'four' is no integer answer"),
+            ({"data": good, "max_prompt_tokens": 60}, "60 . sampling.max_tokens 8 is more than"),
+            ({"data": good, "prefix": 5}, "prefix 5 is neither a text nor texts by language"),
+        ):
+            asked = {"data": bad, "template": "plain", "max_prompt_tokens": 48} | changes
+            asked["sampling"] = sampling
+            config = grpo_config(
+                tokenizer_dir, data=good, evaluation={name: {"b": asked}},
+                rewards={"accuracy": 1.0}, graders={"sandbox": "rlimits"},
+            )  # fmt: skip
+            with pytest.raises(UserError, match=message):
+                grpo.run(config, str(tmp_path / "run"))
+
+
+def never(*args: Any, **more: Any) -> None:
+    raise AssertionError("a model is loaded")
 
 
 def test_the_run_itself_says_so_before_it_loads_a_model(tmp_path: Path, chatty: str) -> None:
@@ -112,6 +161,8 @@ def test_the_run_itself_says_so_before_it_loads_a_model(tmp_path: Path, chatty: 
         {"messages": [USER, SAID], "chat_template_kwargs": {"enable_thinking": False}},
         {"messages": [USER, SAID | {"content": [{"type": "text", "text": "4"}]}]},
         {"messages": [USER, SAID | {"reasoning_content": "hm"}]},
+        {"messages": [USER, SAID | {"content": [{"type": "text", "text": "4", "image": None}]}]},
+        {"messages": [SAID, USER, SAID]},
     ],
 )
 def test_good_rows(tmp_path: Path, chatty: str, row: dict[str, Any]) -> None:
@@ -207,6 +258,12 @@ BAD_RL = [
     (ASKED | {"prompt": [USER | {"content": None}]}, "has no role and content"),
     (ASKED | {"prompt": [USER | {"role": "tool"}]}, "role is 'tool'"),
     (ASKED | {"task": "maths"}, "'maths' is neither"),
+    (ASKED | {"prompt": [USER | {"content": ""}]}, "a message of the user is empty"),
+    (ASKED | {"prompt": json.dumps([USER])}, "list of messages written as a text"),
+    (ASKED | {"answer": True}, "answer True is neither a text nor a number"),
+    (ASKED | {"answer": math.nan, "task": "math"}, "answer nan is neither a text nor a number"),
+    (ASKED | {"system": "Be brief."}, "the key 'system' would not be asked"),
+    (ASKED | {"tools": [{"name": "f"}]}, "the key 'tools' would not be asked"),
 ]
 
 
@@ -219,6 +276,13 @@ def test_a_bad_question_among_good_ones(
         checked_stream(grpo_of(path, tokenizer_dir))
     assert str(caught.value).startswith(f"{path}:4: ")
     assert message in str(caught.value)
+
+
+def test_good_questions(tmp_path: Path, tokenizer_dir: str) -> None:
+    rows = [ASKED | {"id": None}, ASKED | {"id": None, "system": "", "tools": []}]
+    checked_stream(grpo_of(write(tmp_path / "rows.jsonl", rows), tokenizer_dir))
+    path = write(tmp_path / "more.jsonl", [ASKED | {"system": "of a task's own"}])
+    checked_stream(grpo_of(path, tokenizer_dir, data={"path": path, "metadata": ["system"]}))
 
 
 def test_overlong_prompts_are_dropped_and_counted(

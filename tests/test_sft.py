@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def own_tokenizer(vocab_size: int) -> dict[str, Any]:
     args = {"vocab_size": vocab_size, "count": 400, "seed": 0, "mix": {}}
     function = "experiments.mini.world.corpus:tokenizer"
     return {"config": dict(MODEL), "tokenizer_function": function, "tokenizer_args": args}
+
+
+def test_what_makes_a_workdir_a_model_is_put_back(
+    tokenizer_dir: str, tmp_path: Path, one_device: None
+) -> None:
+    sft.run(sft_config(tokenizer_dir, total_steps=1), str(tmp_path))
+    before = (tmp_path / "model.json").read_bytes()
+    (tmp_path / "model.json").unlink()
+    shutil.rmtree(tmp_path / "tokenizer")
+    sft.run(sft_config(tokenizer_dir, total_steps=1), str(tmp_path))
+    assert (tmp_path / "model.json").read_bytes() == before
+    assert list((tmp_path / "tokenizer").iterdir())
 
 
 def test_torn_tokenizer_is_trained_again(tmp_path: Path, one_device: None) -> None:

@@ -16,7 +16,7 @@ from r1jax.config import product
 
 def get_config(arg=""):
     return config_dict.create(
-        stage="sft", seed=0, template=arg, model=dict(path="m"), data=dict(path="rows.jsonl"),
+        stage="sft", seed=0, wandb_project=arg, model=dict(path="m"), data=dict(path="rows.jsonl"),
         optimizer=dict(learning_rate=0.1),
     )
 
@@ -58,7 +58,7 @@ def test_make_runs(tmp_path: Path) -> None:
     ]
     assert runs[3].config["seed"] == 1
     assert runs[3].config["optimizer"] == {"learning_rate": 0.1, "weight_decay": 0.01}
-    assert runs[3].config["template"] == "smoke"
+    assert runs[3].config["wandb_project"] == "smoke"
     assert runs[3].command[1:] == [
         "-m",
         "r1jax.train",
@@ -134,7 +134,10 @@ def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:
     file.write_text(CONFIG.partition("def sweep")[0] + f"def sweep():\n    return [{sweep}]\n")
     runs = make_runs(f"{file}:seed=9,smoke", tmp_path / "out")
     assert [run.name for run in runs] == ["arm=b,seed=2", "arm=c,seed=3"]
-    assert (runs[0].config["seed"], runs[0].config["template"]) == (1, "seed=9,smoke,arm=b,seed=2")
+    assert (runs[0].config["seed"], runs[0].config["wandb_project"]) == (
+        1,
+        "seed=9,smoke,arm=b,seed=2",
+    )
     assert runs[1].command[3:] == [
         f"--config={file}:seed=9,smoke,arm=c,seed=3",
         f"--workdir={tmp_path}/out/arm=c,seed=3",

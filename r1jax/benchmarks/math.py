@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.datasets import FileRow
+from r1jax.data.datasets import FileRow, answer_text, errors_at
 from r1jax.files import numbered_jsonl, read_jsonl
 
 
@@ -19,6 +19,9 @@ def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> l
     """
     rows = []
     for number, row in numbered_jsonl(path):
+        where = f"{path}:{number}"
+        if nulls := [key for key, value in row.items() if value is None and f"{{{key}" in question]:
+            raise DataError(f"{where}: the key {nulls[0]!r} that the question asks for is null")
         try:
             prompt = question.format_map(row)
         except KeyError as error:
@@ -32,14 +35,16 @@ def from_jsonl(path: str, task: str, question: str, answer: str = "answer") -> l
             ) from None
         if row.get(answer) is None:
             raise DataError(f"{path}:{number} has no key {answer!r}; it has {', '.join(row)}")
+        with errors_at(where):
+            reference = answer_text(row[answer])
         about = {
-            "id": str(row.get("id", number)),
+            "id": str(number if row.get("id") is None else row["id"]),
             "prompt": prompt,
-            "answer": str(row[answer]),
+            "answer": reference,
             "task": task,
         }
         rest = {key: row[key] for key in row if key not in ("messages", answer)}
-        rows.append(FileRow(rest | about, f"{path}:{number}"))
+        rows.append(FileRow(rest | about, where))
     return rows
 
 

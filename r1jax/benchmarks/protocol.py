@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from etils import epath
 
 from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
 from r1jax.config import ConfigError, Size
+from r1jax.data.chat import Template
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import RESULTS, plain_number, write_json, write_jsonl_atomic
+from r1jax.files import RESULTS, plain_number, read_object, write_json, write_jsonl_atomic
 from r1jax.judges.reward_model import LearnedReward, open_judges
 from r1jax.machines.mesh import make_mesh
 from r1jax.rewards.format import reflective_words
@@ -46,7 +46,7 @@ class BenchmarkConfig:
 
     data: DataConfig
     num_samples: Size = 16  # completions of a problem: k of pass@k and cons@k
-    template: str = "chat"  # a key of data.chat.TEMPLATES
+    template: Template = "chat"  # a key of data.chat.TEMPLATES
     max_prompt_tokens: Size = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
@@ -212,4 +212,4 @@ def write_results(
 def read_results(directory: epath.Path) -> dict[str, Any] | None:
     """What write_results wrote, or None where an evaluation is not complete."""
     path = directory / RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_object(path) if path.exists() else None

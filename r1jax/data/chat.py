@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from r1jax.config import ConfigError, DataError, check_choice
+from r1jax.config import ConfigError, DataError, OneOf, check_choice
 
 if TYPE_CHECKING:
     from r1jax.data.tokenizer import Tokenizer
@@ -44,6 +44,8 @@ NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode keeps t
 
 # What may stand open at the end of a prompt: "<think>\n", or an empty block of it.
 _OPENING = re.compile(r"<(?P<name>[\w:]+)>\s*(?P<closing></(?P=name)>\s*)?\Z")
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 
 # Parts of a sequence in order: its tokens, and 1 where they are the assistant's (0 elsewhere).
 Part = tuple[list[int], int]
@@ -78,6 +80,8 @@ def render(
             f"a conversation to learn from ends with role {found[-1]['role']!r}; it must end"
             " with the assistant's"
         )
+    if len(found) == 1:
+        raise DataError("the assistant's message answers nothing; the user's comes before it")
     parts = TEMPLATES[template](found, tokenizer, variables)
     tokens = [token for part, _ in parts for token in part]
     return tokens, [mask for part, mask in parts for _ in part]
@@ -102,6 +106,16 @@ def checked_messages(messages: Any, template: str) -> list[dict[str, Any]]:
     return found
 
 
+def learnt_messages(messages: Any, template: str) -> list[dict[str, Any]]:
+    """As checked_messages; DataError where to say nothing would be learnt."""
+    found = checked_messages(messages, template)
+    for message in found:
+        silent = not message["content"].strip() and not further_keys(message)
+        if message["role"] == "assistant" and silent:
+            raise DataError("a message of the assistant is empty: to say nothing would be learnt")
+    return found
+
+
 def _checked_message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise DataError(f"a message is {_kind(message)}, not an object with role and content")
@@ -111,7 +125,9 @@ def _checked_message(message: Any) -> dict[str, Any]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
-    text = _joined(content)
+    text = joined(content)
+    if role == "user" and not text.strip():
+        raise DataError("a message of the user is empty")
     thoughts = further_keys(message)
     if text.lstrip().startswith("<think>") and any(isinstance(message[k], str) for k in thoughts):
         raise DataError(f"a message has thoughts both in content and under {thoughts[0]!r}")
@@ -130,7 +146,15 @@ def says(value: Any) -> bool:
     return value not in nothing
 
 
-def _joined(content: Any) -> str:
+def refuse_json_text(value: Any) -> None:
+    """DataError for messages that are written out as a text, as CSV files hold them."""
+    if isinstance(value, str) and _MESSAGES_AS_TEXT.match(value):
+        raise DataError(
+            f"{value[:40]!r} is a list of messages written as a text; let it be the list itself"
+        )
+
+
+def joined(content: Any) -> str:
     """A content as one text: a string, or a list of parts of type text."""
     if isinstance(content, str):
         return content
@@ -143,7 +167,7 @@ def _joined(content: Any) -> str:
                 f"a message's content has a part {part!r}; only parts"
                 ' {"type": "text", "text": ...} can be read'
             )
-        if more := sorted(set(part) - {"type", "text"}):
+        if more := [key for key in part if key not in ("type", "text") and says(part[key])]:
             raise DataError(f"a message's content has a part with a key {more[0]!r} nobody reads")
     return "".join(part["text"] for part in content)
 
@@ -233,6 +257,7 @@ def _chat(
     """The chat template that came with the model, cut where the assistant's turns begin and end."""
     chat = _Chat(tokenizer, messages, variables)
     chat.refuse_what_is_dropped(messages)
+    chat.refuse_what_is_quoted(messages)
     last = messages[-1]["role"] == "assistant"
     asked = messages[:-1] if last else messages
     parts = chat.prompt(asked)
@@ -249,15 +274,18 @@ class _Chat:
         self._mark, self._sentinel = _unused_marks([messages, variables])
         self._variables = self._protected(variables)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The messages as text, their control tokens marked."""
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, without: str = ""
+    ) -> str:
+        """The messages as text, their control tokens marked; `without` one of the variables."""
         tokenizer = self._tokenizer
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "template 'chat': this tokenizer has no chat template; use one of"
                 f" {', '.join(name for name in TEMPLATES if name != 'chat')}"
             )
-        known = {"tools": None, "documents": None} | tokenizer.special_tokens | self._variables
+        known = {"tools": None, "documents": None} | tokenizer.special_tokens
+        known |= {name: value for name, value in self._variables.items() if name != without}
         try:
             return _compile(tokenizer.chat_template).render(
                 known,
@@ -274,12 +302,14 @@ class _Chat:
         text, done = self.render(messages, True), 0
         parts: list[Part] = []
         for i, message in enumerate(messages):
-            if message["role"] != "assistant":
+            asked = any(other["role"] == "user" for other in messages[:i])  # else it is a greeting
+            if message["role"] != "assistant" or not asked:
                 continue
             before, turn = self.render(messages[:i], True), self.render(messages[: i + 1], False)
+            turn = self._up_to_stop(turn, len(before))
             if text.startswith(turn) and self._whole(messages[: i + 1], before, turn):
                 parts.append((self.encode(text[done : len(before)], done == 0), 0))
-                parts += self._earlier(turn[len(before) :])
+                parts.append((self.encode(turn[len(before) :]), 1))
                 done = len(turn)
         return [*parts, (self.encode(text[done:], done == 0), 0)]
 
@@ -327,11 +357,15 @@ class _Chat:
             )
         return [(tokens[:stop], 1), (tokens[stop:], 0)]
 
-    def _earlier(self, text: str) -> list[Part]:
-        """A turn that others follow; it may be asked about where it could not be learnt."""
-        tokens = self.encode(text)
-        stop = self._stop(tokens)
-        return [(tokens[:stop], 1), (tokens[stop:], 0)]
+    def _up_to_stop(self, text: str, start: int) -> str:
+        """The text up to and with the first stop token behind `start`; "" where there is none.
+
+        What a template puts behind its last turn does not count: others may follow.
+        """
+        tokenizer = self._tokenizer
+        matches = _control_pattern(tokenizer).finditer(text, start)
+        ends = (m.end() for m in matches if tokenizer.control_tokens[m[0]] in tokenizer.stop_ids)
+        return text[: next(ends, 0)]
 
     def _stop(self, tokens: list[int]) -> int:
         """How many tokens there are up to and with the first that ends a completion, or 0."""
@@ -342,7 +376,16 @@ class _Chat:
         return _encode(text, self._tokenizer, self._mark, begins)
 
     def refuse_what_is_dropped(self, messages: Sequence[Message]) -> None:
-        """DataError for a system's content, or a further key of a message, that changes nothing."""
+        """DataError for a system's content, a further key of a message, or a text as a variable,
+        that changes nothing.
+        """
+        for name in (name for name, value in self._variables.items() if isinstance(value, str)):
+            if all(
+                self.render(messages, b) == self.render(messages, b, name) for b in (True, False)
+            ):
+                raise DataError(
+                    f"the tokenizer's chat template does not read the key {name!r} beside messages"
+                )
         for i, message in enumerate(messages):
             more = further_keys(message)
             if message["role"] == "system" and message["content"]:
@@ -360,6 +403,17 @@ class _Chat:
                         f"the tokenizer's chat template does not read the key {key!r} of a message"
                         f" of the {message['role']}; leave it out, or write it into another"
                     )
+
+    def refuse_what_is_quoted(self, messages: Sequence[Message]) -> None:
+        """DataError for a call's arguments, a JSON text, that the template writes as a string."""
+        texts = [text for message in messages for text in _argument_texts(message)]
+        rendered = self.render(messages, False) if texts else ""
+        for text in texts:
+            if self._protected(text) not in rendered:
+                raise DataError(
+                    f"the arguments {text[:40]!r} of a tool call are a text, which the tokenizer's"
+                    " chat template does not write as it is; let them be an object"
+                )
 
     def _same(self, first: Sequence[Message], second: Sequence[Message]) -> bool:
         try:
@@ -394,6 +448,17 @@ class _Chat:
         if isinstance(value, list | tuple):
             return [self._protected(item) for item in value]
         return value
+
+
+def _argument_texts(message: Message) -> Iterator[str]:
+    """The arguments of a message's tool calls that are texts, as OpenAI has them."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list | tuple) else ():
+        call = call if isinstance(call, Mapping) else {}
+        function = call.get("function") or call
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if isinstance(arguments, str):
+            yield arguments
 
 
 def template_variables(tokenizer: Tokenizer) -> frozenset[str]:
@@ -457,24 +522,24 @@ def _strftime_now(format: str) -> str:
 
 def _unused_marks(value: Any) -> tuple[str, str]:
     """Two characters that no text in `value` contains."""
-    text = "".join(_texts(value))
+    text = "".join(texts_in(value))
     marks = [c for c in NONCHARACTERS if c not in text]
     if len(marks) < 2:
         raise DataError("a conversation contains every Unicode noncharacter from U+FDD0 to U+FDEF")
     return marks[0], marks[1]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """All strings in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+            yield from texts_in(key)
+            yield from texts_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)
 
 
 def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
@@ -525,3 +590,4 @@ TEMPLATES: dict[str, Callable[[Sequence[Message], Tokenizer, Mapping[str, Any]],
     "chat": _chat,
     "r1": _r1,
 }
+Template = Annotated[str, OneOf(TEMPLATES)]

@@ -6,8 +6,8 @@ Row schemas: SFT reads `{"messages": [...]}`, of which the assistant's turns are
 `{"messages", "chosen", "rejected"}`. Rows of other shapes are read as these (formats.py). In a
 config:
 
-    config.data = {"path": "problems.jsonl"}  # or a JSON array, or .parquet (the extra `data`)
-    config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # that extra
+    config.data = {"path": "problems.jsonl"}  # or an array, .csv, .gz, .parquet
+    config.data = {"hub": "openai/gsm8k", "args": {"name": "main"}, "split": "train"}  # r1jax[data]
     config.data = {"function": "my_module:rows", "args": {...}}  # a list, or a function of an index
 
 Messages about a row begin with its place, `problems.jsonl:7`.
@@ -16,6 +16,7 @@ Messages about a row begin with its place, `problems.jsonl:7`.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from r1jax.config import (
     import_function,
     section,
 )
-from r1jax.data.chat import checked_messages, says
+from r1jax.data.chat import checked_messages, refuse_json_text, says
 from r1jax.data.files import rows_of_file, rows_of_hub
 from r1jax.data.formats import FORMATS, METADATA, Use, read
 from r1jax.files import numbered_jsonl
@@ -41,6 +42,8 @@ from r1jax.tasks import check_example
 from r1jax.types import Example, Message
 
 Row = Mapping[str, Any]
+# Of a question's row, what others mean to be part of what is asked; everything else is metadata.
+UNASKED = ("system", "system_prompt", "tools", "documents", "chat_template_kwargs")
 T = TypeVar("T")
 
 
@@ -48,7 +51,7 @@ T = TypeVar("T")
 class DataConfig:
     """Exactly one of a file, a data set of the hub, and a `module:function`."""
 
-    path: str | None = None  # of a file: a JSON object a line, a JSON array, or .parquet
+    path: str | None = None  # a JSON object a line, a JSON array, .csv, .tsv or .parquet; or .gz
     hub: str | None = None  # "openai/gsm8k": a data set of the Hugging Face hub
     split: str = "train"  # of it
     # module:function, called with `args`: a list of rows, or a function of a row's index (endless).
@@ -231,9 +234,12 @@ def last_turns(path: str) -> list[Row]:
 
 def messages_of(row: Row) -> list[Message]:
     """A row's conversation; a `prompt` is one message of the user's, or messages."""
-    messages = row.get("messages") or row["prompt"]
+    messages = row.get("messages") or row.get("prompt")
+    if messages is None:
+        raise DataError("the row has no messages and no prompt")
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
+        refuse_json_text(messages)
+        messages = [{"role": "user", "content": messages}]
     return list(checked_messages(messages, "chat"))
 
 
@@ -259,6 +265,22 @@ def _check_messages(row: Row, where: str) -> None:
             raise DataError("what is asked ends with a message of the assistant")
 
 
+def answer_text(answer: Any) -> str:
+    """A row's answer as text; DataError for what no completion could say."""
+    if isinstance(answer, bool) or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise DataError(f"answer {answer!r} is neither a text nor a number")
+    return str(answer)
+
+
+def refuse_unasked(row: Row, metadata: Collection[str] = ()) -> None:
+    """DataError for a key of UNASKED that says something, but for those meant as metadata."""
+    if unasked := [key for key in UNASKED if says(row.get(key)) and key not in metadata]:
+        raise DataError(
+            f"the key {unasked[0]!r} would not be asked; write it into messages, leave it out, or"
+            f" name it in config.data.metadata = ({unasked[0]!r},)"
+        )
+
+
 def to_example(row: Row, index: int, source: str, data: DataConfig | None = None) -> Example:
     """An RL or evaluation row -> Example; `source` names the file in errors."""
     if isinstance(row, Example):
@@ -272,11 +294,14 @@ def to_example(row: Row, index: int, source: str, data: DataConfig | None = None
     missing = [key for key in ("answer", "task") if row.get(key) is None]
     if missing:
         raise DataError(f"{where}: key {missing[0]} is missing; it has {', '.join(row)}")
+    with errors_at(where):
+        refuse_unasked(row, getattr(row, "data", data or DataConfig()).metadata)
+        answer = answer_text(row["answer"])
     known = ("id", "prompt", "messages", "answer", "task")
     return Example(
-        id=str(row.get("id", index)),
+        id=str(index if row.get("id") is None else row["id"]),
         messages=tuple(messages_of(row)),
-        answer=str(row["answer"]),
+        answer=answer,
         task=str(row["task"]),
         metadata={key: value for key, value in row.items() if key not in known},
         where=where,

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from r1jax.config import ConfigError
-from r1jax.files import write_json
+from r1jax.config import ConfigError, DataError
+from r1jax.files import read_object, write_json
 from r1jax.types import Example
 
 ROWS = "rows.json"
@@ -29,10 +29,14 @@ def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], used: Collecti
     Those of which rows have been `used` must be what they were: ConfigError names the difference.
     """
     path = workdir / ROWS
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_object(path) if path.exists() else {}
     found = {name: fingerprint(rows) for name, rows in sources.items()}
     for name in before.keys() & found.keys() & set(used):
-        if difference := _difference(before[name], found[name]):
+        try:
+            difference = _difference(before[name], found[name])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{path} is damaged: {name} is not what was written") from None
+        if difference:
             raise ConfigError(
                 f"{name}: {difference}; {workdir} began with other rows: take another"
                 " --workdir, or the rows of that run"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1jax.config import DataError
-from r1jax.data.chat import further_keys
+from r1jax.data.chat import further_keys, joined, refuse_json_text, says
 from r1jax.tasks.answers import boxed_values
 
 Row = Mapping[str, Any]
@@ -55,11 +55,11 @@ def read(row: Row, use: Use, data: Any) -> Row:
 
     DataError with the config.data that would do, where the keys tell no format or several.
     """
-    renamed = dict(row)
-    for ours, theirs in data.keys.items():
+    for theirs in data.keys.values():
         if theirs not in row:
             raise DataError(f"the row has no key {theirs!r} of config.data.keys; {_has(row)}")
-        renamed[ours] = renamed.pop(theirs)
+    renamed = _rest(row, *data.keys.values())
+    renamed |= {ours: row[theirs] for ours, theirs in data.keys.items()}
     if use != "rl":
         renamed = {key: value for key, value in renamed.items() if key not in data.metadata}
     name = data.format or told(renamed, use, data)
@@ -97,7 +97,10 @@ _NEEDS = {
     "pairs": "a pair needs messages (or prompt), chosen and rejected",
 }
 _QUESTIONS = ("problem", "question", "prompt", "query", "instruction", "input")
-_ANSWERS = ("answer", "response", "output", "completion", "solution", "target", "label")
+_ANSWERS = (
+    *("answer", "response", "output", "completion", "solution", "target", "label"),
+    *("ground_truth", "final_answer", "expected_answer", "gold", "reference"),
+)
 
 
 def _unsure(row: Row, use: Use, found: Sequence[str], data: Any) -> str:
@@ -139,7 +142,8 @@ def _config(data: Any, name: str, row: Row, use: Use, keys: Mapping[str, str] | 
 
 
 def _has(row: Row) -> str:
-    return f"it has {', '.join(row) or 'no keys'}"
+    keys = (key if value is not None else f"{key} (null)" for key, value in row.items())
+    return f"it has {', '.join(keys) or 'no keys'}"
 
 
 # -- readers ---------------------------------------------------------------------------------------
@@ -161,7 +165,10 @@ def _turns(value: Any, role: str) -> list[Any]:
     """A text as one message of that role; messages as they are."""
     if isinstance(value, Mapping):
         return [value]
-    return list(value) if isinstance(value, list | tuple) else [_says(role, value)]
+    if isinstance(value, list | tuple):
+        return list(value)
+    refuse_json_text(value)
+    return [_says(role, value)]
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
@@ -174,13 +181,15 @@ def _prompt_completion(row: Row) -> dict[str, Any]:
 
 
 def _alpaca(row: Row) -> dict[str, Any]:
-    asked = row["instruction"]
-    if row.get("input"):
-        asked = f"{asked}\n\n{row['input']}"
+    parts = [row[key] for key in ("instruction", "input") if row.get(key)]
+    if wrong := [part for part in parts if not isinstance(part, str)]:
+        raise DataError(f"instruction and input are texts, but one of them is {wrong[0]!r}")
     turns = _system(row)
-    for question, answer in row.get("history") or ():
-        turns += [_says("user", question), _says("assistant", answer)]
-    turns += [_says("user", asked), _says("assistant", row["output"])]
+    for turn in row.get("history") or ():
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise DataError(f"history is a list of [question, answer], but it has {turn!r}")
+        turns += [_says("user", turn[0]), _says("assistant", turn[1])]
+    turns += [_says("user", "\n\n".join(parts)), _says("assistant", row["output"])]
     used = ("instruction", "input", "output", "system", "history")
     return _rest(row, *used) | {"messages": turns}
 
@@ -196,6 +205,9 @@ def _sharegpt(row: Row) -> dict[str, Any]:
 def _sharegpt_turn(turn: Any) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise DataError(f"a message is {type(turn).__name__}, not an object with from and value")
+    for theirs, ours in (("from", "role"), ("value", "content")):
+        if says(turn.get(theirs)) and says(turn.get(ours)):
+            raise DataError(f"a message has both {theirs} and {ours}; leave one out")
     role = turn.get("from", turn.get("role"))
     if role not in _ROLES:
         raise DataError(f"a message is from {role!r}, not one of {', '.join(_ROLES)}")
@@ -211,31 +223,28 @@ def _sharegpt_pair(row: Row) -> dict[str, Any]:
 def _pair(row: Row) -> dict[str, Any]:
     """Both sides as texts behind the messages that they answer."""
     asked = row.get("messages") or (_turns(row["prompt"], "user") if row.get("prompt") else [])
+    asked = _system(row) + asked
     (before, chosen), (same, rejected) = (_answer(row, key) for key in ("chosen", "rejected"))
     if before != same:
         raise UnpairedError("chosen and rejected answer different messages")
     if before and asked and before[-len(asked) :] != asked:
         raise DataError("chosen begins with other messages than the prompt")
-    if chosen == rejected:
-        raise UnpairedError("chosen and rejected are the same")
+    if chosen == rejected or not chosen.strip():
+        raise UnpairedError("chosen and rejected are the same, or chosen is empty")
     if not (before or asked):
         raise DataError("chosen and rejected answer nothing: there is no prompt")
     found = {"messages": before or asked, "chosen": chosen, "rejected": rejected}
-    return _rest(row, "prompt", *found) | found
+    return _rest(row, "prompt", "system", *found) | found
 
 
-def _answer(row: Row, key: str) -> tuple[list[Any], Any]:
+def _answer(row: Row, key: str) -> tuple[list[Any], str]:
     """(messages before it, the text) of one side of a pair."""
-    if isinstance(row[key], str):
-        return [], row[key]
     *before, last = _turns(row[key], "assistant") or [None]
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise DataError(f"{key} does not end with a message of the assistant")
     if more := further_keys(last):
         raise DataError(f"nobody reads the key {more[0]!r} of the answer in {key}")
-    if not isinstance(last.get("content"), str):
-        raise DataError(f"{key}: the assistant's content is no text")
-    return before, last["content"]
+    return before, joined(last.get("content"))
 
 
 def _hh(row: Row) -> dict[str, Any]:
@@ -265,6 +274,7 @@ def is_transcript(row: Row) -> bool:
 
 
 def _gsm8k(row: Row) -> dict[str, Any]:
+    _refuse_two_questions(row, "question")
     solution, mark, answer = str(row["answer"]).rpartition("####")
     if not mark or not answer.strip():
         raise DataError("the answer has no '#### NUMBER' at its end, as GSM8K's have")
@@ -277,13 +287,27 @@ def _gsm8k_sft(row: Row) -> dict[str, Any]:
     return _rest(row, "question", "answer") | {"messages": turns}
 
 
+def _verl(row: Row) -> dict[str, Any]:
+    truth = row["reward_model"]
+    if not isinstance(truth, Mapping) or truth.get("ground_truth") is None:
+        raise DataError(f"reward_model is {truth!r}, which has no ground_truth")
+    about = {"answer": truth["ground_truth"], "task": row.get("task") or "math"}
+    return _rest(row, "reward_model") | about
+
+
 def _math(row: Row) -> dict[str, Any]:
     """The reference is the key answer, or else what the solution boxes last."""
+    _refuse_two_questions(row, "problem")
     answer = row.get("answer")
     if answer is None:
         answer = _boxed(str(row.get("solution") or ""))
     task = row.get("task") or "math"
     return _rest(row, "problem") | {"prompt": row["problem"], "answer": answer, "task": task}
+
+
+def _refuse_two_questions(row: Row, key: str) -> None:
+    if more := [name for name in ("prompt", "messages") if says(row.get(name))]:
+        raise DataError(f"both {key} and {more[0]} say what is asked; leave one out")
 
 
 def _boxed(solution: str) -> str:
@@ -328,6 +352,7 @@ FORMATS = {
         rl=_gsm8k,
         tells=lambda row: "####" in str(row["answer"]),
     ),
+    "verl": Format(("prompt", "reward_model"), rl=_verl),
     "math": Format(
         ("problem",),
         sft=_math_sft,

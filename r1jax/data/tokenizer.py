@@ -210,7 +210,7 @@ class Tokenizer:
         self.pad_id = ids.get("pad_token", self.eos_id)
         more = stop_ids(_json(files, GENERATION, source), f"{source}/{GENERATION}")
         self.stop_ids = tuple(dict.fromkeys([self.eos_id, *more]))
-        self.chat_template = _chat_template(files, config)
+        self.chat_template = _chat_template(files, config, source)
         roles = {t: ids[role] for role, t in self.special_tokens.items() if role != "unk_token"}
         self.control_tokens = dict(self._backend.control) | roles
         unknown = ids.get("unk_token")  # stands for what the vocabulary lacks
@@ -350,8 +350,11 @@ def _roles(files: Mapping[str, bytes], source: str) -> dict[str, str]:
     roles = {}
     for role in ROLES:
         token = config.get(role) or special_map.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token and not isinstance(token, str):
+            raise DataError(f"{source}: {role} is {token!r}, not a token")
         if token:
-            roles[role] = token["content"] if isinstance(token, dict) else token
+            roles[role] = token
     return roles
 
 
@@ -381,10 +384,17 @@ def _with_defaults(template: str, values: Mapping[str, Any]) -> str:
     return "".join(lines) + template
 
 
-def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
-    if TEMPLATE in files:
-        return files[TEMPLATE].decode("utf-8")
+def _chat_template(
+    files: Mapping[str, bytes], config: Mapping[str, Any], source: str
+) -> str | None:
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    try:
+        if TEMPLATE in files:
+            template = files[TEMPLATE].decode("utf-8")
+        elif isinstance(template, list):  # several, by name
+            template = {t["name"]: t["template"] for t in template}.get("default")
+    except (TypeError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{source}: the chat template cannot be read: {error!r}") from None
+    if template is not None and not isinstance(template, str):
+        raise DataError(f"{source}: chat_template is {type(template).__name__}, not a text")
     return template

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from r1jax.config import ConfigError, Positive, Size
-from r1jax.data.chat import render_prompt
+from r1jax.config import ConfigError, Positive, Seed, Size
+from r1jax.data.chat import Template, render_prompt
 from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import Sampler
@@ -38,7 +38,7 @@ class ChatModelConfig:
     """A judge or writer: exactly one of `path` (a model of ours) and `endpoint` (a server)."""
 
     path: str | None = None  # a MODEL
-    template: str = "chat"  # its own: a key of data.chat.TEMPLATES
+    template: Template = "chat"  # its own: a key of data.chat.TEMPLATES
     # Variables of its own chat template: {"enable_thinking": False}.
     template_args: dict[str, Any] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -50,7 +50,7 @@ class ChatModelConfig:
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=1024, temperature=0.6, top_p=0.95)
     )
-    seed: int = 0  # of the samples
+    seed: Seed = 0  # of the samples
 
 
 def open_chat_model(config: ChatModelConfig, mesh: Mesh | None = None) -> ChatModel:

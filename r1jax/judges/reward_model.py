@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError, Size
-from r1jax.data.chat import render, render_prompt
+from r1jax.data.chat import Template, render, render_prompt
 from r1jax.data.packing import Group, Piece, pack, rounded_up
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
@@ -150,7 +150,7 @@ class LearnedReward:
     path: str  # MODEL with a scalar head
     weight: float = 1.0  # of its score in the reward
     reads: Literal["summary", "response"] = "summary"  # what stands behind the thoughts, or all
-    template: str = "chat"  # a key of data.chat.TEMPLATES
+    template: Template = "chat"  # a key of data.chat.TEMPLATES
     kind: str | None = None  # only prompts with this metadata["kind"]; None = all
     # A metadata key with a response to compare with: the score is then the probability that the
     # completion is preferred to it (Bradley-Terry).

@@ -27,6 +27,7 @@ from r1jax.files import (
     TIMINGS,
     absolute,
     read_metrics,
+    read_object,
 )
 from r1jax.models.params import count_params
 from r1jax.weights.load import read_model_json
@@ -126,17 +127,14 @@ def _lines(path: epath.Path, name: str) -> list[dict[str, Any]]:
 
 def _read_json(path: epath.Path) -> Mapping[str, Any]:
     """{} where there is no such file."""
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
+    return read_object(path) if path.exists() else {}
 
 
 def _read_params(path: epath.Path) -> int:
     """0 where there is no such file."""
     try:
         return _count_params(read_model_json(path)[0]) if path.exists() else 0
-    except (ValueError, ConfigError) as error:
+    except (DataError, ConfigError) as error:
         raise DataError(f"{path} is not a model's: {error}") from None
 
 

@@ -25,6 +25,7 @@ import inspect
 import io
 import math
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,9 +118,14 @@ def load_rewards(rewards: Weights) -> Rewards:
 def by_name(pairs: Weights, key: str) -> dict[str, Any]:
     """A mapping or pairs as a dict; ConfigError names `key` where it is something else."""
     try:
-        return dict(pairs)
+        items: list[tuple[str, Any]] = list(pairs.items() if hasattr(pairs, "items") else pairs)
+        found = dict(items)
     except (TypeError, ValueError):
         raise ConfigError(f"{key} {pairs!r} is neither a section of names nor pairs") from None
+    if len(found) < len(items):
+        twice, _ = Counter(name for name, _ in items).most_common(1)[0]
+        raise ConfigError(f"{key} has {twice!r} twice")
+    return found
 
 
 def _function(name: str) -> RewardFunction:

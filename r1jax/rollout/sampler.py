@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import jax
 import numpy as np
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render_prompt
 from r1jax.data.datasets import errors_at
 from r1jax.data.tokenizer import Tokenizer
@@ -46,6 +46,8 @@ def make_prompt(
 
     `prefix` may differ by the example's metadata["language"].
     """
+    if not isinstance(prefix, str | Mapping):
+        raise ConfigError(f"prefix {prefix!r} is neither a text nor texts by language")
     if not isinstance(prefix, str):
         language = str(example.metadata.get("language"))
         if language not in prefix:

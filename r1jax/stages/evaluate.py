@@ -23,9 +23,9 @@ from r1jax.benchmarks.protocol import (
     open_sampler,
     write_results,
 )
-from r1jax.config import ConfigError, section
+from r1jax.config import ConfigError, DataError, Seed, section
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import ASKED, absolute, read_jsonl, write_json, write_jsonl_atomic
+from r1jax.files import ASKED, absolute, read_jsonl, read_object, write_json, write_jsonl_atomic
 from r1jax.machines.hosts import wait_for_all
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
@@ -51,7 +51,7 @@ class EvaluateConfig:
     # Variables of the model's own chat template: {"enable_thinking": False}.
     template_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # its name in tables; "" = the workdir's
-    seed: int = 0  # of the samples
+    seed: Seed = 0  # of the samples
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -100,8 +100,8 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     keep_rows(directory, sources, used)
     todo = {name: b for name, b in benchmarks.items() if not _file(directory, name).exists()}
     rollouts = {
-        name: [from_row(row) for row in read_jsonl(_file(directory, name))]
-        for name in benchmarks
+        name: _written(_file(directory, name), benchmark)
+        for name, benchmark in benchmarks.items()
         if name not in todo
     }
     if todo:
@@ -122,6 +122,18 @@ def model_step(model: str) -> int:
     return Checkpoints(path).latest_step() or 0
 
 
+def _written(path: epath.Path, benchmark: Benchmark) -> list[Rollout]:
+    """A finished benchmark's rollouts; DataError for a file that is not as it was written."""
+    again = "delete it, and the benchmark is run again"
+    try:
+        found = [from_row(row) for row in read_jsonl(path)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not what was written ({error!r}); {again}") from None
+    if len(found) != benchmark.completions:
+        raise DataError(f"{path} has {len(found)} of {benchmark.completions} completions; {again}")
+    return found
+
+
 def _file(directory: epath.Path, benchmark: str) -> epath.Path:
     return directory / f"{benchmark}.jsonl"
 
@@ -135,7 +147,7 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
     path = directory / ASKED
     begun = any(_file(directory, name).exists() for name in benchmarks)
     if begun and path.exists():
-        old = json.loads(path.read_text())
+        old = read_object(path)
         different = [key for key in old | asked if old.get(key) != asked.get(key)]
         if different:
             raise ConfigError(

@@ -39,7 +39,7 @@ from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
 from r1jax.stages.grpo_config import GrpoConfig, check, longest_completion, packing_of
-from r1jax.stages.grpo_evaluation import open_evaluation
+from r1jax.stages.grpo_evaluation import held_out_of, open_evaluation
 from r1jax.stages.grpo_rollouts import (
     Rewarded,
     Rollouts,
@@ -53,6 +53,7 @@ from r1jax.training.critic import Critic, open_critic
 from r1jax.training.run import Trainable, TrainingRun, is_due, open_run
 from r1jax.training.train_state import microbatch, on_mesh
 from r1jax.types import Batch, Rollout
+from r1jax.weights.load import open_known
 
 CONFIG = GrpoConfig
 
@@ -94,12 +95,18 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
     check(config)
     choose_sandbox(config.graders.sandbox)
     examples = checked_stream(config)
+    opened = open_known(config.model)
+    benchmarks = None
+    if opened is not None:  # what is wrong is said before the model is loaded
+        check_lengths(config, opened.config.max_length)
+        benchmarks = held_out_of(config, opened.tokenizer, opened.config.max_length)
     use_ref = config.loss.kl_coef > 0 or (config.critic is not None and config.critic.kl_coef > 0)
     with (
         open_run(config, config_dict, workdir, SHOWN, use_ref, config.share_prompts) as stage,
-        open_evaluation(config, stage) as (sampler, held_out),
+        open_evaluation(config, stage, benchmarks) as (sampler, held_out),
     ):
-        check_shapes(config, stage)
+        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
+        check_lengths(config, stage.trained.model.config.max_length)
         critic = None
         if config.critic is not None:
             critic = open_critic(config.critic, config, stage, config.share_prompts)
@@ -140,10 +147,8 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         held_out.run_benchmarks(config.total_steps)
 
 
-def check_shapes(config: GrpoConfig, stage: TrainingRun) -> None:
-    """What the mesh and the model's length allow."""
-    check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
-    limit = stage.trained.model.config.max_length
+def check_lengths(config: GrpoConfig, limit: int) -> None:
+    """What the model's max_length allows."""
     longest = config.max_prompt_tokens + longest_completion(config)
     if longest > limit:
         raise ConfigError(

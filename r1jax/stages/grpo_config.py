@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from r1jax.benchmarks.protocol import BenchmarkConfig
-from r1jax.config import Bounds, ConfigError, Count, NotNegative, Size, check_choice
+from r1jax.config import Bounds, ConfigError, Count, NotNegative, Seed, Size, check_choice
+from r1jax.data.chat import Template
 from r1jax.data.datasets import DataConfig
 from r1jax.judges.reward_model import LearnedReward
 from r1jax.losses.aggregation import AGGREGATIONS
@@ -36,7 +37,7 @@ class EvaluationConfig:
     every: Count = 0  # updates between two points of the curves; 0 = no curves
     curve: dict[str, BenchmarkConfig] = field(default_factory=dict)  # asked at every point
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # before and after
-    seed: int = 0  # of the samples
+    seed: Seed = 0  # of the samples
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class GrpoConfig:
     # the place of a weight may stand {"weight": 0.5, argument: value}. See rewards.load_rewards.
     rewards: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # added to the rewards
-    template: str = "r1_zero"  # how a question becomes a prompt: a key of data.chat.TEMPLATES
+    template: Template = "r1_zero"  # how a question becomes a prompt: a key of data.chat.TEMPLATES
     max_prompt_tokens: Size = 1024  # tokens of a prompt, at most
     overlong_prompts: str = "error"  # what a longer prompt is; "drop": left out, and counted
     # max_tokens, temperature (of the rollouts, and of all log-probabilities), stop, ...
@@ -96,7 +97,7 @@ class GrpoConfig:
     microbatch_rows: Size = 8  # packed rows in memory at once
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: Size = 128  # positions whose logits exist at once
-    seed: int = 0  # of the order of questions, of the samples, of a fresh model
+    seed: Seed = 0  # of the order of questions, of the samples, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 16  # updates; taken at the end of the iteration
@@ -116,8 +117,7 @@ def check(config: GrpoConfig) -> None:
     check_choice("config.loss.loss_agg", config.loss.loss_agg, AGGREGATIONS)
     check_choice("config.loss.ratio", config.loss.ratio, RATIOS)
     check_choice("config.loss.surrogate", config.loss.surrogate, SURROGATES)
-    rewards = [*load_rewards(config.rewards), *config.reward_models]
-    check_choice("config.vary_by", config.vary_by, ["reward", *rewards])
+    _check_rewards(config)
     if config.sampling.temperature <= 0:
         raise ConfigError(
             f"config.sampling.temperature {config.sampling.temperature} must be above 0 in training"
@@ -145,6 +145,22 @@ def check(config: GrpoConfig) -> None:
             raise ConfigError(f"config.{name}: {bad[0]!r} is not a number of updates")
     for length in config.max_tokens_at.values():
         replace(config.sampling, max_tokens=length)  # what it refuses
+
+
+def _check_rewards(config: GrpoConfig) -> None:
+    """Those of the training, and of the benchmarks beside it."""
+    weights = {name: weight for name, (_, weight) in load_rewards(config.rewards).items()}
+    if twice := weights.keys() & config.reward_models.keys():
+        raise ConfigError(
+            f"config.reward_models.{min(twice)}: config.rewards has that name already"
+        )
+    weights |= {name: term.weight for name, term in config.reward_models.items()}
+    if not any(weights.values()):
+        raise ConfigError("config.rewards: every weight is 0, so nothing is learnt")
+    check_choice("config.vary_by", config.vary_by, ["reward", *weights])
+    for section in (config.evaluation.curve, config.evaluation.benchmarks):
+        for benchmark in section.values():
+            load_rewards(benchmark.rewards)
 
 
 # -- the packed rows of an update -------------------------------------------------------------

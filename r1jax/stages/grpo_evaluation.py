@@ -14,6 +14,7 @@ from r1jax.benchmarks.protocol import (
     read_results,
     write_results,
 )
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import EVALUATIONS
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Sampler
@@ -21,14 +22,27 @@ from r1jax.stages.grpo_config import GrpoConfig
 from r1jax.stages.grpo_rollouts import REWARDS
 from r1jax.training.run import TrainingRun
 
+Benchmarks = dict[str, Benchmark]
+
+
+def held_out_of(
+    config: GrpoConfig, tokenizer: Tokenizer, max_length: int
+) -> tuple[Benchmarks, Benchmarks]:
+    """Those of the curves, and those before and after, each problem looked at."""
+    key, found = "config.evaluation", config.evaluation
+    curve = open_benchmarks(found.curve, f"{key}.curve", tokenizer, max_length)
+    return curve, open_benchmarks(found.benchmarks, f"{key}.benchmarks", tokenizer, max_length)
+
 
 @contextmanager
-def open_evaluation(config: GrpoConfig, stage: TrainingRun) -> Iterator[tuple[Sampler, HeldOut]]:
-    """The run's one sampler, for its own rollouts and for held-out problems, and those problems."""
-    key, tokenizer = "config.evaluation", stage.tokenizer
-    limit = stage.trained.model.config.max_length
-    curve = open_benchmarks(config.evaluation.curve, f"{key}.curve", tokenizer, limit)
-    full = open_benchmarks(config.evaluation.benchmarks, f"{key}.benchmarks", tokenizer, limit)
+def open_evaluation(
+    config: GrpoConfig, stage: TrainingRun, benchmarks: tuple[Benchmarks, Benchmarks] | None
+) -> Iterator[tuple[Sampler, HeldOut]]:
+    """The run's one sampler, for its own rollouts and for held-out problems, and those problems,
+    where they are not in `benchmarks` yet.
+    """
+    tokenizer, limit = stage.tokenizer, stage.trained.model.config.max_length
+    curve, full = benchmarks or held_out_of(config, tokenizer, limit)
     engine = Engine(stage.trained.model, tokenizer.stop_ids, config.engine)
     asking = [*curve.values(), *full.values()]
     with open_sampler(engine, tokenizer, config.graders, asking, {REWARDS: config}) as sampler:

@@ -6,7 +6,7 @@ samples nor grades them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,18 +143,20 @@ class Rollouts:
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
         ]
-        rollouts = self._written(path, len(attempts[0]) * config.group_size)
+        questions = {p.example.id: p.example for prompts in attempts for p in prompts}
+        rollouts = self._written(path, len(attempts[0]) * config.group_size, questions)
         if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             self._write(iteration, rollouts)
-        questions = {p.example.id: p.example for prompts in attempts for p in prompts}
         kept = list(samples(config, rollouts, questions))
         self._stage.writer.samples(step + 1, kept)
         if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
             self._stage.progress.say(shown(kept[0]))
         return rollouts
 
-    def _written(self, path: epath.Path, count: int) -> list[Rollout] | None:
+    def _written(
+        self, path: epath.Path, count: int, questions: Collection[str]
+    ) -> list[Rollout] | None:
         """An iteration's rollouts from their file; None where there is none, or not all of them.
 
         Then they are sampled anew, the same ones, but for those that older parameters sampled.
@@ -163,11 +165,17 @@ class Rollouts:
             return None
         try:
             rollouts = [from_row(row) for row in read_jsonl(path)]
-            if len(rollouts) == count:
-                return rollouts
             problem = f"{path} has {len(rollouts)} of {count} rollouts"
-        except (DataError, KeyError) as error:
-            problem = str(error) if isinstance(error, DataError) else f"{path} has no key {error}"
+            if len(rollouts) == count:
+                if all(_is_of(rollout, questions) for rollout in rollouts):
+                    return rollouts
+                problem = f"{path} has rollouts of other questions, or without a number a token"
+        except DataError as error:
+            problem = str(error)
+        except KeyError as error:
+            problem = f"{path} has no key {error}"
+        except (TypeError, ValueError) as error:
+            problem = f"{path} is not what was written: {error}"
         if self._config.rollouts_ahead:
             raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
         logging.warning("%s: they are sampled again", problem)
@@ -270,6 +278,14 @@ class Rollouts:
         self._stage.note({f"rollout/{name}": value for name, value in readings.items()})
 
 
+def _is_of(rollout: Rollout, questions: Collection[str]) -> bool:
+    """Whether it answers one of these, with its rewards and a log-probability for each token."""
+    completion = rollout.completion
+    whole = len(completion.tokens) == len(completion.logprobs)
+    graded = isinstance(rollout.reward_breakdown, Mapping)
+    return whole and graded and rollout.example_id in questions
+
+
 def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:
     return workdir / ROLLOUTS / f"{iteration:06d}.jsonl"
 
@@ -279,7 +295,7 @@ def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
     if not keep or jax.process_index() != 0:
         return
     for path in (workdir / ROLLOUTS).glob("*.jsonl"):
-        if int(path.stem) <= iteration - keep:
+        if path.stem.isdecimal() and int(path.stem) <= iteration - keep:
             path.unlink()
 
 

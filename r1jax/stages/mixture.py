@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, Size, section
-from r1jax.data.chat import render
+from r1jax.config import ConfigError, DataError, Seed, Size, section
+from r1jax.data.chat import Template, learnt_messages, render
 from r1jax.data.datasets import (
     DataConfig,
     check_keys,
@@ -51,10 +51,10 @@ class MixtureConfig:
     stage: str  # "mixture"
     sources: dict[str, SourceConfig]  # by their names in the statistics
     tokenizer: str  # a MODEL or a path; tokens are counted with it
-    template: str = "chat"  # a key of data.chat.TEMPLATES, to count tokens
+    template: Template = "chat"  # a key of data.chat.TEMPLATES, to count tokens
     benchmarks: dict[str, DataConfig] = field(default_factory=dict)  # evaluation questions
     ngram: Size = NGRAM  # words in a row that a row must not share with a benchmark
-    seed: int = 0  # of the order of rows
+    seed: Seed = 0  # of the order of rows
 
 
 CONFIG = MixtureConfig
@@ -125,7 +125,7 @@ def _row(
     domain = source.domain or row.get("domain")
     if not domain:
         raise DataError("the row has no domain: set config.sources.NAME.domain")
-    tokens, _ = render(row["messages"], tokenizer, template)
+    tokens, _ = render(learnt_messages(row["messages"], template), tokenizer, template)
     about = {"domain": domain, "tokens": len(tokens)}
     return {"id": str(row.get("id", name)), "messages": row["messages"], **about}
 

@@ -14,7 +14,6 @@ its share of the cores: for small models on a CPU, which threads make no faster.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 import uuid
@@ -29,7 +28,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, UserError, check_choice, section
-from r1jax.files import DELETED, LOG, PIPELINE, STAGE_COMPLETE, STAGE_INPUTS, absolute, write_json
+from r1jax.files import (
+    DELETED,
+    LOG,
+    PIPELINE,
+    STAGE_COMPLETE,
+    STAGE_INPUTS,
+    absolute,
+    read_object,
+    write_json,
+)
 from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.processes import Processes, lock_workdir
@@ -323,7 +331,7 @@ def resolved(stage: PipelineStage, root: epath.Path) -> ConfigDict:
 def completion(stage: PipelineStage) -> dict[str, Any] | None:
     """What the stage wrote down when it was complete: id, config, the ids of what it read."""
     path = stage.workdir / STAGE_COMPLETE
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def check_stages(stages: Sequence[PipelineStage]) -> None:
@@ -349,8 +357,7 @@ def check_stages(stages: Sequence[PipelineStage]) -> None:
 def begun_with(stage: PipelineStage) -> dict[str, str]:
     """{stage: id} of what the stage read when it began; {} where it has not begun."""
     path = stage.workdir / STAGE_INPUTS
-    found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    return read_object(path) if path.exists() else {}
 
 
 def inputs_of(stage: PipelineStage, stages: Sequence[PipelineStage]) -> dict[str, str]:

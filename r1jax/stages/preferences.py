@@ -8,14 +8,24 @@ stage `reward_model` reads, and `statistics.json`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, Size, section
-from r1jax.data.datasets import DataConfig, Row, errors_at, messages_of, place_of, read_row, rows_of
+from r1jax.config import ConfigError, DataError, Seed, Size, section
+from r1jax.data.datasets import (
+    DataConfig,
+    Row,
+    errors_at,
+    messages_of,
+    place_of,
+    read_row,
+    refuse_unasked,
+    rows_of,
+)
 from r1jax.files import (
     CANDIDATES,
     PAIRS,
@@ -42,7 +52,7 @@ class PreferencesConfig:
     judge: ChatModelConfig  # says which of two responses is better
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
     queries: Size = QUERIES  # verdicts a pair, in random order of the two
-    seed: int = 0  # of that order
+    seed: Seed = 0  # of that order
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
 
@@ -79,7 +89,13 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
 
 def _candidate(row: Row, data: DataConfig) -> dict[str, Any]:
     """{"messages", "responses"} of a row; the two sides of a pair are its responses."""
-    responses = list(row.get("responses") or ())
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {type(row).__name__}, expected an object")
+    refuse_unasked(row, data.metadata)
+    responses = row.get("responses") or []
+    texts = isinstance(responses, list) and all(isinstance(text, str) for text in responses)
+    if not texts or len(responses) not in (0, 2):
+        raise DataError(f"responses {responses!r} are not two texts")
     if not responses and row.get("chosen") is not None and row.get("rejected") is not None:
         row = read_row(row, "pairs", data)
         responses = [row["chosen"], row["rejected"]]

@@ -27,7 +27,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, DataError, Size, import_function, section
+from r1jax.config import ConfigError, DataError, Seed, Size, import_function, section
+from r1jax.data.chat import Template
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import (
@@ -74,7 +75,7 @@ class RejectionConfig:
     minimum: Any = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     num_samples: Size = 16  # completions of a question
     per_prompt: Size = 1  # of them become rows, at most
-    template: str = "r1_zero"  # a key of data.chat.TEMPLATES
+    template: Template = "r1_zero"  # a key of data.chat.TEMPLATES
     max_prompt_tokens: Size = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=1.0, top_p=1.0)
@@ -83,7 +84,7 @@ class RejectionConfig:
     writer: ChatModelConfig | None = None  # refines what was kept (paper: DeepSeek-V3)
     rewriter: str | None = None  # module:function(example, text) -> text or None, instead
     portion: Size = 1024  # questions between two saves
-    seed: int = 0  # of the samples
+    seed: Seed = 0  # of the samples
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"data": -1})
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -20,7 +20,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.estimators import mean_and_standard_error
-from r1jax.config import ConfigError, Count, DataError, Positive, Size, section
+from r1jax.config import ConfigError, Count, DataError, Positive, Seed, Size, section
+from r1jax.data.chat import Template
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
@@ -36,7 +37,7 @@ from r1jax.data.datasets import (
 )
 from r1jax.data.fingerprint import keep_rows
 from r1jax.data.formats import UnpairedError, is_transcript
-from r1jax.data.packing import Group, padding_share
+from r1jax.data.packing import Group, Piece, padding_share
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.judges.reward_model import Labelled, Scorer, pack_labelled, size_of, to_group
 from r1jax.losses.aggregation import Metrics
@@ -48,7 +49,7 @@ from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
-from r1jax.weights.load import ModelSource
+from r1jax.weights.load import ModelSource, open_known
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
 
@@ -69,11 +70,11 @@ class RewardModelConfig:
     batch_size: Size = 256  # rows of an update
     pack_length: Size = 8192  # tokens of a packed row; a pair (or a response) must fit
     microbatch_rows: Size = 8  # packed rows in memory at once
-    template: str = "chat"  # a key of data.chat.TEMPLATES
+    template: Template = "chat"  # a key of data.chat.TEMPLATES
     overlong: Literal["error", "drop"] = "error"  # rows that don't fit
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    seed: int = 0  # of the order of rows, of the head
+    seed: Seed = 0  # of the order of rows, of the head
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 100  # updates
@@ -107,16 +108,24 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         "eval/reward_model/accuracy": "held-out pairs",
         "eval/reward_model/label_accuracy": "held-out labels",
     }
+
+    def fitting(tokenizer: Tokenizer, limit: int) -> tuple[list[Labelled], list[Labelled]]:
+        key = "config.held_out.data"
+        return (
+            _fitting(rows, tokenizer, config, "config.data", limit),
+            _fitting(held_out_rows, tokenizer, config, key, limit),
+        )
+
+    opened, found = open_known(config.model), None
+    if opened is not None:  # what is wrong is said before the model is loaded
+        found = fitting(opened.tokenizer, opened.config.max_length)
     with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         sources = {"config.data": rows, "config.held_out.data": held_out_rows}
         keep_rows(stage.workdir, sources, sources if stage.start else ())
         trained = stage.trained
         limit = trained.model.config.max_length
-        groups = _fitting(rows, stage.tokenizer, config, "config.data", limit)
-        held_out_groups = _fitting(
-            held_out_rows, stage.tokenizer, config, "config.held_out.data", limit
-        )
+        groups, held_out_groups = found or fitting(stage.tokenizer, limit)
         measure = Scorer(trained.model, stage.mesh, config.microbatch_rows)
         step_fn = trained.make_step(make_loss(trained.model, config.kind))
         if stage.start == 0:
@@ -210,7 +219,7 @@ def _fitting(
     """The rows in tokens; those that don't fit are an error or dropped, and so are those with a
     conversation of more than `longest` tokens.
     """
-    found = []
+    found, same = [], 0
     for number, row in enumerate(rows, start=1):
         if config.kind == "pointwise" and "response" in row:
             responses, labels = [row["response"]], [float(row["label"])]
@@ -220,16 +229,29 @@ def _fitting(
         with errors_at(where):
             group = to_group(messages_of(row), responses, tokenizer, config.template, config.reads)
         reason = _too_long(group, config.pack_length, longest)
-        if not reason:
+        if len(responses) == 2 and _read_the_same(*group.pieces):
+            same += 1
+        elif not reason:
             found.append(Labelled(group, tuple(labels)))
         elif config.overlong == "error":
             raise ConfigError(f"{where} has {reason}; raise it, or set config.overlong to drop")
+    if same:
+        logging.warning(
+            "%s: %d of %d rows are left out: their two sides read the same (config.reads = %r)",
+            key, same, len(rows), config.reads,
+        )  # fmt: skip
     if rows and not found:
-        raise ConfigError(f"{key}: no row fits in config.pack_length {config.pack_length}")
-    if len(found) < len(rows):
-        lost = len(rows) - len(found)
+        raise ConfigError(
+            f"{key}: no row fits in config.pack_length {config.pack_length} and has two sides that"
+            " differ"
+        )
+    if lost := len(rows) - same - len(found):
         logging.warning("%s: %d of %d rows are too long and dropped", key, lost, len(rows))
     return found
+
+
+def _read_the_same(first: Piece, second: Piece) -> bool:
+    return np.array_equal(first.tokens, second.tokens)
 
 
 def _too_long(group: Group, pack_length: int, longest: int) -> str:

@@ -19,8 +19,16 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, Count, DataError, Positive, Share, Size, section
-from r1jax.data.chat import control_token_in, render, rendered_document, template_variables
+from r1jax.config import ConfigError, Count, DataError, Positive, Seed, Share, Size, section
+from r1jax.data.chat import (
+    Template,
+    control_token_in,
+    learnt_messages,
+    render,
+    rendered_document,
+    template_variables,
+    texts_in,
+)
 from r1jax.data.datasets import (
     DataConfig,
     FileRow,
@@ -76,7 +84,7 @@ class SftConfig:
     batch_size: Size = 128  # sequences of an update
     pack_length: Size = 32_768  # tokens of a packed row
     microbatch_rows: Size = 8  # packed rows in memory at once
-    template: str = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
+    template: Template = "chat"  # for rows with messages: a key of data.chat.TEMPLATES
     overlong: Literal["error", "truncate", "drop"] = "error"  # rows longer than pack_length
     # Control tokens written out in a `text` (<|im_start|>user ...): those tokens, or plain text.
     control_tokens: bool = False
@@ -86,7 +94,7 @@ class SftConfig:
     )
     router: RouterConfig = field(default_factory=RouterConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    seed: int = 0  # of the order of rows, of a fresh model
+    seed: Seed = 0  # of the order of rows, of a fresh model
     # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
@@ -111,18 +119,23 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     rows = checked_rows(config.data)
     config = dataclasses.replace(config, total_steps=steps_of(config, rows))
     opened = open_known(config.model)
+    asked = held_out_of(config)
     if opened is not None:  # what is wrong is said before the model is loaded
         check_rows(config, rows, opened.tokenizer, opened.config.max_length)
+        if asked is not None:
+            check_held_out(*asked, opened.tokenizer)
     with open_run(config, config_dict, workdir, SHOWN) as stage:
         if opened is None:
             check_rows(config, rows, stage.tokenizer, stage.trained.model.config.max_length)
+            if asked is not None:
+                check_held_out(*asked, stage.tokenizer)
         keep_rows(stage.workdir, {"config.data": rows}, {"config.data"} if stage.start else ())
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
         loss_fn = make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
         step_fn = trained.make_step(loss_fn, config.router)
-        held_out = HeldOut(config, stage)
+        held_out = HeldOut(asked, stage)
         if stage.start == 0:
             held_out.measure(0)
         data = _batches(config, stage, rows, start=stage.start)
@@ -149,19 +162,31 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         print(f"model and metrics are in {absolute(workdir)}")
 
 
+def held_out_of(config: SftConfig) -> tuple[SftConfig, Sequence[Row]] | None:
+    """The config with the held-out data as its data, and those rows; None where there are none."""
+    if config.held_out.data is None:
+        return None
+    config = dataclasses.replace(config, data=config.held_out.data)
+    rows = checked_rows(config.data, "config.held_out.data")
+    if callable(rows):
+        raise ConfigError(f"config.held_out.data.limit must be set: {config.data.function}")
+    return config, rows
+
+
+def check_held_out(config: SftConfig, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+    check_rows(config, rows, tokenizer, config.pack_length, "config.held_out.data")
+
+
 class HeldOut:
     """The loss on rows that are not trained on, where the config names any."""
 
-    def __init__(self, config: SftConfig, stage: TrainingRun) -> None:
+    def __init__(self, asked: tuple[SftConfig, Sequence[Row]] | None, stage: TrainingRun) -> None:
+        """`asked` is what held_out_of gives."""
         self._stage = stage
         self._batch: Batch | None = None
-        if config.held_out.data is None:
+        if asked is None:
             return
-        config = dataclasses.replace(config, data=config.held_out.data)
-        rows = checked_rows(config.data, "config.held_out.data")
-        if callable(rows):
-            raise ConfigError(f"config.held_out.data.limit must be set: {config.data.function}")
-        check_rows(config, rows, stage.tokenizer, config.pack_length, "config.held_out.data")
+        config, rows = asked
         fitted = (_fitted(row, i, stage.tokenizer, config)[0] for i, row in enumerate(rows))
         groups = [group for group in fitted if group is not None]
         packed = pack(groups, config.pack_length, config.microbatch_rows)
@@ -247,20 +272,28 @@ def tokenize(
         if not isinstance(text, str):
             raise DataError(f"text is {type(text).__name__}, not a string")
         tokens = rendered_document(text, tokenizer) if control_tokens else tokenizer.document(text)
-        return tokens, [1.0] * len(tokens)
+        return tokens, [float(bool(text.strip()))] * len(tokens)
     variables = _variables(row, tokenizer) if template == "chat" else {}
     check_keys(row, {"text", "messages", "chat_template_kwargs", *variables}, metadata)
-    tokens, mask = render(messages, tokenizer, template, variables)
+    tokens, mask = render(learnt_messages(messages, template), tokenizer, template, variables)
     return tokens, [float(value) for value in mask]
 
 
 def _variables(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a row says to the chat template beside its messages: tools, and what it names itself."""
-    known, more = template_variables(tokenizer), row.get("chat_template_kwargs") or {}
+    known: Collection[str] = template_variables(tokenizer)
+    more = row.get("chat_template_kwargs") or {}
+    if not isinstance(more, Mapping):
+        raise DataError(f"chat_template_kwargs is {type(more).__name__}, not an object")
     for name in more:
         if name not in known:
             raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}")
-    return {name: row[name] for name in row if name in known and row[name] is not None} | more
+    found = {name: row[name] for name in row if name in known and row[name] is not None}
+    found |= more
+    for name in found.keys() & {"tools", "documents"}:
+        if not isinstance(found[name], list | tuple) or isinstance(found[name], str):
+            raise DataError(f"{name} is {type(found[name]).__name__}, not a list of objects")
+    return found
 
 
 def _batches(config: SftConfig, stage: TrainingRun, rows: Rows, start: int) -> Iterator[Batch]:
@@ -326,18 +359,22 @@ def check_rows(
 
 
 def _warn_of_control_tokens(config: SftConfig, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
-    """Says that texts hold what looks like control tokens and is learnt as plain text."""
+    """Says that rows hold what looks like control tokens and is learnt as plain text."""
     found = [
-        (token, _place(row, i, config.data))
+        (isinstance(row.get("text"), str), token, _place(row, i, config.data))
         for i, row in enumerate(rows)
-        if isinstance(row.get("text"), str) and (token := control_token_in(row["text"], tokenizer))
+        if (token := control_token_in(" ".join(texts_in(dict(row))), tokenizer))
     ]
-    if found:
-        logging.warning(
-            "config.data: %d of %d texts hold control tokens (%s in %s), which are learnt as plain"
-            " text; config.control_tokens = True makes them the tokens that they name",
-            len(found), len(rows), *found[0],
-        )  # fmt: skip
+    for are_texts, kind, advice in (
+        (True, "texts", "config.control_tokens = True makes them the tokens that they name"),
+        (False, "conversations", "leave them out, since the template writes them itself"),
+    ):
+        these = [(token, place) for is_text, token, place in found if is_text == are_texts]
+        if these:
+            logging.warning(
+                "config.data: %d of %d %s hold control tokens (%s in %s), which are learnt as plain"
+                " text; %s", len(these), len(rows), kind, *these[0], advice,
+            )  # fmt: skip
 
 
 def _said(fates: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import TOKENIZER, absolute
+from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig
@@ -85,9 +85,10 @@ class Trainable:
         mesh: Mesh,
         directory: epath.Path,
         shared_prompts: bool = False,
+        beside: Sequence[epath.Path] = (),
     ) -> None:
-        """Checkpoints lie in `directory`. `shared_prompts`: rows hold completions behind one copy
-        of their prompt.
+        """Checkpoints lie in `directory`, those that belong to them `beside`. `shared_prompts`:
+        rows hold completions behind one copy of their prompt.
         """
         self._opened, self._mesh = opened, mesh
         self.kernel = choose_kernel(opened.compute, mesh, shared_prompts)
@@ -95,7 +96,7 @@ class Trainable:
         self._schedule = make_schedule(optimizer, total_steps)
         self._optimizer = make_optimizer(optimizer, self._schedule, self.model)
         self._shardings = state_shardings(self.model, self._optimizer)
-        self._checkpoints = Checkpoints(directory)
+        self._checkpoints = Checkpoints(directory, beside=beside)
         self.ref_params: Any = None  # the frozen reference policy, where there is one
 
     @property
@@ -224,16 +225,21 @@ def open_run(
     path = absolute(workdir)
     source = open_source(config.model, path)
     mesh = source.mesh(config.mesh, config.microbatch_rows)
-    trained = Trainable(source, config.optimizer, config.total_steps, mesh, path, shared_prompts)
+    beside = [path / CRITIC] if getattr(config, "critic", None) else []
+    trained = Trainable(
+        source, config.optimizer, config.total_steps, mesh, path, shared_prompts, beside
+    )
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
     check_config(path, config_dict, _unit(config))
     note_start(path, config)
     latest = trained.sound_step()
-    if latest is None:
-        if jax.process_index() == 0:  # later these files are not touched: a kill could tear them
+    if jax.process_index() == 0:  # what is there is not touched later: a kill could tear it
+        if latest is None or not (path / MODEL_JSON).exists():
             write_model_json(path, source.fields)
+        if latest is None or not (path / TOKENIZER).exists():
             source.tokenizer.save(str(path / TOKENIZER))
+    if latest is None:
         trained.begin(config.seed, reference)
         about = {}
     else:

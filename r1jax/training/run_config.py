@@ -26,6 +26,7 @@ from r1jax.files import (
     TOKENIZER,
     WANDB_ID,
     absolute,
+    read_object,
     write_json,
 )
 
@@ -63,7 +64,7 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict, unit: 
     others = [file for file in path.parent.glob("*") if file.name not in FIRST]
     begun = path.exists() and any(map(_has_content, others))
     if begun:
-        old = json.loads(path.read_text())
+        old = read_object(path)
         if differing := changes(old, new, (*FREE_KEYS, *_longer(old, new, unit))):
             raise ConfigError(
                 f"{path} is of a run with another config ({'; '.join(differing)}); "

@@ -9,9 +9,10 @@ Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
 import itertools
 import json
 import logging
+import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ from etils import epath
 from flax import traverse_util
 
 from r1jax.config import ConfigError, UserError
-from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, write_json
+from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_json
 from r1jax.machines.hosts import of_first_process, wait_for_all
 
 STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
+_STEP = re.compile("0|[1-9][0-9]*")  # a checkpoint's directory
 
 # Orbax tells of every save in a dozen lines.
 logging.getLogger("absl").addFilter(
@@ -43,7 +45,14 @@ class CheckpointError(UserError):
 class Checkpoints:
     """The checkpoints of one workdir. Saves are complete when `save` returns."""
 
-    def __init__(self, workdir: epath.PathLike, max_to_keep: int = 2) -> None:
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        max_to_keep: int = 2,
+        beside: Sequence[epath.PathLike] = (),
+    ) -> None:
+        """`beside` are workdirs whose checkpoints of the same steps belong to these."""
+        self._beside = [absolute(other) / CHECKPOINTS for other in beside]
         self.directory = absolute(workdir) / CHECKPOINTS
         self.max_to_keep = max_to_keep
         # Without compression: float32 weights hardly shrink, and a small model saves 2x faster.
@@ -54,8 +63,12 @@ class Checkpoints:
         """Steps with a complete checkpoint, oldest first."""
         if not self.directory.exists():
             return []
-        found = [path for path in self.directory.iterdir() if path.name.isdigit()]
-        return sorted(int(path.name) for path in found if (path / MANIFEST).exists())
+        return sorted(step for step, path in self._all() if (path / MANIFEST).exists())
+
+    def _all(self) -> list[tuple[int, epath.Path]]:
+        """Every checkpoint, torn ones too; other files and directories are somebody else's."""
+        paths = list(self.directory.iterdir())
+        return [(int(p.name), p) for p in paths if _STEP.fullmatch(p.name) and p.is_dir()]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
@@ -67,14 +80,15 @@ class Checkpoints:
         """
         found = self.steps()
         for step in reversed(found):
-            directory = self.directory / str(step)
-            problem = of_first_process(_problem(directory) if jax.process_index() == 0 else None)
+            parts = [parent / str(step) for parent in (self.directory, *self._beside)]
+            problem = of_first_process(_problem(parts) if jax.process_index() == 0 else None)
             if problem is None:
                 self._sound.add(step)
                 return step
             logging.warning("%s; it is set aside", problem)
             if jax.process_index() == 0:
-                directory.rename(_free_name(self.directory / f"{step}.damaged"))
+                for directory in (part for part in parts if part.exists()):
+                    directory.rename(_free_name(directory.parent / f"{step}.damaged"))
             wait_for_all("set aside")
         if found:
             raise CheckpointError(
@@ -121,13 +135,13 @@ class Checkpoints:
         manifest = _read_manifest(directory, check=step not in self._sound)
         _check_leaves(manifest["leaves"], _leaf_specs(abstract_state), directory)
         state = _restore(self._checkpointer, directory, abstract_state, partial=False)
-        return state, json.loads((directory / EXTRA).read_text())
+        return state, read_object(directory / EXTRA)
 
     def _delete_old(self) -> None:
         complete = self.steps()
-        keep = {str(step) for step in complete[-self.max_to_keep :]}
-        for path in self.directory.iterdir():
-            if path.name.isdigit() and path.name not in keep:  # torn ones too; no one else's files
+        keep = complete[-self.max_to_keep :]
+        for step, path in self._all():
+            if step not in keep:
                 _delete(path)
 
 
@@ -145,10 +159,11 @@ def _free_name(path: epath.Path) -> epath.Path:
     return next(p for name in names if not (p := path.parent / name).exists())
 
 
-def _problem(directory: epath.Path) -> str | None:
-    """What is wrong with a checkpoint's files."""
+def _problem(directories: Sequence[epath.Path]) -> str | None:
+    """What is wrong with the files of a checkpoint's parts."""
     try:
-        _read_manifest(directory)
+        for directory in directories:
+            _read_manifest(directory)
     except CheckpointError as error:
         return str(error)
     return None

@@ -20,10 +20,11 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from r1jax.config import ConfigError, DataError, check_choice
+from r1jax.files import read_object
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
 from r1jax.weights.gguf import GGUFFile
-from r1jax.weights.hf_config import config_from_hf, hf_config, read_json
+from r1jax.weights.hf_config import config_from_hf, hf_config
 from r1jax.weights.layout import Name, Parameter, parameters
 from r1jax.weights.safetensors_file import DTYPES, SafetensorsFile
 
@@ -171,7 +172,7 @@ class _Safetensors:
         for name in sorted(is_float8 ^ scaled):
             has, lacks = ("float8", "its scales") if name in is_float8 else ("scales", "float8")
             raise DataError(f"{self.directory}: tensor {name} has {has} without {lacks}")
-        said = read_json(self.directory / "config.json").get("quantization_config")
+        said = read_object(self.directory / "config.json").get("quantization_config")
         if said is None and not is_float8:
             return ()
         said = said if isinstance(said, dict) else {}
@@ -226,7 +227,7 @@ def _weight_files(directory: Path) -> list[str]:
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if (directory / INDEX).is_file():
-        files = read_json(directory / INDEX).get("weight_map")
+        files = read_object(directory / INDEX).get("weight_map")
         if not isinstance(files, dict) or not files:
             raise DataError(f"{directory / INDEX} has no weight_map of tensors to files")
         return sorted(set(files.values()))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1jax.config import ConfigError, DataError, section
+from r1jax.config import ConfigError, section
+from r1jax.files import read_object
 from r1jax.models.config import Experts, LatentAttention, ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
@@ -49,24 +49,13 @@ ROPE_FIELDS = {  # that a kind of scaling reads
 }  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises DataError for what is no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 # ---- reading ----
 
 
 def config_from_hf(directory: str | os.PathLike[str]) -> ModelConfig:
     """Raises ConfigError for what the model cannot express."""
     path = Path(directory) / "config.json"
-    return config_from_values(read_json(path), str(path))
+    return config_from_values(read_object(path), str(path))
 
 
 def config_from_values(values: Mapping[str, Any], path: str) -> ModelConfig:

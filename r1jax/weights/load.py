@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.chat import template_variables
 from r1jax.data.tokenizer import FILES, Tokenizer, with_stops
-from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute
+from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute, read_object
 from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
@@ -204,7 +203,7 @@ def read_model_json(
     path: epath.Path, override: dict[str, Any] | None = None
 ) -> tuple[ModelConfig, Compute]:
     """What a workdir says of its model."""
-    kept = {key: value for key, value in _read_json(path).items() if key not in GONE}
+    kept = {key: value for key, value in read_object(path).items() if key not in GONE}
     return ModelFields.read(kept | (override or {}), str(path))
 
 
@@ -247,10 +246,6 @@ def _from_slices(
 
 def _is_workdir(path: epath.Path) -> bool:
     return any((p / MODEL_JSON).exists() for p in (path, path.parent.parent))
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
 
 
 def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
