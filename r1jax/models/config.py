@@ -105,7 +105,7 @@ class ModelConfig:
     """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm`. Qwen3-MoE: `experts` besides.
-    DeepSeek-V2, V3 and R1: `latent` and `experts`.
+    DeepSeek-V2, V3 and R1: `latent` and `experts`; the latter two also `mtp`.
     """
 
     vocab_size: int  # V, tokens of the vocabulary
@@ -125,6 +125,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     latent: LatentAttention | None = None
     experts: Experts | None = None
+    mtp: bool = False  # multi-token prediction: a further block that predicts the token after next
 
     def __post_init__(self) -> None:
         for field in fields(self):
