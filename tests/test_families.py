@@ -130,7 +130,11 @@ def test_logprobs(tmp_path: Path, case: str, biased: float) -> None:
     assert difference < 2e-4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    ["llama 3.1", "qwen2 yarn", "qwen3-moe normed", "deepseek-v2-lite", "deepseek-v3",
+     "deepseek-v3 halves"],
+)  # fmt: skip
 def test_greedy(tmp_path: Path, case: str) -> None:
     """64 tokens of the engine, through its caches, are those of transformers."""
     import torch

@@ -107,7 +107,7 @@ class SftConfig:
     mtp_coef: NotNegative = 0.0
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of a fresh model
-    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
     log_every: Size = 1  # updates between two lines of metrics.jsonl
@@ -266,7 +266,8 @@ def open_teacher(
             f"config.teacher.model has a vocabulary of {size} tokens, the student one of {wanted}:"
             " logits are distilled between models with the same tokenizer"
         )
-    teacher = opened.transformer(stage.mesh, choose_kernel(opened.compute, stage.mesh))
+    kernel = choose_kernel(opened.config, opened.compute, stage.mesh)
+    teacher = opened.transformer(stage.mesh, kernel)
     return teacher, (opened.load(stage.mesh, config.seed),)
 
 
