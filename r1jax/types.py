@@ -48,6 +48,8 @@ class Completion:
     tokens: np.ndarray  # int32 [T], with the end-of-sequence token if it was sampled
     logprobs: np.ndarray  # float32 [T], log_softmax(logits / temperature) at the sampled tokens
     finish_reason: FinishReason
+    # int16 [T, S, k], of a model with experts: those that the token before took, in S layers.
+    experts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Batch:
     returns: Any = None  # float32, what the value of the state before the token should be (PPO)
     labels: Any = None  # float32 [C + 1], what a pointwise reward model should say; entry 0 unused
     lengths: Any = None  # float32 [C + 1], tokens of completions; 0 = not counted; entry 0 is 1
+    experts: Any = None  # int16 [.., L, S, k], as a Completion has them; -1 where none are known
     num_targets: Any = None  # float32 scalar, tokens that count in all microbatches together
     microbatches: Any = None  # int32 scalar, how many of the M hold anything; the rest is padding
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import completion_group, pack
-from r1jax.losses.logprobs import token_logprobs
+from r1jax.losses.logprobs import _output, token_logprobs
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.caches import LatentCache, LayerCache
 from r1jax.models.config import Experts, LatentAttention, ModelConfig
@@ -498,3 +498,31 @@ def test_logprobs_are_those_of_training() -> None:
             gap = np.abs(logprobs - rows.sampler_logprobs) * rows.loss_mask
             assert float(gap.max()) < EPS
         assert float(batch.loss_mask[:used].sum()) == sum(len(c.tokens) for c in found.values())
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_experts_are_those_of_training(share_prompts: bool) -> None:
+    """What the sampler took, token by token, is what the update's pass would take."""
+    prompts = prompts_of([5, 30, 2])
+    by = engine(8, 4, 8, 2, "", V3)
+    found = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
+    rows = [[found[p, g] for g in range(3)] for p in range(len(prompts))]
+    groups = [
+        completion_group(
+            prompt, *([getattr(c, name) for c in row] for name in ("tokens", "logprobs", "experts"))
+        )
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    batch = pack(groups, 64, 6, share_prompts=share_prompts)
+    total = sum(len(c.tokens) for c in found.values())
+    assert batch.experts.shape == (*batch.tokens.shape, 1, 2)
+    assert (batch.experts >= 0).sum() == 2 * total
+    rows_of = jax.tree.map(jnp.asarray, microbatch(jax.tree.map(jnp.asarray, batch), 0))
+    wrong = replace(rows_of, experts=jnp.where(rows_of.experts < 0, -1, 7 - rows_of.experts))
+    for rows_given, share in ((rows_of, 0.0), (wrong, 0.5)):
+        model = Transformer(V3, replay=False)
+        output = _output(model, params(V3), rows_given)
+        assert output.routing is not None
+        compared, differing = int(output.routing.compared[0]), int(output.routing.differing[0])
+        assert compared == (batch.experts[0] >= 0).sum() and compared
+        assert differing <= 0.01 * compared if share == 0 else differing > share * compared

@@ -20,7 +20,7 @@ from r1jax.types import Batch
 class Bigram:
     """Stands for a Transformer where what comes before the head does not matter."""
 
-    mesh = None
+    mesh = replay = None
 
     def apply(self, variables: Any, tokens_BL: jax.Array, *_: Any, **__: Any) -> Output:
         return Output(hidden=jnp.take(variables["params"]["embedding"], tokens_BL, axis=0))

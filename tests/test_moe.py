@@ -11,7 +11,7 @@ from test_transformer import make_params
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import pack, sequence_group
-from r1jax.losses.router import moved_bias
+from r1jax.losses.router import moved_bias, read_metrics, routing_metrics
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.layouts import unstack_layers
@@ -88,17 +88,41 @@ def test_experts_that_are_given_are_taken() -> None:
     model, params, args = Transformer(TINY), make_params(TINY), args_of(2, 12)
     own = forward(model, params, *args)
     assert own.routing is not None and own.routing.experts.shape == (2, 2, 12, 2)
-    again = forward(model, params, *args, replayed_SBLk=own.routing.experts)
+    assert own.routing.compared is None
+    again = forward(model.clone(replay=True), params, *args, recorded_SBLk=own.routing.experts)
     np.testing.assert_array_equal(again.hidden, own.hidden)
+    assert again.routing is not None and again.routing.differing is not None
+    assert again.routing.differing.sum() == 0 and again.routing.compared.sum() == 2 * 2 * 12 * 2
     for layer in (0, 1):
         others = own.routing.experts.at[layer].set((own.routing.experts[layer] + 1) % 8)
-        other = forward(model, params, *args, replayed_SBLk=others)
+        other = forward(model.clone(replay=True), params, *args, recorded_SBLk=others)
         np.testing.assert_array_equal(other.routing.experts, others)  # type: ignore[union-attr]
         assert float(jnp.abs(other.hidden - own.hidden).max()) > 1e-2
-    apart = Transformer(TINY, compute=replace(model.compute, scan_layers=False))
+    apart = model.clone(compute=replace(model.compute, scan_layers=False), replay=True)
     layers = unstack_layers(params, TINY)
-    unrolled = forward(apart, layers, *args, replayed_SBLk=others)
+    unrolled = forward(apart, layers, *args, recorded_SBLk=others)
     np.testing.assert_allclose(unrolled.hidden, other.hidden, atol=1e-5)
+
+
+def test_experts_are_compared_where_they_are_known() -> None:
+    """Half of the tokens; of the first layer's, one expert of two is another one."""
+    model, params, args = Transformer(TINY), make_params(TINY), args_of(2, 12)
+    own = forward(model, params, *args)
+    assert own.routing is not None
+    recorded = own.routing.experts.at[:, 1].set(-1)
+    other = [next(e for e in range(8) if e not in pair) for pair in recorded[0, 0].tolist()]
+    recorded = recorded.at[0, 0, :, 1].set(jnp.array(other))
+    for replay in (False, True):
+        found = forward(model.clone(replay=replay), params, *args, recorded_SBLk=recorded)
+        routing: Any = found.routing
+        assert (int(routing.compared.sum()), int(routing.differing[0])) == (2 * 12 * 2, 12)
+        same = np.array_equal(found.hidden, own.hidden)
+        assert same is not replay
+        np.testing.assert_array_equal(found.hidden[1], own.hidden[1])
+    assert replay and int(routing.differing[1]) >= 0
+    read = read_metrics(routing_metrics(routing), jnp.array(24))
+    differing = routing.differing.sum() / (2 * 12 * 2)
+    assert float(read["router/disagreement"]) == pytest.approx(float(differing))
 
 
 # -- balance ---------------------------------------------------------------------------------------

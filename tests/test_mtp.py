@@ -34,7 +34,7 @@ V3 = replace(TINY, mtp=True)
 class Bigrams:
     """What it says of the next token, and of the one after it, depends on the token alone."""
 
-    mesh = None
+    mesh = replay = None
 
     def apply(self, variables: Any, tokens_BL: Any, *_: Any, ahead: bool = False) -> Output:
         params = variables["params"]

@@ -24,6 +24,7 @@ class Piece:
     tokens: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # float32 [T], aligned to targets; the first is never a target
     sampler_logprobs: np.ndarray | None = None  # float32 [T]
+    experts: np.ndarray | None = None  # int16 [T, S, k], -1 where none are known
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,19 @@ def sequence_group(tokens: Sequence[int], loss_mask: Sequence[float]) -> Group:
 
 
 def completion_group(
-    prompt: np.ndarray, completions: Sequence[np.ndarray], logprobs: Sequence[np.ndarray]
+    prompt: np.ndarray,
+    completions: Sequence[np.ndarray],
+    logprobs: Sequence[np.ndarray],
+    experts: Sequence[np.ndarray | None] = (),
 ) -> Group:
-    """A prompt and the completions sampled for it.
+    """A prompt and the completions sampled for it, with the experts that their tokens took.
 
     The prompt's last token predicts the first token of *every* completion, so it is not part of the
     shared prefix: each piece starts with its own copy of it.
     """
     pieces = []
-    for tokens, values in zip(completions, logprobs, strict=True):
+    taken = list(experts) or [None] * len(completions)
+    for tokens, values, chosen in zip(completions, logprobs, taken, strict=True):
         mask = np.ones(len(tokens) + 1, np.float32)
         mask[0] = 0.0
         pieces.append(
@@ -58,6 +63,7 @@ def completion_group(
                 np.concatenate([prompt[-1:], tokens]).astype(np.int32),
                 mask,
                 np.concatenate([[0.0], values]).astype(np.float32),
+                None if chosen is None else np.concatenate([np.full_like(chosen[:1], -1), chosen]),
             )
         )
     return Group(pieces, np.asarray(prompt[:-1], np.int32))
@@ -94,6 +100,9 @@ def pack(
     shape = (total * rows, length)
     tokens, positions, segment_ids, completion_ids = (np.zeros(shape, np.int32) for _ in range(4))
     loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    known = (piece.experts for group in groups for piece in group.pieces)
+    some = next((experts for experts in known if experts is not None), None)
+    experts = None if some is None else np.full((*shape, *some.shape[1:]), -1, np.int16)
     for r, row in enumerate(packed):
         start = 0
         for segment, completion_id, position, piece in _placed(row):
@@ -105,10 +114,12 @@ def pack(
             loss_mask[r, at] = piece.loss_mask
             if piece.sampler_logprobs is not None:
                 sampler_logprobs[r, at] = piece.sampler_logprobs
+            if experts is not None and piece.experts is not None:
+                experts[r, at] = piece.experts
             start = at.stop
 
     def shaped(x: np.ndarray) -> np.ndarray:
-        return x.reshape(total, rows, length)
+        return x.reshape(total, rows, *x.shape[1:])
 
     sampled = any(piece.sampler_logprobs is not None for group in groups for piece in group.pieces)
     return Batch(
@@ -118,6 +129,7 @@ def pack(
         completion_ids=shaped(completion_ids),
         loss_mask=shaped(loss_mask),
         sampler_logprobs=shaped(sampler_logprobs) if sampled else None,
+        experts=None if experts is None else shaped(experts),
         advantages=None if advantages is None else np.append(0.0, advantages).astype(np.float32),
         lengths=np.array(
             [1.0, *(piece.loss_mask.sum() for group in groups for piece in group.pieces)],

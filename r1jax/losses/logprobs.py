@@ -49,7 +49,10 @@ def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
 
 def _output(model: Transformer, params: Any, batch: Batch, ahead: bool = False) -> Output:
     place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
-    return forward(model, params, *place, ahead=ahead)
+    recorded = None
+    if model.replay is not None and batch.experts is not None:
+        recorded = jnp.moveaxis(jnp.roll(batch.experts, -1, axis=1), 2, 0).astype(jnp.int32)
+    return forward(model, params, *place, recorded_SBLk=recorded, ahead=ahead)
 
 
 def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
@@ -140,6 +143,7 @@ def token_loss(
     lambda, the same loss of what multi-token prediction says is added (V3 eq 24, 25).
     """
     output = _output(model, params, batch, ahead=mtp_coef > 0)
+    batch = replace(batch, experts=None)  # chunks have no use for them
     given = params, loss, temperature, chunk, model.mesh
     found, metrics = _loss_of_hidden(output.hidden, batch, *given)
     metrics = metrics | routing_metrics(output.routing)

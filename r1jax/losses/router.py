@@ -12,13 +12,17 @@ from r1jax.losses.aggregation import Metrics
 from r1jax.models.moe import Routing
 
 LOAD, BALANCE = "router/load", "router/balance"  # partial sums: tokens [S, E]; a scalar
+COMPARED, DIFFERING = "router/compared", "router/differing"
 
 
 def routing_metrics(routing: Routing | None) -> Metrics:
     """Of a microbatch; nothing for a model without experts."""
     if routing is None:
         return {}
-    return {LOAD: routing.load_E, BALANCE: jnp.sum(routing.balance)}
+    found = {LOAD: routing.load_E, BALANCE: jnp.sum(routing.balance)}
+    if routing.compared is not None and routing.differing is not None:
+        found |= {COMPARED: jnp.sum(routing.compared), DIFFERING: jnp.sum(routing.differing)}
+    return found
 
 
 def moved_bias(bias_E: jax.Array, load_E: jax.Array, gamma: float) -> jax.Array:
@@ -31,7 +35,8 @@ def read_metrics(metrics: Metrics, tokens: jax.Array) -> Metrics:
 
     `load_max` is that of the busiest expert over the mean, averaged over layers: 1 is even.
     `balance` is V3's eq 17 without alpha, averaged over layers: 1 is even. `unused_share`: of the
-    experts, those that no token took.
+    experts, those that no token took. `disagreement`: of the sampler's choices, those that the
+    update's pass would not make.
     """
     if LOAD not in metrics:
         return metrics
@@ -42,4 +47,7 @@ def read_metrics(metrics: Metrics, tokens: jax.Array) -> Metrics:
         "router/load_max": jnp.mean(jnp.max(load_SE / mean_S1, axis=1)),
         "router/unused_share": jnp.mean(load_SE == 0),
     }
-    return {name: value for name, value in metrics.items() if name != LOAD} | read
+    if COMPARED in metrics:
+        read["router/disagreement"] = metrics[DIFFERING] / jnp.maximum(metrics[COMPARED], 1)
+    sums = (LOAD, COMPARED, DIFFERING)
+    return {name: value for name, value in metrics.items() if name not in sums} | read

@@ -27,6 +27,7 @@ class Context:
     sin_cos: SinCos
     seen: Seen | None  # packed rows
     counts_BL: jax.Array | None  # which tokens are no padding; None = all are
+    replay: bool = struct.field(pytree_node=False, default=False)  # recorded experts are taken
 
 
 class Block(Layer):
@@ -40,9 +41,9 @@ class Block(Layer):
         x_BLD: jax.Array,
         context: Context,
         before: Continued | None = None,
-        replayed_BLk: jax.Array | None = None,
+        recorded_BLk: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
-        """x, what all layers share, and of this one what came before and the experts to take."""
+        """x, what all layers share, and of this one what came before and the recorded experts."""
         c = self.config
         kind = GroupedQueryAttention if c.latent is None else MultiHeadLatentAttention
         attention = self._part(kind)
@@ -53,7 +54,7 @@ class Block(Layer):
         h_BLD, routing = self.norm(x_BLD, "ffn_norm"), None
         if self.sparse:
             experts = self._part(MixtureOfExperts)
-            h_BLD, routing = experts(h_BLD, context.counts_BL, replayed_BLk)
+            h_BLD, routing = experts(h_BLD, context.counts_BL, recorded_BLk, context.replay)
         else:
             h_BLD = self.mlp(h_BLD, c.ffn_dim)
         x_BLD = self.constrain(x_BLD + h_BLD, "batch", "length", "embed_act")

@@ -32,6 +32,9 @@ class Routing:
     experts: jax.Array  # int32 [B, L, k]
     load_E: jax.Array  # float32, tokens of each expert
     balance: jax.Array  # float32 scalar, the sequence-wise balance loss, summed over tokens
+    # Of decisions that were recorded elsewhere: how many, and how many are other ones here.
+    compared: jax.Array | None = None
+    differing: jax.Array | None = None
 
 
 class MixtureOfExperts(Layer):
@@ -42,16 +45,25 @@ class MixtureOfExperts(Layer):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, counts_BL: jax.Array | None, replayed_BLk: jax.Array | None
+        self,
+        x_BLD: jax.Array,
+        counts_BL: jax.Array | None,
+        recorded_BLk: jax.Array | None,
+        replay: bool,
     ) -> tuple[jax.Array, Routing]:
-        """`counts` says which tokens are no padding (None: all are); with `replayed` experts the
-        tokens take those.
+        """`counts` says which tokens are no padding (None: all are). `recorded` are the experts
+        that another pass took, -1 where that is not known: here they are compared with, or taken.
         """
         c = self._experts
         scores_BLE, bias_E = self._scores(x_BLD)
-        chosen_BLk = replayed_BLk
-        if chosen_BLk is None:
-            chosen_BLk = choose(jax.lax.stop_gradient(scores_BLE) + bias_E, c)
+        own_BLk = chosen_BLk = choose(jax.lax.stop_gradient(scores_BLE) + bias_E, c)
+        compared = differing = None
+        if recorded_BLk is not None:
+            known_BLk = recorded_BLk >= 0
+            is_other_BLk = ~jnp.any(recorded_BLk[..., None] == own_BLk[..., None, :], axis=3)
+            compared, differing = jnp.sum(known_BLk), jnp.sum(known_BLk & is_other_BLk)
+            if replay:
+                chosen_BLk = jnp.where(known_BLk, recorded_BLk, own_BLk)
         weights_BLk = jnp.take_along_axis(scores_BLE, chosen_BLk, axis=2)
         if c.normalize:
             weights_BLk /= jnp.sum(weights_BLk, axis=2, keepdims=True) + 1e-20
@@ -65,6 +77,8 @@ class MixtureOfExperts(Layer):
             experts=chosen_BLk,
             load_E=jnp.sum(hits_BLE, axis=(0, 1)),
             balance=sequence_balance(scores_BLE, hits_BLE, counted_BL, c.top_k),
+            compared=compared,
+            differing=differing,
         )
 
     @property

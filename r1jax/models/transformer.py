@@ -47,7 +47,8 @@ class Transformer(nn.Module):
 
     Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
     sequence of the cache's row b (see caches.Cache), and `segment_ids` is not read. Rows packed
-    so that no token sees more than a `span` need less work where the kernel can use it.
+    so that no token sees more than a `span` need less work where the kernel can use it. `ahead`
+    runs multi-token prediction too, in rows without shared prompts.
     """
 
     config: ModelConfig
@@ -55,6 +56,8 @@ class Transformer(nn.Module):
     span: Span | None = None
     compute: Compute = Compute()
     kernel: str = "xla"  # attention over packed rows: what choose_kernel gives
+    # Experts that a batch says the sampler took: not looked at, compared with (False), or taken.
+    replay: bool | None = None
 
     @nn.compact
     def __call__(
@@ -64,7 +67,7 @@ class Transformer(nn.Module):
         segment_ids_BL: jax.Array | None = None,
         completion_ids_BL: jax.Array | None = None,
         cache: Cache | None = None,
-        replayed_SBLk: jax.Array | None = None,
+        recorded_SBLk: jax.Array | None = None,
         ahead: bool = False,
     ) -> Output:
         c = self.config
@@ -90,8 +93,8 @@ class Transformer(nn.Module):
         sin_cos = rotary(positions_BL, c)
         if cache is not None and cache.sin_cos is not None:
             sin_cos = cache.sin_cos
-        context = Context(sin_cos, seen, counts_BL)
-        x_BLD, layers, routing = self._layers(x_BLD, context, cache, replayed_SBLk)
+        context = Context(sin_cos, seen, counts_BL, bool(self.replay))
+        x_BLD, layers, routing = self._layers(x_BLD, context, cache, recorded_SBLk)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
         )
@@ -109,21 +112,21 @@ class Transformer(nn.Module):
         x_BLD: jax.Array,
         context: Context,
         cache: Cache | None,
-        replayed_SBLk: jax.Array | None,
+        recorded_SBLk: jax.Array | None,
     ) -> tuple[jax.Array, tuple[RowCache, ...] | None, Routing | None]:
         """Through all layers: x, their caches, and the routing of those with experts."""
         caches: list[RowCache] = []
         routings: list[Routing] = []  # stacked
         for stack in self.config.stacks:
-            replayed = None
-            if stack.sparse and replayed_SBLk is not None:
+            recorded = None
+            if stack.sparse and recorded_SBLk is not None:
                 done = sum(len(routing.load_E) for routing in routings)
-                replayed = replayed_SBLk[done : done + len(stack.layers)]
+                recorded = recorded_SBLk[done : done + len(stack.layers)]
             if self.compute.scan_layers:
                 assert cache is None, "with a cache scan_layers is False: it would be copied"
-                x_BLD, routing = self._scanned(stack, x_BLD, context, replayed)
+                x_BLD, routing = self._scanned(stack, x_BLD, context, recorded)
             else:
-                x_BLD, new, routing = self._one_by_one(stack, x_BLD, context, cache, replayed)
+                x_BLD, new, routing = self._one_by_one(stack, x_BLD, context, cache, recorded)
                 caches += new
             routings += [routing] if routing is not None else []
         joined = (
@@ -132,18 +135,18 @@ class Transformer(nn.Module):
         return x_BLD, None if cache is None else tuple(caches), joined
 
     def _scanned(
-        self, stack: Stack, x_BLD: jax.Array, context: Context, replayed: jax.Array | None
+        self, stack: Stack, x_BLD: jax.Array, context: Context, recorded: jax.Array | None
     ) -> tuple[jax.Array, Routing | None]:
         scanned = nn.scan(
             _remat(Block, self.compute.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast if replayed is None else 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast if recorded is None else 0),
             length=len(stack.layers),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         block = scanned(self.config, self.compute, self.mesh, stack.sparse, name=stack.name)
-        x_BLD, (_, routing) = block(x_BLD, context, None, replayed)
+        x_BLD, (_, routing) = block(x_BLD, context, None, recorded)
         return x_BLD, routing
 
     def _one_by_one(
@@ -152,13 +155,13 @@ class Transformer(nn.Module):
         x_BLD: jax.Array,
         context: Context,
         cache: Cache | None,
-        replayed: jax.Array | None,
+        recorded: jax.Array | None,
     ) -> tuple[jax.Array, list[RowCache], Routing | None]:
         block, caches, routings = nn.jit(_remat(Block, self.compute.remat)), [], []
         given = self.config, self.compute, self.mesh, stack.sparse
         for place, i in enumerate(stack.layers):
             before = None if cache is None else cache.layer(i)
-            taken = None if replayed is None else replayed[place]
+            taken = None if recorded is None else recorded[place]
             x_BLD, (new, routing) = block(*given, name=f"layers_{i}")(x_BLD, context, before, taken)
             caches.append(new)
             routings.append(routing)

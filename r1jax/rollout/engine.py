@@ -354,7 +354,7 @@ class Engine:
         self, report: tuple[np.ndarray, ...], work: Schedule, stop_check: StopCheck | None
     ) -> list[Completion]:
         """Takes the chunk's tokens to their rows; gives out those that are finished."""
-        tokens, logprobs, counts, done, steps = report
+        tokens, logprobs, experts, counts, done, steps = report
         self.statistics.decode_steps += int(steps)
         self.statistics.slot_steps += int(steps) * len(done)
         finished = []
@@ -363,6 +363,7 @@ class Engine:
             new = int(counts[b]) - row.count
             row.tokens.append(tokens[b, :new])
             row.logprobs.append(logprobs[b, :new])
+            row.experts.append(experts[b, :new])
             kept = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
             row.count += new
             if done[b] or kept:
@@ -380,4 +381,5 @@ class Engine:
             tokens=tokens,
             logprobs=np.concatenate(row.logprobs)[:length],
             finish_reason="stop" if stopped else "length",
+            experts=np.concatenate(row.experts)[:length] if self.programs.has_experts else None,
         )

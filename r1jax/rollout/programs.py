@@ -69,6 +69,10 @@ class Programs:
         self.prompt_cache = cache_kind(model.config)
         self.row_cache = row_cache or self.prompt_cache
         self.stop_ids = tuple(stop_ids)
+        experts = model.config.experts
+        sparse = sum(len(stack.layers) for stack in model.config.stacks if stack.sparse)
+        self._choices = (sparse, experts.top_k) if experts else (0, 0)  # of a token
+        self.has_experts = sparse > 0
         self.mesh = mesh = model.mesh
         self.shards = 1
         if mesh is not None:
@@ -299,7 +303,8 @@ class Programs:
         """Up to `steps` tokens for every row that is not done, until all are.
 
         `idle` [B] are rows that the host has taken the work from. The report, the same on every
-        process, is (tokens [B, C], logprobs [B, C], counts [B], done [B], steps taken).
+        process, is (tokens [B, C], logprobs [B, C], the experts that were taken to sample them
+        [B, C, S, k], counts [B], done [B], steps taken).
         """
         rows = slots.token.shape[0]
         columns = slots.layers[0].columns
@@ -309,7 +314,7 @@ class Programs:
             return rotary(slots.position[:, None], self.model.config)
 
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            i, slots, sin_cos, tokens_BC, logprobs_BC = carry
+            i, slots, sin_cos, tokens_BC, logprobs_BC, experts_BCSk = carry
             age_T = (slots.column - jnp.arange(columns)) % columns
             own_B = slots.position - slots.start  # columns before this step's
             cache = Cache(
@@ -342,7 +347,12 @@ class Programs:
             )
             tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
             logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
-            return i + 1, slots, angles(slots), tokens_BC, logprobs_BC
+            if output.routing is not None:
+                taken_BSk = output.routing.experts[:, :, 0].swapaxes(0, 1).astype(jnp.int16)
+                experts_BCSk = jax.lax.dynamic_update_slice_in_dim(
+                    experts_BCSk, taken_BSk[:, None], i, 1
+                )
+            return i + 1, slots, angles(slots), tokens_BC, logprobs_BC, experts_BCSk
 
         def unfinished(carry: tuple[Any, ...]) -> jax.Array:
             return (carry[0] < steps) & ~jnp.all(carry[1].done)
@@ -353,6 +363,7 @@ class Programs:
             angles(slots),  # carried: where a step makes them, XLA makes them in every layer
             jnp.zeros((rows, steps), jnp.int32),
             jnp.zeros((rows, steps), jnp.float32),
+            jnp.zeros((rows, steps, *self._choices), jnp.int16),
         )
-        taken, slots, _, tokens_BC, logprobs_BC = jax.lax.while_loop(unfinished, step, start)
-        return slots, (tokens_BC, logprobs_BC, slots.count, slots.done, taken)
+        taken, slots, _, *sampled = jax.lax.while_loop(unfinished, step, start)
+        return slots, (*sampled, slots.count, slots.done, taken)

@@ -225,6 +225,7 @@ def to_row(rollout: Rollout) -> dict[str, Any]:
         "reward_breakdown": dict(rollout.reward_breakdown),
         "failure": rollout.failure,
         "failure_message": rollout.failure_message,
+        **({} if completion.experts is None else {"experts": completion.experts.tolist()}),
     }
 
 
@@ -236,6 +237,7 @@ def from_row(row: Mapping[str, Any]) -> Rollout:
         tokens=np.asarray(row["tokens"], np.int32),
         logprobs=np.asarray(row["logprobs"], np.float32),
         finish_reason=row["finish_reason"],
+        experts=np.asarray(row["experts"], np.int16) if "experts" in row else None,
     )
     return Rollout(
         example_id=row["example_id"],

@@ -27,6 +27,7 @@ class Row:
     count: int = 0  # tokens sampled so far
     tokens: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
+    experts: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,7 @@ def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
             members[0].prompt_tokens,
             [member.completion.tokens for member in members],
             [member.completion.logprobs for member in members],
+            [member.completion.experts for member in members],
         )
         for members in groups.values()
     ]
@@ -267,10 +268,14 @@ class Programs:
     ) -> None:
         self.config, self.critic = config, critic
         self.packing = packing_of(config)
-        self._model = stage.trained.model.clone(span=self.packing.span)
-        self.step = stage.trained.make_step(make_loss(config, self._model), config.router)
+        model = stage.trained.model.clone(span=self.packing.span)
+        self._models = {"ref_logprobs": model, "old_logprobs": model}
+        if model.config.experts is not None:
+            model = model.clone(replay=config.router_replay)
+            self._models["old_logprobs"] = model
+        self.step = stage.trained.make_step(make_loss(config, model), config.router)
         tokens = NamedSharding(stage.mesh, spec_of((None, "batch", None)))
-        self._logprobs = jax.jit(self._all_logprobs, out_shardings=tokens)
+        self._logprobs = jax.jit(self._all_logprobs, static_argnums=0, out_shardings=tokens)
         self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1
 
     def prepare(self, stage: TrainingRun, minibatch: Minibatch) -> tuple[Batch, dict[str, float]]:
@@ -309,7 +314,9 @@ class Programs:
         logprobs = {}
         for name, params in policies.items():
             with stage.timer(name):
-                logprobs[name] = jax.block_until_ready(self._logprobs(params, batch))
+                logprobs[name] = jax.block_until_ready(
+                    self._logprobs(self._models[name], params, batch)
+                )
         batch = replace(batch, **logprobs)
         if self.critic is not None:
             with stage.timer("critic"):
@@ -326,26 +333,26 @@ class Programs:
         for length in self.packing.lengths:
 
             def shaped(x: jax.Array, length: int = length) -> jax.ShapeDtypeStruct:
-                shape = (*x.shape[:2], length) if x.ndim == 3 else x.shape
+                shape = (*x.shape[:2], length, *x.shape[3:]) if x.ndim >= 3 else x.shape
                 return jax.ShapeDtypeStruct(shape, x.dtype, sharding=x.sharding)
 
             rows = jax.tree.map(shaped, batch)
             logprobs = jax.ShapeDtypeStruct(
                 rows.tokens.shape, jnp.float32, sharding=rows.tokens.sharding
             )
-            if policies:
-                lowered.append(self._logprobs.lower(trained.params, rows))
+            for model in {self._models[name] for name in policies}:
+                lowered.append(self._logprobs.lower(model, trained.params, rows))
             rows = replace(rows, **dict.fromkeys(policies, logprobs))
             lowered.append(self.step.lower(trained.state, rows))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(), lowered))
 
-    def _all_logprobs(self, params: Any, batch: Batch) -> jax.Array:
+    def _all_logprobs(self, model: Transformer, params: Any, batch: Batch) -> jax.Array:
         """Log-probabilities of every token of the batch -> [M, B, L]."""
 
         def one(index: Any, out: jax.Array) -> jax.Array:
             logprobs_BL, _ = token_logprobs(
-                self._model,
+                model,
                 params,
                 microbatch(batch, index),
                 self.config.sampling.temperature,

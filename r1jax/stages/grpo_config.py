@@ -88,6 +88,9 @@ class GrpoConfig:
     ref_every: Count = 400
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
+    # Of a model with experts: the update's tokens take the experts that the sampler's took. Whether
+    # R1's did, the paper does not say.
+    router_replay: bool = False
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -147,10 +147,10 @@ def new_state(
 
 
 def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
-    """[M, B, L] leaves split over the batch axis, [C + 1] leaves everywhere."""
+    """[M, B, L, ...] leaves split over the batch axis, [C + 1] leaves everywhere."""
 
     def one(x: Any) -> NamedSharding:
-        spec = spec_of((None, "batch", None)) if x.ndim == 3 else PartitionSpec()
+        spec = spec_of((None, "batch")) if x.ndim >= 3 else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(one, batch)
@@ -162,10 +162,10 @@ def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def microbatch(batch: Batch, index: Any) -> Batch:
-    """The [B, L] leaves of one microbatch; per-completion leaves belong to all of them."""
+    """The [B, L, ...] leaves of one microbatch; per-completion leaves belong to all of them."""
 
     def one(x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(x, index, keepdims=False) if x.ndim == 3 else x
+        return jax.lax.dynamic_index_in_dim(x, index, keepdims=False) if x.ndim >= 3 else x
 
     return jax.tree.map(one, batch)
 
