@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "latent": ("fsdp", "expert"),
     "latent_act": (),
     "router": (),
+    "lora": (),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

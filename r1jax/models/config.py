@@ -92,6 +92,21 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021), which are trained instead of the model's matrices."""
+
+    rank: Size = 16
+    alpha: Positive = 32.0  # what an adapter adds is multiplied by alpha / rank
+    # The matrices that have one: query, key, ...; where none is named, all of the attention and of
+    # the plain MLP.
+    targets: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Stack:
     """Layers of one kind behind each other, whose parameters lie stacked."""
 
@@ -105,7 +120,7 @@ class ModelConfig:
     """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm`. Qwen3-MoE: `experts` besides.
-    DeepSeek-V2, V3 and R1: `latent` and `experts`.
+    DeepSeek-V2, V3 and R1: `latent` and `experts`. With `lora`, adapters stand beside its matrices.
     """
 
     vocab_size: int  # V, tokens of the vocabulary
@@ -125,6 +140,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     latent: LatentAttention | None = None
     experts: Experts | None = None
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -145,6 +161,12 @@ class ModelConfig:
                 f"experts.dense_layers {list(self.experts.dense_layers)} must be below num_layers"
                 f" {self.num_layers}"
             )
+        for name in self.lora.targets if self.lora else ():
+            if name not in self.projected:
+                raise ConfigError(
+                    f"lora.targets: {name!r} is no matrix of this model that an adapter can stand"
+                    f" beside; those are {', '.join(self.projected)}"
+                )
 
     def _check_latent(self, latent: LatentAttention) -> None:
         if self.head_dim != (both := latent.nope_dim + latent.rope_dim):
@@ -174,6 +196,27 @@ class ModelConfig:
         if self.latent and stretched and stretched.mscale_all_dim:
             return self.head_dim**-0.5 * stretched.scaled_by(stretched.mscale_all_dim) ** 2
         return self.head_dim**-0.5
+
+    @property
+    def projected(self) -> tuple[str, ...]:
+        """The matrices that layers multiply by with `Layer.project`: those adapters can be of."""
+        names = ["query", "key", "value"]
+        if self.latent:
+            names = ["query_down", "query_up"] if self.latent.q_rank else ["query"]
+            names.append("kv_down")
+        mlp, sparse = ["gate", "up", "down"], {stack.sparse for stack in self.stacks}
+        shared = self.experts is not None and self.experts.num_shared > 0
+        names += ["output", *(mlp if False in sparse else ())]
+        names += [f"shared_{name}" for name in mlp] if shared and True in sparse else []
+        return tuple(names)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The matrices that have an adapter."""
+        if self.lora is None:
+            return ()
+        plain = tuple(name for name in self.projected if not name.startswith("shared_"))
+        return self.lora.targets or plain
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
