@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from helpers import MODEL, grpo_config, metrics_by_step, save_model, sft_config, write_lines
+from ml_collections import ConfigDict
 from test_engine import CONFIG, V3, VOCAB
 from test_families import made_by_transformers, random_tokens, their_logprobs
 from test_transformer import make_params
@@ -40,7 +41,7 @@ from r1jax.training.train_state import (
     on_mesh,
     state_shardings,
 )
-from r1jax.training.trained import joined, moved_part
+from r1jax.training.trained import moved_part
 from r1jax.types import TrainState
 from r1jax.weights.checkpoint import load_params
 from r1jax.weights.hf import open_checkpoint, save_hf
@@ -136,15 +137,14 @@ def test_merged_is_unmerged(name: str, apart: bool) -> None:
         np.testing.assert_allclose(
             hidden(without_adapters(config), whole, compute), found, atol=1e-5
         )
-        without = joined(whole, {k: v for k, v in params.items() if k not in whole})
-        base = {
-            path: x
-            for path, x in traverse_util.flatten_dict(params).items()
-            if not is_adapter(path[-1])
-        }
-        base = traverse_util.unflatten_dict(base)
+        base = without_them(params)
         assert np.abs(hidden(without_adapters(config), base, compute) - found).max() > 1e-2
-    assert jax.tree.structure(without) == jax.tree.structure(base)
+    assert jax.tree.structure(whole) == jax.tree.structure(base)
+
+
+def without_them(params: Any) -> Any:
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({k: x for k, x in flat.items() if not is_adapter(k[-1])})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -198,8 +198,7 @@ def test_the_engine_decodes_with_them(name: str) -> None:
     plain = without_adapters(config)
     found = completions(config, params)
     assert found == completions(plain, merged(params, config))
-    base = {k: v for k, v in traverse_util.flatten_dict(params).items() if not is_adapter(k[-1])}
-    assert found != completions(plain, traverse_util.unflatten_dict(base))
+    assert found != completions(plain, without_them(params))
 
 
 # -- an update -------------------------------------------------------------------------------------
@@ -271,9 +270,10 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 @pytest.fixture(scope="module")
 def base(tokenizer_dir: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A workdir after a few updates of all parameters."""
+    """A workdir after some updates of all parameters."""
     path = tmp_path_factory.mktemp("base")
-    sft.run(sft_config(tokenizer_dir), str(path))
+    how = {"optimizer": {"learning_rate": 3e-2}, "checkpoint_every": 0}
+    sft.run(sft_config(tokenizer_dir, total_steps=30, **how), str(path))
     return str(path)
 
 
@@ -291,11 +291,17 @@ def moved_by(workdir: Path, path: str) -> set[str]:
 @pytest.mark.usefixtures("one_device")
 def test_sft(base: str, tokenizer_dir: str, tmp_path: Path) -> None:
     """It learns, goes on with the same bits, is a MODEL, and the next stage goes on with it."""
-    config = sft_config(tokenizer_dir, model=source(base), total_steps=12, checkpoint_every=6)
-    config.optimizer = {"learning_rate": 3e-2}
+    write_lines(tmp_path / "rows.jsonl", [{"text": f"{i}+{i}={2 * i}"} for i in range(8)])
+    config = sft_config(
+        tokenizer_dir,
+        model=source(base),
+        data={"path": str(tmp_path / "rows.jsonl")},
+        total_steps=12,
+        checkpoint_every=6,
+    )
     sft.run(config, str(tmp_path / "run"))
     steps = metrics_by_step(tmp_path / "run")
-    assert steps[12]["sft/loss"] < steps[1]["sft/loss"] - 0.1
+    assert steps[12]["sft/loss"] < steps[1]["sft/loss"] - 0.3
     assert moved_by(tmp_path / "run", base) == set()
     whole, lines = load_params(tmp_path / "run"), (tmp_path / "run/metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "run/checkpoints/12")
@@ -359,7 +365,6 @@ def test_grpo(
     assert steps[1]["grpo/kl/ref"] == pytest.approx(0.0, abs=1e-6)
     assert steps[4]["grpo/kl/ref"] > 1e-5
     assert moved_by(tmp_path, base) == set()
-    assert steps[1]["grpo/mismatch/kl_k3"] < 1e-5 if "grpo/mismatch/kl_k3" in steps[1] else True
     lines, whole = (tmp_path / "metrics.jsonl").read_bytes(), load_params(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
     grpo.run(config, str(tmp_path))
@@ -407,8 +412,6 @@ def test_reward_model(base: str, tokenizer_dir: str, tmp_path: Path) -> None:
         "microbatch_rows": 8,
         "optimizer": {"learning_rate": 3e-2},
     }
-    from ml_collections import ConfigDict
-
     reward_model.run(ConfigDict(config), str(tmp_path / "run"))
     steps = metrics_by_step(tmp_path / "run")
     assert steps[16]["reward_model/loss"] < 0.3 < steps[1]["reward_model/loss"]
@@ -458,6 +461,7 @@ PEFT_CASES = [
 
 
 @pytest.mark.parity
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("case", "targets"), PEFT_CASES)
 def test_peft_opens_them(tmp_path: Path, case: str, targets: tuple[str, ...]) -> None:
     """On the base that they were trained on, with equal log-probabilities; so does the export."""

@@ -65,16 +65,22 @@ def _tensors(
 
 
 def _adapter_config(config: ModelConfig) -> dict[str, Any]:
-    """PEFT adapts the modules whose names end with a target: these end so that no other does."""
+    """PEFT adapts what has a name that ends with a target: these end so that nothing else does.
+
+    Of a model with experts it takes modules named as an expert's for the experts (peft 0.21 with
+    transformers 5), wherever they are, so they are targeted by their parameter.
+    """
     assert config.lora is not None
-    targets = {p.layout.hf.removesuffix(".weight") for p in _adapted(config)}
+    weights = {parameter.layout.hf for parameter in _adapted(config)}
+    of_experts = {name for name in weights if config.experts and name.startswith("mlp.")}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,  # whoever opens it names the base
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,
-        "target_modules": sorted(targets),
+        "target_modules": sorted(name.removesuffix(".weight") for name in weights - of_experts),
+        "target_parameters": sorted(of_experts) or None,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
