@@ -1,6 +1,7 @@
 """Adapters: what they compute, that they alone are trained, runs with them, what is exported."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,6 +101,30 @@ def test_which_matrices(name: str) -> None:
 def test_other_targets_are_refused(config: ModelConfig, target: str) -> None:
     with pytest.raises(ConfigError, match=f"lora.targets: '{target}' is no matrix .* are .*output"):
         replace(config, lora=replace(LORA, targets=("output", target)))
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        (
+            {"rnk": 4},
+            "unknown key config.model.override.lora.rnk; did you mean config.model.override.lora",
+        ),
+        ({"rank": 0}, "config.model.override.lora.rank 0 must be at least 1"),
+        ({"targets": ["qurey"]}, "config.model.override: lora.targets: 'qurey' is no matrix"),
+        ({"targets": "query"}, "config.model.override.lora.targets"),
+        (16, "config.model.override.lora"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["workdir", "hf"])
+def test_what_is_wrong_is_named(tmp_path: Path, kind: str, lora: Any, said: str) -> None:
+    """By the key that says it, whatever kind of MODEL."""
+    if kind == "hf":
+        save_hf(tmp_path, CONFIG, make_params(CONFIG), None)
+    else:
+        save_model(tmp_path, make_params(CONFIG), asdict(CONFIG))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        open_model(str(tmp_path), {"lora": lora})
 
 
 def test_by_hand() -> None:

@@ -95,7 +95,7 @@ class Experts:
 class Lora:
     """Low-rank adapters (Hu et al. 2021), which are trained instead of the model's matrices."""
 
-    rank: Size = 16
+    rank: Size = 16  # r, columns of A and rows of B
     alpha: Positive = 32.0  # what an adapter adds is multiplied by alpha / rank
     # The matrices that have one: query, key, ...; where none is named, all of the attention and of
     # the plain MLP.

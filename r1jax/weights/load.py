@@ -55,7 +55,10 @@ class ModelFields(Compute, ModelConfig):
         def part(of: type[Any]) -> Any:
             return of(**{f.name: getattr(both, f.name) for f in dataclasses.fields(of)})
 
-        return part(ModelConfig), part(Compute)
+        try:
+            return part(ModelConfig), part(Compute)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -195,8 +198,9 @@ def open_model(
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    config, compute = read_model_json(home / MODEL_JSON, override)
-    kept, _ = read_model_json(home / MODEL_JSON)
+    kept, computed = read_model_json(home / MODEL_JSON)
+    fields = dataclasses.asdict(kept) | dataclasses.asdict(computed) | override
+    config, compute = ModelFields.read(fields, "config.model.override")
 
     def load(mesh: Mesh, seed: int) -> Any:
         params = stack_layers(load_params(root), config)
@@ -211,12 +215,10 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
     return OpenModel(config, compute, read_tokenizer, load)
 
 
-def read_model_json(
-    path: epath.Path, override: dict[str, Any] | None = None
-) -> tuple[ModelConfig, Compute]:
+def read_model_json(path: epath.Path) -> tuple[ModelConfig, Compute]:
     """What a workdir says of its model."""
     kept = {key: value for key, value in read_object(path).items() if key not in GONE}
-    return ModelFields.read(kept | (override or {}), str(path))
+    return ModelFields.read(kept, str(path))
 
 
 ReadSlice = Callable[[Name, Any], np.ndarray]  # (name, index) -> parts of stacked layers
