@@ -122,7 +122,7 @@ def _parts(batch: Batch, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
 
 def _program(opened: OpenModel, mesh: jax.sharding.Mesh) -> Callable[[Any, Batch], np.ndarray]:
     """(params, [1, B, L] batch) -> float32 [1, B, L], compiled once for a whole file."""
-    model = opened.transformer(mesh, choose_kernel(opened.compute, mesh))
+    model = opened.transformer(mesh, choose_kernel(opened.config, opened.compute, mesh))
 
     def logprobs(params: Any, batch: Batch) -> jax.Array:
         with jax.default_matmul_precision("highest"):  # accelerators round float32 otherwise

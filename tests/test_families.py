@@ -130,7 +130,11 @@ def test_logprobs(tmp_path: Path, case: str, biased: float) -> None:
     assert difference < 2e-4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    ["llama 3.1", "qwen2 yarn", "qwen3-moe normed", "deepseek-v2-lite", "deepseek-v3",
+     "deepseek-v3 halves"],
+)  # fmt: skip
 def test_greedy(tmp_path: Path, case: str) -> None:
     """64 tokens of the engine, through its caches, are those of transformers."""
     import torch
@@ -200,3 +204,69 @@ def test_exports(tmp_path: Path, case: str) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     difference = their_logprobs(theirs, tokens) - their_logprobs(model, tokens)
     assert np.abs(difference).max() < 1e-5
+
+
+def with_mtp(directory: Path, model: Any) -> Any:
+    """transformers' module with random weights, which join the directory's as DeepSeek has them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers.modeling_layers import MtpModel
+
+    torch.manual_seed(1)
+    mtp = MtpModel(model, 1).eval()
+    renamed = {"post_norm": "shared_head.norm", "mtp_block.": ""}
+    tensors = load_file(directory / "model.safetensors")
+    prefix = f"model.layers.{model.config.num_hidden_layers}."
+    with torch.no_grad():
+        layer = mtp.layers[0]
+        for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
+            value.copy_(0.2 * torch.randn_like(value) + ("norm" in name))
+            for theirs, released in renamed.items():
+                name = name.replace(theirs, released)
+            if name == "mlp.experts.gate_up_proj":
+                both = zip(("gate", "up"), value.chunk(2, dim=1), strict=True)
+                parts = {f"{kind}_proj": matrices for kind, matrices in both}
+            elif name == "mlp.experts.down_proj":
+                parts = {"down_proj": value}
+            else:
+                tensors[prefix + name] = value.detach().clone()
+                continue
+            for kind, matrices in parts.items():
+                for i, matrix in enumerate(matrices):
+                    tensors[f"{prefix}mlp.experts.{i}.{kind}.weight"] = matrix.clone()
+    tensors[prefix + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[prefix + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return mtp
+
+
+@pytest.mark.parametrize("case", ["deepseek-v3", "deepseek-v3 halves"])
+def test_multi_token_prediction(tmp_path: Path, case: str) -> None:
+    """What is said of the token after the next, and of the next as before."""
+    import torch
+
+    model, tokens = made_by_transformers(tmp_path, case), random_tokens(2, 60)
+    mtp = with_mtp(tmp_path, model)
+    with torch.no_grad():
+        given = torch.from_numpy(tokens).long()
+        hidden = model.model(given).last_hidden_state[:, :-1]
+        positions = torch.arange(1, 60)[None]
+        ahead = mtp.forward_layer(0, hidden, positions, None, input_ids=given[:, 1:])
+        theirs = torch.log_softmax(model.lm_head(ahead), dim=-1).numpy()
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config.mtp
+    params = jax.tree.map(jnp.asarray, checkpoint.read_all())
+    positions = jnp.broadcast_to(jnp.arange(60), tokens.shape)
+    segments = jnp.ones_like(tokens)
+    ours = Transformer(checkpoint.config)
+    output = forward(ours, params, tokens, positions, segments, ahead=True)
+    assert output.ahead is not None
+    logprobs = jax.nn.log_softmax(output.ahead @ head_weights(params))
+    assert np.abs(np.asarray(logprobs)[:, :-1] - theirs).max() < 2e-4
+    without = forward(ours, params, tokens, positions, segments)
+    np.testing.assert_array_equal(output.hidden, without.hidden)
+    assert np.abs(our_logprobs(tmp_path, tokens) - their_logprobs(model, tokens)).max() < 2e-4
+    save_hf(tmp_path / "out", checkpoint.config, checkpoint.read_all(), None, "float32")
+    again = open_checkpoint(tmp_path / "out")
+    assert again.config == checkpoint.config
+    jax.tree.map(np.testing.assert_array_equal, again.read_all(), checkpoint.read_all())

@@ -21,6 +21,7 @@ from r1jax.weights.hf import open_checkpoint, save_hf
 from r1jax.weights.hf_config import config_from_hf
 from r1jax.weights.layout import parameters
 from r1jax.weights.load import open_model
+from r1jax.weights.safetensors_file import SafetensorsFile
 
 TINY = ModelConfig(
     vocab_size=40, embed_dim=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, ffn_dim=20
@@ -242,6 +243,86 @@ def test_harmless_extras(tmp_path: Path) -> None:
     inv_freq = {"model__layers__0__self_attn__rotary_emb__inv_freq": np.ones(3, np.float32)}
     edit_tensors(tmp_path, lm_head__weight=params["embedding"], **inv_freq)
     assert "head" not in open_checkpoint(tmp_path).read_all()
+
+
+def float8(directory: Path, name: str, matrix: np.ndarray, side: int) -> np.ndarray:
+    """Stores the matrix in blocks of float8 with a scale each -> what that stands for."""
+    rows, columns = matrix.shape
+    scales = np.empty((-(-rows // side), -(-columns // side)), np.float32)
+    stored = np.empty(matrix.shape, ml_dtypes.float8_e4m3fn)
+    meant = np.empty(matrix.shape, np.float32)
+    for i, j in np.ndindex(*scales.shape):
+        block = np.s_[i * side : (i + 1) * side, j * side : (j + 1) * side]
+        scales[i, j] = np.abs(matrix[block]).max() / 448
+        stored[block] = (matrix[block] / scales[i, j]).astype(stored.dtype)
+        meant[block] = stored[block].astype(np.float32) * scales[i, j]
+    path = directory / "model.safetensors"
+    tensors = {name: stored_as(x) for name, x in load_file(path).items()}
+    tensors |= {name: stored_as(stored), f"{name}_scale_inv": stored_as(scales)}
+    write_safetensors(path, tensors)
+    return meant
+
+
+def stored_as(x: np.ndarray) -> tuple[str, np.ndarray]:
+    kinds = {"float8_e4m3fn": "F8_E4M3", "float32": "F32", "bfloat16": "BF16"}
+    return kinds[x.dtype.name], np.ascontiguousarray(x)
+
+
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
+    """By hand: numpy has no float8 for the library."""
+    header, end = {}, 0
+    for name, (kind, x) in tensors.items():
+        header[name] = {"dtype": kind, "shape": x.shape, "data_offsets": [end, end + x.nbytes]}
+        end += x.nbytes
+    text = json.dumps(header).encode()
+    content = b"".join(x.tobytes() for _, x in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+
+
+def test_float8_in_blocks(tmp_path: Path) -> None:
+    """As DeepSeek-V3 is released; blocks at the edges are smaller. Parts of it are read alone."""
+    params = export(tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
+    name = "model.layers.1.mlp.up_proj.weight"  # [20, 16]
+    meant = float8(tmp_path, name, params["layers"]["up"][1].T, side=8)
+    checkpoint = open_checkpoint(tmp_path)
+    up = checkpoint.read(("layers", "up"))
+    np.testing.assert_array_equal(up[1], meant.T)
+    np.testing.assert_array_equal(up[0], params["layers"]["up"][0])
+    assert 0 < np.abs(up[1] - params["layers"]["up"][1]).max() < 0.15
+    part = (slice(1, 2), slice(3, 11), slice(9, 18))
+    np.testing.assert_array_equal(checkpoint.read_slice(("layers", "up"), part), up[part])
+
+
+@pytest.mark.parametrize(
+    ("quantization", "change", "message"),
+    [
+        ({"quant_method": "fp8"}, {}, "quantization_config .*weight_block_size"),
+        ({"quant_method": "awq", "weight_block_size": [8, 8]}, {}, "only float8 weights in blocks"),
+        (
+            {"quant_method": "fp8", "weight_block_size": [8, 4]},
+            {},
+            r"up_proj.weight_scale_inv has shape \(3, 2\), blocks of \[8, 4\] ask for \(3, 4\)",
+        ),
+        (
+            {"quant_method": "fp8", "weight_block_size": [8, 8]},
+            {"model.norm.weight_scale_inv": ("F32", np.ones(2, np.float32))},
+            "tensor model.norm.weight has scales without float8",
+        ),
+    ],
+)
+def test_float8_that_does_not_fit(
+    tmp_path: Path, quantization: dict[str, object], change: dict, message: str
+) -> None:
+    params = export(tmp_path)
+    edit_config(tmp_path, quantization_config=quantization)
+    float8(tmp_path, "model.layers.1.mlp.up_proj.weight", params["layers"]["up"][1].T, side=8)
+    path = tmp_path / "model.safetensors"
+    file = SafetensorsFile(path)
+    tensors = {name: (t.dtype, file.read(name)) for name, t in file.tensors.items()}
+    write_safetensors(path, tensors | change)
+    with pytest.raises((ConfigError, DataError), match=message):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(

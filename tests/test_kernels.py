@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import make_mesh
-from r1jax.models.config import ModelConfig
+from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.kernels import SeenByCudnn, SeenBySplash, choose_kernel
 from r1jax.models.layouts import Compute
 from r1jax.models.packed_attention import Span, packed_mask, see
@@ -31,6 +31,11 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+V3 = replace(
+    CONFIG, head_dim=192,
+    latent=LatentAttention(kv_rank=64, nope_dim=128, rope_dim=64, value_dim=128),
+    experts=Experts(8, 2, 128, num_shared=1, dense_layers=(0,), score="sigmoid", bias=True),
+)  # fmt: skip
 SCALE = 0.1  # of scores
 
 
@@ -119,8 +124,8 @@ def fake_mesh(platform: str) -> Any:
 )
 def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) -> None:
     mesh = fake_mesh(platform)
-    assert choose_kernel(Compute(dtype), mesh, shared) == chosen
-    assert choose_kernel(Compute(dtype, attention=chosen), mesh, shared) == chosen
+    assert choose_kernel(CONFIG, Compute(dtype), mesh, shared) == chosen
+    assert choose_kernel(CONFIG, Compute(dtype, attention=chosen), mesh, shared) == chosen
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,14 @@ def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) 
 )
 def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_kernel(Compute(attention=kernel), fake_mesh(platform), shared)
+        choose_kernel(CONFIG, Compute(attention=kernel), fake_mesh(platform), shared)
+
+
+def test_latent_attention_is_not_for_cudnn() -> None:
+    mesh = fake_mesh("gpu")
+    assert choose_kernel(V3, Compute("bfloat16"), mesh) == "xla"
+    with pytest.raises(ConfigError, match="cannot run latent attention"):
+        choose_kernel(V3, Compute("bfloat16", attention="cudnn"), mesh)
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash", "cudnn"])
@@ -174,11 +186,16 @@ def with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Shape
 
 @tpu_compiler
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_a_training_step_uses_splash(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = tpu_mesh(topology, {"fsdp": 2, "tensor": 2}, monkeypatch)
+@pytest.mark.parametrize("config", [CONFIG, V3], ids=["llama", "v3"])
+def test_a_training_step_uses_splash(
+    topology: str, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of latent attention are wider than its values."""
+    axis = "fsdp" if config.experts is None else "expert"
+    mesh = tpu_mesh(topology, {axis: 2, "tensor": 2}, monkeypatch)
     compute = Compute("bfloat16")
-    kernel = choose_kernel(compute, mesh)
-    model = Transformer(CONFIG, mesh, Span(prefix=0, window=200), compute, kernel)
+    kernel = choose_kernel(config, compute, mesh)
+    model = Transformer(config, mesh, Span(prefix=0, window=200), compute, kernel)
     optimizer = optax.adamw(1e-3)
     shardings = state_shardings(model, optimizer)
     state = abstract_state(model, optimizer, shardings)

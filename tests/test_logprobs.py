@@ -22,7 +22,7 @@ class Bigram:
 
     mesh = None
 
-    def apply(self, variables: Any, tokens_BL: jax.Array, *_: Any) -> Output:
+    def apply(self, variables: Any, tokens_BL: jax.Array, *_: Any, **__: Any) -> Output:
         return Output(hidden=jnp.take(variables["params"]["embedding"], tokens_BL, axis=0))
 
 

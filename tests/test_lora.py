@@ -57,7 +57,7 @@ PLAIN_MOE = replace(CONFIG, experts=replace(V3.experts, num_shared=0, dense_laye
 # config, what can have an adapter
 CASES: dict[str, tuple[ModelConfig, tuple[str, ...]]] = {
     "dense": (replace(CONFIG, qkv_bias=True, tie_embeddings=False), ATTENTION + MLP),
-    "v3": (V3, LATENT + MLP + SHARED),
+    "v3": (replace(V3, mtp=True), LATENT + MLP + SHARED),
     "no query latent": (
         replace(V3, latent=replace(V3.latent, q_rank=0), experts=None),
         ("query", "kv_down", "output", *MLP),

@@ -120,7 +120,7 @@ class RewardModel:
         mesh = mesh or make_mesh()
         self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
         self._load = functools.partial(opened.load, mesh, 0)
-        model = opened.transformer(mesh, choose_kernel(opened.compute, mesh))
+        model = opened.transformer(mesh, choose_kernel(opened.config, opened.compute, mesh))
         self._scorer = Scorer(model, mesh, microbatch_rows)
 
     @functools.cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,9 +47,9 @@ def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
     return _output(model, params, batch).hidden
 
 
-def _output(model: Transformer, params: Any, batch: Batch) -> Output:
+def _output(model: Transformer, params: Any, batch: Batch, ahead: bool = False) -> Output:
     place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
-    return forward(model, params, *place)
+    return forward(model, params, *place, ahead=ahead)
 
 
 def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
@@ -130,14 +131,36 @@ def token_loss(
     loss: TokenLoss,
     temperature: float = 1.0,
     chunk: int = 128,
+    mtp_coef: float = 0.0,
 ) -> tuple[jax.Array, Metrics]:
     """`loss` of `token_logprobs`, for a loss that is a sum over tokens, to be differentiated.
 
     A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
-    while they exist, where autodiff of `token_logprobs` would make them again.
+    while they exist, where autodiff of `token_logprobs` would make them again. With `mtp_coef`,
+    lambda, the same loss of what multi-token prediction says is added (V3 eq 24, 25).
     """
-    output = _output(model, params, batch)
-    hidden_BLD = output.hidden
+    output = _output(model, params, batch, ahead=mtp_coef > 0)
+    given = params, loss, temperature, chunk, model.mesh
+    found, metrics = _loss_of_hidden(output.hidden, batch, *given)
+    metrics = metrics | routing_metrics(output.routing)
+    if output.ahead is None:
+        return found, metrics
+    # What is said at token l of token l + 2, as if it were said at token l + 1.
+    mask_BL = batch.loss_mask * (batch.positions >= 2)
+    later = replace(batch, loss_mask=mask_BL)
+    second, _ = _loss_of_hidden(jnp.roll(output.ahead, 1, axis=1), later, *given)
+    return found + mtp_coef * second, metrics | {"mtp_loss": second}
+
+
+def _loss_of_hidden(
+    hidden_BLD: jax.Array,
+    batch: Batch,
+    params: Any,
+    loss: TokenLoss,
+    temperature: float,
+    chunk: int,
+    mesh: Any,
+) -> tuple[jax.Array, Metrics]:
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
     order_BL = _targets_first(batch)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
@@ -145,8 +168,7 @@ def token_loss(
         lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
     )
     hidden_NBCD = _chunks(hidden_BLD, order_BL, chunk)
-    found, metrics = _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, model.mesh)
-    return found, metrics | routing_metrics(output.routing)
+    return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, mesh)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "latent_act": (),
     "router": (),
     "lora": (),
+    "both_embeds": (),  # of multi-token prediction
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

@@ -120,7 +120,8 @@ class ModelConfig:
     """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm`. Qwen3-MoE: `experts` besides.
-    DeepSeek-V2, V3 and R1: `latent` and `experts`. With `lora`, adapters stand beside its matrices.
+    DeepSeek-V2, V3 and R1: `latent` and `experts`; the latter two also `mtp`. With `lora`, adapters
+    stand beside the matrices of its layers.
     """
 
     vocab_size: int  # V, tokens of the vocabulary
@@ -140,6 +141,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     latent: LatentAttention | None = None
     experts: Experts | None = None
+    mtp: bool = False  # multi-token prediction: a further block that predicts the token after next
     lora: Lora | None = None
 
     def __post_init__(self) -> None:

@@ -11,25 +11,32 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import spec_of
+from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute
 from r1jax.models.packed_attention import ATTENTION, Seen, Span, packed_mask, see
 
 SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
 
 
-def choose_kernel(compute: Compute, mesh: Mesh | None, shared_prompts: bool = False) -> str:
+def choose_kernel(
+    config: ModelConfig, compute: Compute, mesh: Mesh | None, shared_prompts: bool = False
+) -> str:
     """What attention over packed rows runs on this mesh: compute.attention, "auto" resolved.
 
     The splash kernel compares segments and nothing else, so it cannot run rows in which completions
-    share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits.
+    share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits, and values
+    as wide as keys, which latent attention has not.
     """
     platform = "cpu" if mesh is None else mesh.devices.flat[0].platform
     gpu = platform in ("gpu", "cuda")
     kernel = compute.attention
     if kernel == "auto" and platform == "tpu" and not shared_prompts:
         return "splash"
+    latent = config.latent is not None
     if kernel == "auto":
-        return "cudnn" if gpu and compute.dtype == "bfloat16" else "xla"
+        return "cudnn" if gpu and compute.dtype == "bfloat16" and not latent else "xla"
+    if kernel == "cudnn" and latent:
+        raise ConfigError("attention 'cudnn' cannot run latent attention: set it to 'xla'")
     if kernel == "splash" and shared_prompts:
         raise ConfigError(
             "attention 'splash' cannot run rows in which completions share a prompt: set"

@@ -4,7 +4,7 @@ Shape legend: B rows, L tokens, D model, V vocabulary, H heads, K kv heads, N he
 layers with experts, k experts of a token. Parameters are one plain dict: `embedding` [V, D], a dict
 for every stack of the config (`layers`, where all are of one kind; or `layers_0`, `layers_1`, ...
 one each without scan_layers), `final_norm` [D], `head` [D, V] unless the embedding is tied, and
-`scalar_head` [D] with `scalar_bias` [] where the config asks for them.
+`scalar_head` [D] with `scalar_bias` [] and a dict `mtp` where the config asks for them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from flax import struct
 from jax.sharding import Mesh
 
 from r1jax.machines.mesh import constrain
-from r1jax.models.caches import Cache, Continued, RowCache
+from r1jax.models.block import Block, Context
+from r1jax.models.caches import Cache, RowCache
 from r1jax.models.config import ModelConfig, Stack
-from r1jax.models.grouped_query import GroupedQueryAttention
 from r1jax.models.kernels import see_packed
-from r1jax.models.latent_attention import MultiHeadLatentAttention
-from r1jax.models.layer import INIT_STD, Layer, rms_norm
+from r1jax.models.layer import INIT_STD, rms_norm
 from r1jax.models.layouts import Compute
-from r1jax.models.moe import MixtureOfExperts, Routing
-from r1jax.models.packed_attention import ATTENTION, Seen, Span
-from r1jax.models.rope import SinCos, rotary
+from r1jax.models.moe import Routing
+from r1jax.models.mtp import MTP, MultiTokenPrediction
+from r1jax.models.packed_attention import ATTENTION, Span
+from r1jax.models.rope import rotary
 
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")
 
@@ -38,53 +38,8 @@ class Output:
 
     hidden: jax.Array  # [B, L, D], after the final norm
     cache: tuple[Any, ...] | None = None  # per layer a RowCache
-    routing: Routing | None = None  # of the layers with experts, stacked
-
-
-@struct.dataclass
-class Context:
-    """What every layer needs to know of the tokens."""
-
-    sin_cos: SinCos
-    seen: Seen | None  # packed rows
-    counts_BL: jax.Array | None  # which tokens are no padding; None = all are
-
-
-class Block(Layer):
-    """Attention, and a gated MLP or experts, each behind a norm and a residual connection."""
-
-    sparse: bool = False
-
-    @nn.compact
-    def __call__(
-        self,
-        x_BLD: jax.Array,
-        context: Context,
-        before: Continued | None = None,
-        replayed_BLk: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
-        """x, what all layers share, and of this one what came before and the experts to take."""
-        c = self.config
-        kind = GroupedQueryAttention if c.latent is None else MultiHeadLatentAttention
-        attention = self._part(kind)
-        attended_BLD, cache = attention(
-            self.norm(x_BLD, "attention_norm"), context.sin_cos, context.seen, before
-        )
-        x_BLD = self.constrain(x_BLD + attended_BLD, "batch", "length", "embed_act")
-        h_BLD, routing = self.norm(x_BLD, "ffn_norm"), None
-        if self.sparse:
-            experts = self._part(MixtureOfExperts)
-            h_BLD, routing = experts(h_BLD, context.counts_BL, replayed_BLk)
-        else:
-            h_BLD = self.mlp(h_BLD, c.ffn_dim)
-        x_BLD = self.constrain(x_BLD + h_BLD, "batch", "length", "embed_act")
-        return x_BLD, (cache, routing)
-
-    def _part(self, kind: type[Layer]) -> Any:
-        """One whose parameters lie among this block's own."""
-        part = kind(self.config, self.compute, self.mesh)
-        nn.share_scope(self, part)
-        return part
+    routing: Routing | None = None  # of the layers with experts, stacked; that of `ahead` last
+    ahead: jax.Array | None = None  # [B, L, D], of which the head says the token after the next
 
 
 class Transformer(nn.Module):
@@ -110,6 +65,7 @@ class Transformer(nn.Module):
         completion_ids_BL: jax.Array | None = None,
         cache: Cache | None = None,
         replayed_SBLk: jax.Array | None = None,
+        ahead: bool = False,
     ) -> Output:
         c = self.config
         embedding_VD: Any = self.param(
@@ -139,7 +95,14 @@ class Transformer(nn.Module):
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)
         )
-        return Output(rms_norm(x_BLD, norm_D, c.norm_eps), layers, routing)
+        hidden_BLD = rms_norm(x_BLD, norm_D, c.norm_eps)
+        if not c.mtp or not (ahead or self.is_initializing()):
+            return Output(hidden_BLD, layers, routing)
+        next_BL = jnp.roll(tokens_BL, -1, axis=1)  # behind a sequence's end nobody sees it
+        embedded_BLD = jnp.take(table_VD, next_BL, axis=0).astype(self.compute.dtype)
+        mtp = _remat(MultiTokenPrediction, self.compute.remat)(c, self.compute, self.mesh, name=MTP)
+        ahead_BLD, (_, own) = mtp(hidden_BLD, embedded_BLD, context)
+        return Output(hidden_BLD, layers, _joined(routing, own), ahead_BLD)
 
     def _layers(
         self,
@@ -203,7 +166,14 @@ class Transformer(nn.Module):
         return x_BLD, caches, stacked
 
 
-def _remat(block: type[Block], policy: str) -> Any:
+def _joined(routing: Routing | None, last: Routing | None) -> Routing | None:
+    """With one layer's behind those of many."""
+    if routing is None or last is None:
+        return routing
+    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), routing, last)
+
+
+def _remat(block: type[nn.Module], policy: str) -> Any:
     if policy == "none":
         return block
     policies = jax.checkpoint_policies

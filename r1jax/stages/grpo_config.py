@@ -98,7 +98,7 @@ class GrpoConfig:
     share_prompts: bool = True  # one copy of a prompt per row for its completions
     logits_chunk: Size = 128  # positions whose logits exist at once
     seed: Seed = 0  # of the order of questions, of the samples, of a fresh model
-    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 16  # updates; taken at the end of the iteration
     show_every: Count = 20  # updates between two completions on the screen; 0 = none

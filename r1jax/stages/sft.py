@@ -19,7 +19,17 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from r1jax.config import ConfigError, Count, DataError, Positive, Seed, Share, Size, section
+from r1jax.config import (
+    ConfigError,
+    Count,
+    DataError,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    section,
+)
 from r1jax.data.chat import (
     Template,
     control_token_in,
@@ -93,9 +103,11 @@ class SftConfig:
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
     router: RouterConfig = field(default_factory=RouterConfig)
+    # lambda: weight of multi-token prediction, for a model that has it. DeepSeek-V3: 0.3, then 0.1.
+    mtp_coef: NotNegative = 0.0
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of a fresh model
-    # Devices along "data", "fsdp" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
     log_every: Size = 1  # updates between two lines of metrics.jsonl
@@ -133,7 +145,14 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
-        loss_fn = make_loss(trained.model, config.logits_chunk, config.teacher, teacher)
+        if config.mtp_coef and not trained.model.config.mtp:
+            raise ConfigError(
+                f"config.mtp_coef {config.mtp_coef:g}: the model has no multi-token prediction"
+                " (its config says mtp False)"
+            )
+        loss_fn = make_loss(
+            trained.model, config.logits_chunk, config.teacher, teacher, config.mtp_coef
+        )
         step_fn = trained.make_step(loss_fn, config.router)
         held_out = HeldOut(asked, stage)
         if stage.start == 0:
@@ -215,6 +234,7 @@ def make_loss(
     chunk: int,
     config: TeacherConfig | None = None,
     teacher: Transformer | None = None,
+    mtp_coef: float = 0.0,
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
     """loss_fn(params, microbatch[, the teacher's params]) for make_step."""
 
@@ -222,9 +242,9 @@ def make_loss(
         return nll_loss(logprobs_BL, batch)
 
     def loss_fn(params: Any, batch: Batch, *frozen: Any) -> tuple[jax.Array, Metrics]:
-        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk)
+        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk, mtp_coef=mtp_coef)
         if config is None or teacher is None:
-            return nll, metrics
+            return nll, metrics | {"loss": nll}
         kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)
         kl = jnp.sum(token_mean(batch, 0) * kl_BL)
         loss = config.weight * kl + (1.0 - config.weight) * nll
@@ -246,7 +266,8 @@ def open_teacher(
             f"config.teacher.model has a vocabulary of {size} tokens, the student one of {wanted}:"
             " logits are distilled between models with the same tokenizer"
         )
-    teacher = opened.transformer(stage.mesh, choose_kernel(opened.compute, stage.mesh))
+    kernel = choose_kernel(opened.config, opened.compute, stage.mesh)
+    teacher = opened.transformer(stage.mesh, kernel)
     return teacher, (opened.load(stage.mesh, config.seed),)
 
 

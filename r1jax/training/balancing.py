@@ -12,6 +12,7 @@ from r1jax.config import NotNegative
 from r1jax.losses.router import BALANCE, moved_bias
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
+from r1jax.models.mtp import MTP
 from r1jax.types import Batch
 
 
@@ -55,4 +56,6 @@ def with_moved_biases(params: Any, load_SE: jax.Array, model: ModelConfig, step:
             continue
         for i, load_E in zip(stack.layers, load_nE, strict=True):
             new[f"layers_{i}"] = moved(f"layers_{i}", load_E)
+    if done < len(load_SE):  # that of multi-token prediction, where it ran
+        new[MTP] = moved(MTP, load_SE[done])
     return new

@@ -92,7 +92,7 @@ class Trainable:
         rows hold completions behind one copy of their prompt.
         """
         self._opened, self._mesh = opened, mesh
-        self.kernel = choose_kernel(opened.compute, mesh, shared_prompts)
+        self.kernel = choose_kernel(opened.config, opened.compute, mesh, shared_prompts)
         self.model = opened.transformer(mesh, self.kernel)
         self._schedule = make_schedule(optimizer, total_steps)
         self._optimizer = make_optimizer(optimizer, self._schedule)

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise ConfigError(f"{path} is neither a .gguf file nor a directory with a config.json")
     config = config_from_hf(directory)
     files = _Safetensors(directory)
+    if config.mtp:  # transformers says so of models that it saves without
+        layer = f"model.layers.{config.num_layers}"
+        config = replace(config, mtp=f"{layer}.eh_proj.weight" in files.shapes)
+        head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
+        files.drop_copy(f"{layer}.embed_tokens.weight", "model.embed_tokens.weight")
+        files.drop_copy(f"{layer}.shared_head.head.weight", head)
     if config.tie_embeddings:
         files.drop_copy("lm_head.weight", "model.embed_tokens.weight")
     _check_tensors(config, "hf", files.shapes, str(directory))
@@ -297,7 +303,7 @@ def _checked(config: ModelConfig, params: Mapping[str, Any]) -> dict[Name, Any]:
 def _shards(config: ModelConfig, dtype: np.dtype, shard_bytes: int) -> list[dict[str, Place]]:
     """All tensors, by the file that they go to, layer by layer."""
     places = [
-        (parameter.layers[index[0]] if parameter.layers else -1, parameter, index)
+        (parameter.layer(index), parameter, index)
         for parameter in parameters(config).values()
         for index in parameter.matrices()
     ]

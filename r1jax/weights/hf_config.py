@@ -94,6 +94,7 @@ def config_from_values(values: Mapping[str, Any], path: str) -> ModelConfig:
         rope_scaling=scaling,
         latent=latent,
         experts=_EXPERTS[family](keys, layers) if family in _EXPERTS else None,
+        mtp=family == "deepseek_v3" and keys.size("num_nextn_predict_layers", 0, 0) > 0,
     )
 
 
@@ -304,10 +305,11 @@ def _written_latent(latent: LatentAttention, family: str) -> dict[str, Any]:
 
 def _written_deepseek(config: ModelConfig, family: str) -> dict[str, Any]:
     experts = config.experts
-    if experts is None:
-        return {"first_k_dense_replace": config.num_layers}
     v3 = family == "deepseek_v3"
-    values = {
+    mtp = {"num_nextn_predict_layers": int(config.mtp)} if v3 else {}
+    if experts is None:
+        return mtp | {"first_k_dense_replace": config.num_layers}
+    values = mtp | {
         "n_routed_experts": experts.num_experts,
         "num_experts_per_tok": experts.top_k,
         "moe_intermediate_size": experts.ffn_dim,

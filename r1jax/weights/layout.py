@@ -2,8 +2,8 @@
 
 Those files keep a matrix per layer, and per expert, rows first; we keep one stacked array per kind.
 
-Shape legend: V vocabulary, D model, H heads, K kv heads, N head dim, O of a value, F ffn, E experts
-(a tensor of the file each), X experts too (side by side); C and R latent vectors.
+Shape legend: V vocabulary, D model, B two of them, H heads, K kv heads, N head dim, O of a value,
+F ffn, E experts (a tensor of the file each), X experts too (side by side); C and R latent vectors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
+from r1jax.models.mtp import MTP
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 
@@ -72,6 +73,10 @@ OF_LAYERS = {
         ("shared_gate", "DF", "F D", "mlp.shared_experts.gate_proj.weight", ""),
         ("shared_up", "DF", "F D", "mlp.shared_experts.up_proj.weight", ""),
         ("shared_down", "FD", "D F", "mlp.shared_experts.down_proj.weight", ""),
+        ("embedding_norm", "D", "D", "enorm.weight", ""),
+        ("hidden_norm", "D", "D", "hnorm.weight", ""),
+        ("combine", "BD", "D B", "eh_proj.weight", ""),
+        ("mtp_norm", "D", "D", "shared_head.norm.weight", ""),
     ]
 }
 
@@ -83,12 +88,13 @@ class Parameter:
     name: Name
     shape: tuple[int, ...]
     layout: Layout
-    layers: range | None  # that are stacked along its first axis; None = it is of no layer
+    layers: range | None  # of the file that it is of; None = it is of no layer
+    stacked: bool  # those layers lie along its first axis
 
     @property
     def lead(self) -> int:
-        """Axes in front of which the file has a tensor for every index."""
-        return (self.layers is not None) + self.layout.axes.startswith("E")
+        """Axes in front, for every index of which the file has a tensor."""
+        return self.stacked + self.layout.axes.startswith("E")
 
     @property
     def axes(self) -> str:
@@ -104,8 +110,14 @@ class Parameter:
         pattern: str = getattr(self.layout, kind)
         if self.layers is None:
             return pattern
-        where = {"layer": self.layers[index[0]], "expert": index[-1]}
+        where = {"layer": self.layer(index), "expert": index[-1] if index else 0}
         return (LAYER_PREFIX[kind] + pattern).format(**where)
+
+    def layer(self, index: tuple[int, ...]) -> int:
+        """The file's number for it; -1 = it is of no layer."""
+        if self.layers is None:
+            return -1
+        return self.layers[index[0] if self.stacked else 0]
 
     @functools.cached_property
     def sizes(self) -> dict[str, int]:
@@ -136,11 +148,13 @@ def parameters(config: ModelConfig) -> dict[Name, Parameter]:
 def _parameters(config: ModelConfig) -> tuple[tuple[Name, Parameter], ...]:
     shapes = abstract_params(Transformer(config))
     layers = {stack.name: stack.layers for stack in config.stacks}
+    layers[MTP] = range(config.num_layers, config.num_layers + 1)  # as released files have it
 
     def one(path: Any, shape: Any) -> Parameter:
         name = tuple(key.key for key in path)
         layout = OF_LAYERS[name[-1]] if name[0] in layers else TOP[name[-1]]
-        return Parameter(name, shape.shape, layout, layers.get(name[0]))
+        stacked = name[0] in layers and name[0] != MTP
+        return Parameter(name, shape.shape, layout, layers.get(name[0]), stacked)
 
     found = jax.tree_util.tree_leaves_with_path(shapes)
     return tuple((p.name, p) for p in (one(path, shape) for path, shape in found))

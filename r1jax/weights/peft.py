@@ -44,9 +44,9 @@ def save_peft(
 
 
 def _adapted(config: ModelConfig) -> list[Parameter]:
-    """The matrices that have an adapter."""
+    """The matrices that have an adapter: those of layers, which lie stacked."""
     known = parameters(without_adapters(config)).values()
-    return [parameter for parameter in known if parameter.name[-1] in config.adapted]
+    return [each for each in known if each.stacked and each.name[-1] in config.adapted]
 
 
 def _tensors(

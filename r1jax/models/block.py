@@ -1,0 +1,66 @@
+"""A decoder block: attention, and a gated MLP or experts.
+
+Shape legend: transformer.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax import struct
+
+from r1jax.models.caches import Continued, RowCache
+from r1jax.models.grouped_query import GroupedQueryAttention
+from r1jax.models.latent_attention import MultiHeadLatentAttention
+from r1jax.models.layer import Layer
+from r1jax.models.moe import MixtureOfExperts, Routing
+from r1jax.models.packed_attention import Seen
+from r1jax.models.rope import SinCos
+
+
+@struct.dataclass
+class Context:
+    """What every layer needs to know of the tokens."""
+
+    sin_cos: SinCos
+    seen: Seen | None  # packed rows
+    counts_BL: jax.Array | None  # which tokens are no padding; None = all are
+
+
+class Block(Layer):
+    """Attention, and a gated MLP or experts, each behind a norm and a residual connection."""
+
+    sparse: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        context: Context,
+        before: Continued | None = None,
+        replayed_BLk: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
+        """x, what all layers share, and of this one what came before and the experts to take."""
+        c = self.config
+        kind = GroupedQueryAttention if c.latent is None else MultiHeadLatentAttention
+        attention = self._part(kind)
+        attended_BLD, cache = attention(
+            self.norm(x_BLD, "attention_norm"), context.sin_cos, context.seen, before
+        )
+        x_BLD = self.constrain(x_BLD + attended_BLD, "batch", "length", "embed_act")
+        h_BLD, routing = self.norm(x_BLD, "ffn_norm"), None
+        if self.sparse:
+            experts = self._part(MixtureOfExperts)
+            h_BLD, routing = experts(h_BLD, context.counts_BL, replayed_BLk)
+        else:
+            h_BLD = self.mlp(h_BLD, c.ffn_dim)
+        x_BLD = self.constrain(x_BLD + h_BLD, "batch", "length", "embed_act")
+        return x_BLD, (cache, routing)
+
+    def _part(self, kind: type[Layer]) -> Any:
+        """One whose parameters lie among this block's own."""
+        part = kind(self.config, self.compute, self.mesh)
+        nn.share_scope(self, part)
+        return part

@@ -1,0 +1,108 @@
+"""Multi-token prediction: its loss by hand, and that it learns."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_moe import TINY
+from test_transformer import make_params
+
+from r1jax.data.packing import pack, sequence_group
+from r1jax.losses.logprobs import token_loss
+from r1jax.losses.supervised import nll_loss
+from r1jax.machines.mesh import make_mesh
+from r1jax.models.transformer import Output, Transformer, forward
+from r1jax.stages import sft
+from r1jax.training.balancing import RouterConfig
+from r1jax.training.train_state import (
+    OptimizerConfig,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    new_state,
+    on_mesh,
+    state_shardings,
+)
+from r1jax.types import Batch
+
+V3 = replace(TINY, mtp=True)
+
+
+class Bigrams:
+    """What it says of the next token, and of the one after it, depends on the token alone."""
+
+    mesh = None
+
+    def apply(self, variables: Any, tokens_BL: Any, *_: Any, ahead: bool = False) -> Output:
+        params = variables["params"]
+        further = params["further"][tokens_BL] if ahead else None
+        return Output(hidden=params["embedding"][tokens_BL], ahead=further)
+
+
+def nll(logprobs_BL: jax.Array, _: jax.Array, batch: Batch) -> Any:
+    return nll_loss(logprobs_BL, batch)
+
+
+def test_loss_by_hand() -> None:
+    """V3 eq 24 and 25: sequences of four and three tokens in one row, of which five are targets."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(5, 5)).astype(np.float32) for name in ("embedding", "further")}
+    groups = [sequence_group([1, 2, 3, 4], [0, 1, 1, 1]), sequence_group([2, 0, 3], [0, 1, 1])]
+    packed = pack(groups, 8, 1)
+    batch = jax.tree.map(lambda x: x[0] if np.ndim(x) == 3 else x, packed)
+
+    def logprob(table: str, at: int, of: int) -> float:
+        return float(jax.nn.log_softmax(params[table][at] @ params["embedding"].T)[of])
+
+    following = [(1, 2), (2, 3), (3, 4), (2, 0), (0, 3)]
+    second = [(1, 3), (2, 4), (2, 3)]  # the token after the next
+    one = -sum(logprob("embedding", *pair) for pair in following) / 5
+    two = -sum(logprob("further", *pair) for pair in second) / 5
+    model: Any = Bigrams()
+    given = jax.tree.map(jnp.asarray, params)
+    found, metrics = token_loss(model, given, batch, nll, chunk=3, mtp_coef=0.3)
+    assert float(metrics["mtp_loss"]) == pytest.approx(two, rel=1e-5)
+    assert float(found) == pytest.approx(one + 0.3 * two, rel=1e-5)
+    without, metrics = token_loss(model, given, batch, nll, chunk=3)
+    assert float(without) == pytest.approx(one, rel=1e-5) and "mtp_loss" not in metrics
+
+
+def test_a_sequence_does_not_see_its_neighbours() -> None:
+    """What is said ahead in a packed row is what is said of the sequence alone."""
+    model, params = Transformer(V3), make_params(V3)
+    tokens = np.random.default_rng(0).integers(0, 31, (1, 12)).astype(np.int32)
+    positions = np.array([[*range(7), *range(5)]], np.int32)
+    segments = np.array([[1] * 7 + [2] * 5], np.int32)
+    packed = forward(model, params, tokens, positions, segments, ahead=True)
+    alone = forward(model, params, tokens[:, :7], positions[:, :7], segments[:, :7], ahead=True)
+    assert packed.ahead is not None and alone.ahead is not None
+    np.testing.assert_allclose(packed.ahead[:, :6], alone.ahead[:, :6], atol=1e-5)
+    assert packed.routing is not None
+    assert packed.routing.load_E.shape == (3, 8)  # of two layers, and of multi-token prediction
+
+
+def test_it_learns_and_its_router_is_evened() -> None:
+    mesh = make_mesh(devices=jax.devices()[:1])
+    config = OptimizerConfig(learning_rate=0.01)
+    schedule, model = make_schedule(config, 40), Transformer(V3, mesh)
+    optimizer = make_optimizer(config, schedule)
+    shardings = state_shardings(model, optimizer)
+    loss_fn = sft.make_loss(model, 16, mtp_coef=0.3)
+    step = make_step(loss_fn, optimizer, schedule, shardings, (V3, RouterConfig(bias_step=0.01)))
+    rng = np.random.default_rng(0)
+    groups = [sequence_group(rng.integers(1, 31, 30), [1.0] * 30) for _ in range(4)]
+    batch = on_mesh(pack(groups, 32, 4), mesh)
+    before = jax.device_get(make_params(V3))
+    state, found = new_state(jax.device_put(before), optimizer, shardings), []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        found.append(jax.device_get(metrics))
+    assert found[-1]["mtp_loss"] < 0.6 * found[0]["mtp_loss"]
+    assert found[-1]["loss"] > found[-1]["mtp_loss"] * 0.3
+    moved = np.abs(
+        jax.device_get(state.params)["mtp"]["router_bias"] - before["mtp"]["router_bias"]
+    )
+    assert moved.max() > 0.05
