@@ -13,7 +13,7 @@ from r1jax.config import Bounds, ConfigError, Count, NotNegative, Positive, Size
 class RopeScaling:
     """How rotary frequencies are stretched, for sequences longer than those of pretraining."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn"]  # by whose formula
     factor: Annotated[float, Bounds(least=1)]  # how much longer
     original_length: Size = 1  # of pretraining's sequences, in tokens; nothing to `linear`
     low_freq_factor: Positive = (
@@ -23,7 +23,7 @@ class RopeScaling:
     beta_fast: Positive = 32.0  # yarn: what turns more often than this in original_length stays
     beta_slow: Positive = 1.0  # and what turns less often than this is stretched whole
     mscale: NotNegative = 0.0  # yarn: what grows with the logarithm of the factor (`scaled_by`)
-    mscale_all_dim: NotNegative = 0.0
+    mscale_all_dim: NotNegative = 0.0  # the same, in the scores of latent attention
     # yarn, of sines and cosines; None is the YaRN paper's, by the factor and the two above.
     attention_factor: Positive | None = None
 
@@ -78,7 +78,7 @@ class Experts:
     normalize: bool = False  # the weights of the chosen experts sum to 1
     scale: Positive = 1.0  # and are multiplied by this
     groups: Size = 1  # of experts; a token chooses among the best `top_groups` of them
-    top_groups: Size = 1
+    top_groups: Size = 1  # how many of them
 
     def __post_init__(self) -> None:
         if self.num_experts % self.groups:
