@@ -34,6 +34,7 @@ DATA = ["pyarrow>=17", "datasets>=3"]
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
     "accelerate>=1.15",  # transformers reads GGUF files with it
+    "peft==0.21.2",  # how it names what transformers 5 has fused changes between releases
     "transformers==5.23.0",  # its treatment of masked routing groups changes between releases
 ]
 

@@ -119,7 +119,7 @@ def test_ppo_resumes_exactly(
     shared: list[bool] = []
     monkeypatch.setattr(
         "r1jax.training.run.choose_kernel",
-        lambda compute, mesh, prompts: shared.append(prompts) or "xla",
+        lambda config, compute, mesh, prompts: shared.append(prompts) or "xla",
     )
     critic = {"gae_lambda": 0.95, "kl_coef": 0.01, "optimizer": {"learning_rate": 1e-2}}
     config = grpo_config(tokenizer_dir, critic=critic, loss={"kl_coef": 0.0})

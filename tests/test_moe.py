@@ -167,7 +167,7 @@ def train(router: RouterConfig, updates: int, learning_rate: float) -> tuple[Any
     config = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.1)
     schedule = make_schedule(config, updates)
     model = Transformer(TINY, mesh)
-    optimizer = make_optimizer(config, schedule, model)
+    optimizer = make_optimizer(config, schedule)
     shardings = state_shardings(model, optimizer)
     step = make_step(sft.make_loss(model, 16), optimizer, schedule, shardings, (TINY, router))
     rng = np.random.default_rng(0)

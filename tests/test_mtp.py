@@ -88,7 +88,7 @@ def test_it_learns_and_its_router_is_evened() -> None:
     mesh = make_mesh(devices=jax.devices()[:1])
     config = OptimizerConfig(learning_rate=0.01)
     schedule, model = make_schedule(config, 40), Transformer(V3, mesh)
-    optimizer = make_optimizer(config, schedule, model)
+    optimizer = make_optimizer(config, schedule)
     shardings = state_shardings(model, optimizer)
     loss_fn = sft.make_loss(model, 16, mtp_coef=0.3)
     step = make_step(loss_fn, optimizer, schedule, shardings, (V3, RouterConfig(bias_step=0.01)))

@@ -34,6 +34,17 @@ from helpers import grpo_config
 def get_config(arg=""):
     return grpo_config({tokenizer!r}, total_steps={steps}, ref_every=6, microbatch_rows=2)
 """
+GRPO_LORA = """
+from helpers import grpo_config
+
+def get_config(arg=""):
+    config = grpo_config({tokenizer!r}, total_steps={steps}, ref_every=6, microbatch_rows=2)
+    config.model.config.experts = {{
+        "num_experts": 4, "top_k": 2, "ffn_dim": 8, "score": "sigmoid", "bias": True}}
+    config.model.config.lora = {{"rank": 2}}
+    config.router = {{"bias_step": 1e-2}}
+    return config
+"""
 
 
 class Command:
@@ -113,9 +124,10 @@ def exists(path: Path, without: str = "") -> Callable[[], bool]:
     return lambda: path.exists() and not (without and (path / without).exists())
 
 
-def test_grpo_killed_twice(tokenizer_dir: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [GRPO, GRPO_LORA], ids=["all", "adapters"])
+def test_grpo_killed_twice(tokenizer_dir: str, tmp_path: Path, config: str) -> None:
     """Between a rollout and its updates, and inside a checkpoint."""
-    command = Command(tmp_path, GRPO.format(tokenizer=tokenizer_dir, steps=8))
+    command = Command(tmp_path, config.format(tokenizer=tokenizer_dir, steps=8))
     whole, killed = command.finish(tmp_path / "whole"), tmp_path / "killed"
     assert command.kill(killed, exists(killed / "rollouts" / "000001.jsonl"))
     assert command.kill(killed, exists(killed / "checkpoints" / "4", without="manifest.json"))

@@ -251,7 +251,7 @@ def test_attention_knows_of_shared_prompts(
     """Both responses of a pair stand behind one prompt, which not every kernel can run."""
     asked: list[bool] = []
 
-    def spied(compute: Any, mesh: Any, shared_prompts: bool = False) -> str:
+    def spied(config: Any, compute: Any, mesh: Any, shared_prompts: bool = False) -> str:
         asked.append(shared_prompts)
         return "xla"
 

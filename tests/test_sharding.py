@@ -192,7 +192,7 @@ class OneStep:
         schedule = make_schedule(OPTIMIZER, 10)
         self.axes, self.config = axes, config
         model = Transformer(config, mesh)
-        optimizer = make_optimizer(OPTIMIZER, schedule, model)
+        optimizer = make_optimizer(OPTIMIZER, schedule)
         self.shardings = state_shardings(model, optimizer)
         self.abstract = abstract_state(model, optimizer, self.shardings)
         step = make_step(make_loss(model), optimizer, schedule, self.shardings)

@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "latent": ("fsdp", "expert"),
     "latent_act": (),
     "router": (),
+    "lora": (),
     "both_embeds": (),  # of multi-token prediction
     "vocab": ("tensor",),
     "heads": ("tensor",),

@@ -13,7 +13,7 @@ from r1jax.config import Bounds, ConfigError, Count, NotNegative, Positive, Size
 class RopeScaling:
     """How rotary frequencies are stretched, for sequences longer than those of pretraining."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn"]  # by whose formula
     factor: Annotated[float, Bounds(least=1)]  # how much longer
     original_length: Size = 1  # of pretraining's sequences, in tokens; nothing to `linear`
     low_freq_factor: Positive = (
@@ -23,7 +23,7 @@ class RopeScaling:
     beta_fast: Positive = 32.0  # yarn: what turns more often than this in original_length stays
     beta_slow: Positive = 1.0  # and what turns less often than this is stretched whole
     mscale: NotNegative = 0.0  # yarn: what grows with the logarithm of the factor (`scaled_by`)
-    mscale_all_dim: NotNegative = 0.0
+    mscale_all_dim: NotNegative = 0.0  # the same, in the scores of latent attention
     # yarn, of sines and cosines; None is the YaRN paper's, by the factor and the two above.
     attention_factor: Positive | None = None
 
@@ -78,7 +78,7 @@ class Experts:
     normalize: bool = False  # the weights of the chosen experts sum to 1
     scale: Positive = 1.0  # and are multiplied by this
     groups: Size = 1  # of experts; a token chooses among the best `top_groups` of them
-    top_groups: Size = 1
+    top_groups: Size = 1  # how many of them
 
     def __post_init__(self) -> None:
         if self.num_experts % self.groups:
@@ -89,6 +89,21 @@ class Experts:
             raise ConfigError(f"top_groups {self.top_groups} is above groups {self.groups}")
         if self.top_k > (most := self.top_groups * (self.num_experts // self.groups)):
             raise ConfigError(f"top_k {self.top_k} is above the {most} experts to choose from")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021), which are trained instead of the model's matrices."""
+
+    rank: Size = 16  # r, columns of A and rows of B
+    alpha: Positive = 32.0  # what an adapter adds is multiplied by alpha / rank
+    # The matrices that have one: query, key, ...; where none is named, all of the attention and of
+    # the plain MLP.
+    targets: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ class ModelConfig:
     """A pre-norm decoder with RMSNorm, RoPE, grouped-query attention and a gated MLP.
 
     Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm`. Qwen3-MoE: `experts` besides.
-    DeepSeek-V2, V3 and R1: `latent` and `experts`; the latter two also `mtp`.
+    DeepSeek-V2, V3 and R1: `latent` and `experts`; the latter two also `mtp`. With `lora`, adapters
+    stand beside the matrices of its layers.
     """
 
     vocab_size: int  # V, tokens of the vocabulary
@@ -126,6 +142,7 @@ class ModelConfig:
     latent: LatentAttention | None = None
     experts: Experts | None = None
     mtp: bool = False  # multi-token prediction: a further block that predicts the token after next
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -146,6 +163,12 @@ class ModelConfig:
                 f"experts.dense_layers {list(self.experts.dense_layers)} must be below num_layers"
                 f" {self.num_layers}"
             )
+        for name in self.lora.targets if self.lora else ():
+            if name not in self.projected:
+                raise ConfigError(
+                    f"lora.targets: {name!r} is no matrix of this model that an adapter can stand"
+                    f" beside; those are {', '.join(self.projected)}"
+                )
 
     def _check_latent(self, latent: LatentAttention) -> None:
         if self.head_dim != (both := latent.nope_dim + latent.rope_dim):
@@ -175,6 +198,27 @@ class ModelConfig:
         if self.latent and stretched and stretched.mscale_all_dim:
             return self.head_dim**-0.5 * stretched.scaled_by(stretched.mscale_all_dim) ** 2
         return self.head_dim**-0.5
+
+    @property
+    def projected(self) -> tuple[str, ...]:
+        """The matrices that layers multiply by with `Layer.project`: those adapters can be of."""
+        names = ["query", "key", "value"]
+        if self.latent:
+            names = ["query_down", "query_up"] if self.latent.q_rank else ["query"]
+            names.append("kv_down")
+        mlp, sparse = ["gate", "up", "down"], {stack.sparse for stack in self.stacks}
+        shared = self.experts is not None and self.experts.num_shared > 0
+        names += ["output", *(mlp if False in sparse else ())]
+        names += [f"shared_{name}" for name in mlp] if shared and True in sparse else []
+        return tuple(names)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The matrices that have an adapter."""
+        if self.lora is None:
+            return ()
+        plain = tuple(name for name in self.projected if not name.startswith("shared_"))
+        return self.lora.targets or plain
 
     @property
     def stacks(self) -> tuple[Stack, ...]:

@@ -17,6 +17,7 @@ from r1jax.machines.mesh import constrain
 from r1jax.models.caches import RowCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute, project
+from r1jax.models.lora import LORA_A, LORA_B, adapter_std
 
 INIT_STD = 0.02
 Axes = tuple[Sequence[int], Sequence[str]]  # of a matrix: sizes, and logical names
@@ -65,10 +66,19 @@ class Layer(nn.Module):
     def project(
         self, x: jax.Array, name: str, inner: Axes, outer: Axes, std: float = INIT_STD
     ) -> jax.Array:
-        """x's last axes, `inner`, times the matrix of this name -> [..., outer]."""
+        """x's last axes, `inner`, times the matrix of this name -> [..., outer].
+
+        What its adapter says is added, where it has one.
+        """
         (into, into_names), (out, out_names) = inner, outer
         weight = self.weight(name, [*into, *out], [*into_names, *out_names], std)
-        return project(x, weight, len(into))
+        y = project(x, weight, len(into))
+        if (lora := self.config.lora) is None or name not in self.config.adapted:
+            return y
+        rank, rank_name = [lora.rank], ["lora"]
+        a = self.weight(name + LORA_A, [*into, *rank], [*into_names, *rank_name], adapter_std(into))
+        b = self.weight(name + LORA_B, [*rank, *out], [*rank_name, *out_names], 0.0)
+        return y + project(project(x, a, len(into)), b) * lora.scale
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         """x, split over the mesh by its logical axes."""

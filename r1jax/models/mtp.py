@@ -14,6 +14,7 @@ from flax import linen as nn
 from r1jax.models.block import Block, Context
 from r1jax.models.caches import Continued, RowCache
 from r1jax.models.layer import Layer
+from r1jax.models.lora import without_adapters
 from r1jax.models.moe import Routing
 
 MTP = "mtp"  # where its parameters stand
@@ -24,7 +25,8 @@ class MultiTokenPrediction(Layer):
 
     What the model says at token l, behind its last norm, and the embedding of token l + 1 go
     through a block of their own; the model's head makes of that the logits of token l + 2. Released
-    weights have the embedding first in the product, where eq 21 has it last.
+    weights have the embedding first in the product, where eq 21 has it last. No
+    adapters stand here.
     """
 
     @nn.compact
@@ -46,7 +48,8 @@ class MultiTokenPrediction(Layer):
             ([2 * c.embed_dim], ["both_embeds"]),
             ([c.embed_dim], ["embed"]),
         )
-        block: Any = Block(c, self.compute, self.mesh, sparse=c.experts is not None)
+        plain = without_adapters(c)
+        block: Any = Block(plain, self.compute, self.mesh, sparse=c.experts is not None)
         nn.share_scope(self, block)
         x_BLD, found = block(x_BLD, context, before)
         return self.norm(x_BLD, "mtp_norm"), found

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
 from r1jax.models.caches import Cache, RowCache, SharedPrefix, by_shard, cache_kind, kept_rows
 from r1jax.models.layouts import unstack_layers
+from r1jax.models.lora import merged, without_adapters
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
@@ -65,7 +66,8 @@ class Programs:
         stop_ids: Sequence[int],
         row_cache: type[RowCache] | None = None,
     ) -> None:
-        self.model = model
+        self._trained_config = model.config
+        self.model = model.clone(config=without_adapters(model.config))
         self.prompt_cache = cache_kind(model.config)
         self.row_cache = row_cache or self.prompt_cache
         self.stop_ids = tuple(stop_ids)
@@ -124,7 +126,8 @@ class Programs:
         return SharedPrefix(layers=cache, lengths=rows, members=rows, places=rows)
 
     def _prepare(self, params: Any) -> Any:
-        """Training parameters -> a set per layer, in the rollout's type."""
+        """Training parameters -> a set per layer, in the rollout's type, adapters merged."""
+        params = merged(params, self._trained_config)
         if "layers_0" not in params:
             params = unstack_layers(params, self.model.config)
         return jax.tree.map(lambda x: x.astype(self.model.compute.dtype), params)

@@ -307,7 +307,7 @@ class Programs:
         if config.updates_per_rollout > 1:  # else the current policy is the old one
             policies["old_logprobs"] = trained.params
         if trained.ref_params is not None:
-            policies["ref_logprobs"] = trained.ref_params
+            policies["ref_logprobs"] = trained.reference
         if not self._compiled_ahead:
             with stage.timer("compile"):
                 self._compile_ahead(trained, batch, list(policies))

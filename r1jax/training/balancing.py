@@ -26,11 +26,6 @@ class RouterConfig:
     balance_coef: NotNegative = 0.0  # alpha: weight of the sequence-wise balance loss
 
 
-def is_trained(path: Any) -> bool:
-    """Whether gradients move the parameter at this path of the tree."""
-    return bool(path[-1].key != ROUTER_BIAS)
-
-
 def balance_loss(metrics: Any, tokens: jax.Array, config: RouterConfig) -> jax.Array | float:
     """Of a microbatch, as its part of an update of so many tokens (V3 eq 17 to 20)."""
     if not config.balance_coef or BALANCE not in metrics:

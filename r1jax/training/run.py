@@ -37,6 +37,7 @@ from r1jax.training.train_state import (
     new_state,
     state_shardings,
 )
+from r1jax.training.trained import joined, moved_part
 from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
 from r1jax.weights.load import ModelSource, OpenModel, open_source
@@ -94,14 +95,20 @@ class Trainable:
         self.kernel = choose_kernel(opened.config, opened.compute, mesh, shared_prompts)
         self.model = opened.transformer(mesh, self.kernel)
         self._schedule = make_schedule(optimizer, total_steps)
-        self._optimizer = make_optimizer(optimizer, self._schedule, self.model)
+        self._optimizer = make_optimizer(optimizer, self._schedule)
         self._shardings = state_shardings(self.model, self._optimizer)
         self._checkpoints = Checkpoints(directory, beside=beside)
-        self.ref_params: Any = None  # the frozen reference policy, where there is one
+        # Of the frozen reference policy, where there is one, what an update could have moved.
+        self.ref_params: Any = None
 
     @property
     def params(self) -> Any:
         return self.state.params
+
+    @property
+    def reference(self) -> Any:
+        """The parameters of the reference policy; what no update moves is shared with `params`."""
+        return joined(self.params, self.ref_params)
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint."""
@@ -112,16 +119,16 @@ class Trainable:
         return self._checkpoints.sound_step()
 
     def begin(self, seed: int, reference: bool = False) -> None:
-        """From the model's own parameters; with `reference`, a copy of them is kept."""
+        """From the model's own parameters, which with `reference` are its."""
         params = self._opened.load(self._mesh, seed)
         if reference:
-            self.ref_params = _copy(params)
+            self.ref_params = _copy(moved_part(params))
         self.state = new_state(params, self._optimizer, self._shardings)
 
     def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
         """From the checkpoint of that step -> what was saved beside the state."""
         abstract = abstract_state(self.model, self._optimizer, self._shardings)
-        tree = _saved(abstract, abstract.params if reference else None)
+        tree = _saved(abstract, moved_part(abstract.params) if reference else None)
         saved, beside = self._checkpoints.restore(step, tree)
         self.ref_params = saved.pop("ref_params", None)
         self.state = TrainState(**saved)
@@ -140,7 +147,7 @@ class Trainable:
 
     def renew_reference(self) -> None:
         """The reference policy becomes the current one."""
-        self.ref_params = _copy(self.params)
+        self.ref_params = _copy(moved_part(self.params))
 
     def save(self, step: int, beside: Mapping[str, Any] | None = None) -> None:
         """A checkpoint of everything that the next step needs, and a JSON dict beside it."""
@@ -219,7 +226,8 @@ def open_run(
 ) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
 
-    With `reference`, a copy of the initial parameters is kept as the reference policy.
+    With `reference`, the initial parameters stay as the reference policy: a copy of all that an
+    update can move, which with adapters is little.
     `shared_prompts`: the stage packs completions behind one copy of their prompt.
     """
     path = absolute(workdir)

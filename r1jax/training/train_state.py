@@ -21,10 +21,10 @@ from r1jax.models.transformer import Transformer
 from r1jax.training.balancing import (
     RouterConfig,
     balance_loss,
-    is_trained,
     tokens_of,
     with_moved_biases,
 )
+from r1jax.training.trained import joined, trained_part
 from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -68,11 +68,11 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, model: Transformer | None = None
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW; vectors (norms, biases) are not decayed.
+    """Of the parameters that are trained: global-norm clipping, then AdamW.
 
-    There are no moments of those parameters of the model that no gradient moves.
+    Vectors (norms, biases) are not decayed.
     """
     adamw = optax.adamw(
         schedule,
@@ -82,12 +82,6 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=_is_matrix,
     )
-    if model is not None:
-        trained = jax.tree_util.tree_map_with_path(
-            lambda path, _: is_trained(path), abstract_params(model)
-        )
-        if not all(jax.tree.leaves(trained)):
-            adamw = optax.masked(adamw, trained)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
@@ -103,17 +97,12 @@ def state_shardings(model: Transformer, optimizer: optax.GradientTransformation)
     """The sharding of every leaf of the train state: moments follow their parameters."""
     assert model.mesh is not None, "a train state is split over a mesh"
     params, mesh = param_shardings(model), model.mesh
-
-    def is_masked(moment: Any) -> bool:
-        return isinstance(moment, optax.MaskedNode)
-
     opt_state = optax.tree_map_params(
         optimizer,
-        lambda moment, sharding: moment if is_masked(moment) else sharding,
-        jax.eval_shape(optimizer.init, abstract_params(model)),
-        params,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trained_part(abstract_params(model))),
+        trained_part(params),
         transform_non_params=lambda _: replicated(mesh),
-        is_leaf=is_masked,
     )
     return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
 
@@ -126,7 +115,7 @@ def abstract_state(
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=params,
-        opt_state=jax.eval_shape(optimizer.init, params),
+        opt_state=jax.eval_shape(optimizer.init, trained_part(params)),
     )
 
     def one(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -141,7 +130,7 @@ def new_state(
     """A train state at step 0 around these parameters, which are donated to it."""
 
     def init(params: Any) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained_part(params)))
 
     return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
 
@@ -183,7 +172,8 @@ def make_step(
     """jitted (state, batch, *frozen) -> (state, metrics); the state is donated.
 
     `frozen` are further arguments of loss_fn(params, microbatch, *frozen), a teacher's parameters.
-    A model with experts that is `balanced` has their load evened.
+    A model with experts that is `balanced` has their load evened. What is not trained has neither
+    gradients nor moments.
 
     The gradients of the batch's microbatches in use are summed in a loop whose length is a value,
     not a shape: batches of any size share one program. Where the loss or the gradient is no number,
@@ -193,15 +183,15 @@ def make_step(
     config, router = balanced or (None, RouterConfig())
 
     def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
-        tokens = tokens_of(batch)
+        tokens, trained = tokens_of(batch), trained_part(state.params)
 
-        def balanced_loss(params: Any, part: Batch) -> tuple[jax.Array, Metrics]:
-            loss, metrics = loss_fn(params, part, *frozen)
+        def balanced_loss(trained: Any, part: Batch) -> tuple[jax.Array, Metrics]:
+            loss, metrics = loss_fn(joined(state.params, trained), part, *frozen)
             return loss + balance_loss(metrics, tokens, router), metrics
 
         def grads_of(index: Any) -> tuple[Any, Metrics]:
             grad_fn = jax.grad(balanced_loss, has_aux=True)
-            return grad_fn(state.params, microbatch(batch, index))
+            return grad_fn(trained, microbatch(batch, index))
 
         def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             return add_partial(total, grads_of(index))
@@ -212,12 +202,12 @@ def make_step(
             accumulate,
             jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0)),
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
         metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         sound = jnp.isfinite(metrics["optimizer/grad_norm"]) & jnp.isfinite(metrics["loss"])
         metrics[SKIPPED] = (~sound).astype(jnp.int32)
-        params = optax.apply_updates(state.params, updates)
+        params = joined(state.params, optax.apply_updates(trained, updates))
         if config is not None and router.bias_step and LOAD in metrics:
             params = with_moved_biases(params, metrics[LOAD], config, router.bias_step)
         new = params, opt_state

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, DataError, import_function, section
@@ -24,11 +26,19 @@ from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layer import INIT_STD
 from r1jax.models.layouts import Compute, places_of_layers, stack_layers
-from r1jax.models.params import count_params, param_axes, param_shardings, random_params
+from r1jax.models.lora import LORA_A, adapter_std, is_adapter, merged
+from r1jax.models.params import (
+    abstract_params,
+    count_params,
+    param_axes,
+    param_shardings,
+    random_params,
+)
 from r1jax.models.transformer import SCALAR_PARAMS, Transformer
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
+from r1jax.weights.layout import Name, parameters
 
 GONE = ("fused", "weights_left")  # keys of model.json in workdirs of earlier versions
 
@@ -45,7 +55,10 @@ class ModelFields(Compute, ModelConfig):
         def part(of: type[Any]) -> Any:
             return of(**{f.name: getattr(both, f.name) for f in dataclasses.fields(of)})
 
-        return part(ModelConfig), part(Compute)
+        try:
+            return part(ModelConfig), part(Compute)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,8 @@ class ModelSource:
 
     path: str | None = None  # a workdir, a checkpoint, a Hugging Face directory, a .gguf file
     config: dict[str, Any] | None = field(default=None, metadata={"keys": ModelFields})
-    # Of these fields what is to be other than the model's own: dtype, remat, max_length, ...
+    # Of these fields what is to be other than the model's own: dtype, remat, max_length, ...; with
+    # {"lora": {"rank": 16}} fresh adapters are trained instead of its matrices.
     override: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None  # a path; default: the model's own
     tokenizer_function: str | None = None  # module:function(directory, **tokenizer_args) trains one
@@ -176,60 +190,76 @@ def open_model(
 
     def load(mesh: Mesh, seed: int) -> Any:
         model = Transformer(config, mesh, compute=compute)
-        return _from_slices(model, checkpoint.read_slice, SCALAR_PARAMS, seed)
+        known = parameters(checkpoint.config)
+        return _from_slices(model, with_fresh(checkpoint.read_slice, known, config, seed))
 
     return OpenModel(config, compute, lambda: load_tokenizer(tokenizer or str(root)), load)
 
 
 def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | None) -> OpenModel:
     home = model_root(root)
-    config, compute = read_model_json(home / MODEL_JSON, override)
+    kept, computed = read_model_json(home / MODEL_JSON)
+    fields = dataclasses.asdict(kept) | dataclasses.asdict(computed) | override
+    config, compute = ModelFields.read(fields, "config.model.override")
 
     def load(mesh: Mesh, seed: int) -> Any:
-        params = load_params(root)
-        flat = {
-            tuple(k.key for k in path): x
-            for path, x in jax.tree_util.tree_leaves_with_path(stack_layers(params, config))
-        }
-        absent = [name for name in SCALAR_PARAMS if (name,) not in flat]
+        params = stack_layers(load_params(root), config)
+        if config.lora != kept.lora:  # others go on from what was trained
+            params = jax.tree.map(np.asarray, merged(params, kept))
+        flat = traverse_util.flatten_dict(params)
         model = Transformer(config, mesh, compute=compute)
-        return _from_slices(model, lambda name, index: flat[name][index], absent, seed)
+        read_slice = with_fresh(lambda name, index: flat[name][index], flat, config, seed)
+        return _from_slices(model, read_slice)
 
     read_tokenizer = functools.partial(load_tokenizer, tokenizer or str(home / TOKENIZER))
     return OpenModel(config, compute, read_tokenizer, load)
 
 
-def read_model_json(
-    path: epath.Path, override: dict[str, Any] | None = None
-) -> tuple[ModelConfig, Compute]:
+def read_model_json(path: epath.Path) -> tuple[ModelConfig, Compute]:
     """What a workdir says of its model."""
     kept = {key: value for key, value in read_object(path).items() if key not in GONE}
-    return ModelFields.read(kept | (override or {}), str(path))
+    return ModelFields.read(kept, str(path))
 
 
-def _from_slices(
-    model: Transformer,
-    read_slice: Callable[..., np.ndarray],
-    absent: Sequence[str],
-    seed: int,
-) -> Any:
+ReadSlice = Callable[[Name, Any], np.ndarray]  # (name, index) -> parts of stacked layers
+
+
+def with_fresh(
+    read_slice: ReadSlice, known: Collection[Name], config: ModelConfig, seed: int
+) -> ReadSlice:
+    """Also of what the files have not got yet: a scalar head and adapters, which begin anew.
+
+    `known` are the names that `read_slice` reads.
+    """
+    shapes = traverse_util.flatten_dict(abstract_params(Transformer(config)))
+
+    @functools.cache
+    def fresh(name: Name) -> np.ndarray:
+        shape = shapes[name].shape
+        if name[-1] == "scalar_head":
+            return INIT_STD * np.random.default_rng(seed).standard_normal(shape)
+        if name[-1].endswith(LORA_A):
+            rng = np.random.default_rng([seed, zlib.crc32(".".join(name).encode())])
+            return adapter_std(shape[1:-1]) * rng.standard_normal(shape)
+        return np.zeros(shape)
+
+    def read(name: Name, index: Any) -> np.ndarray:
+        is_fresh = name not in known and (is_adapter(name[-1]) or name[-1] in SCALAR_PARAMS)
+        return fresh(name)[index] if is_fresh else read_slice(name, index)
+
+    return read
+
+
+def _from_slices(model: Transformer, read_slice: ReadSlice) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    `read_slice(name, index)` gives parts of stacked layers, whatever scan_layers is. Those that
-    the model has not got yet, a scalar head's, are drawn as for a fresh model.
+    `read_slice` gives parts of stacked layers, whatever scan_layers is.
     """
     shapes, _ = param_axes(model)
     apart = {} if model.compute.scan_layers else places_of_layers(model.config)
-    normal = np.random.default_rng(seed).standard_normal(model.config.embed_dim)
-    fresh = {
-        "scalar_head": INIT_STD * normal,
-        "scalar_bias": np.zeros(()),
-    }
 
     def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
         name = tuple(key.key for key in path)
-        if name[0] in absent:
-            return jax.device_put(fresh[name[0]].astype(np.float32), sharding)
 
         def read(index: Any) -> np.ndarray:
             if name[0] in apart:
