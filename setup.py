@@ -23,6 +23,7 @@ REQUIRED = [
 ]
 TEST = [
     "pytest>=9.2",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.170",
     "ruff==0.17.6",  # its formatting changes between minor versions
     "mypy==2.4.1",

@@ -18,7 +18,7 @@ numbers as JSON, one iteration after the other under `iterations`. The figures:
     completion_tokens       of an iteration
     matmul_peak_gflops      2048^3 float32, the best before the first step and after the last
     programs_compiled       in an iteration: where it is not 0, it took seconds longer for it
-    update_peak_share       6 x parameters x (completion tokens + distinct prompt tokens)
+    update_peak_share       6 x parameters of a token x (completion tokens + distinct prompt tokens)
                             / update_seconds / the peak
     compile_seconds, programs, programs_after_first, peak_memory_mib, device
 """
@@ -93,7 +93,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
                 read_jsonl(path / METRICS), read_jsonl(path / TIMINGS), strict=True
             )
         ]
-        parameters = read_run(path).params
+        parameters = read_run(path).active_params
         peak = max(peak, matmul_peak())
         files = sorted((path / ROLLOUTS).glob("*.jsonl"), key=lambda file: int(file.stem))
         rollouts = [read_jsonl(file) for file in files]

@@ -19,7 +19,8 @@ from r1jax.models.config import Experts
 from r1jax.models.grouped import group, grouped_matmul
 from r1jax.models.layer import Layer
 
-ROUTER_BIAS = "router_bias"  # the parameter that no gradient moves
+ROUTER = "router"  # the matrix of the scores
+ROUTER_BIAS = "router_bias"  # what is added when experts are chosen; no gradient moves it
 
 
 @struct.dataclass
@@ -90,7 +91,7 @@ class MixtureOfExperts(Layer):
         """Of all experts [B, L, E] in float32, and the bias of the choice [E]."""
         c = self._experts
         size, axes = [self.config.embed_dim, c.num_experts], ["embed", "router"]
-        logits_BLE = x_BLD.astype(jnp.float32) @ self.weight32("router", size, axes)
+        logits_BLE = x_BLD.astype(jnp.float32) @ self.weight32(ROUTER, size, axes)
         softmax = c.score == "softmax"
         scores_BLE = jax.nn.softmax(logits_BLE) if softmax else jax.nn.sigmoid(logits_BLE)
         if not c.bias:

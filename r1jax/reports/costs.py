@@ -8,7 +8,7 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from r1jax.models.params import count_params
+from r1jax.models.params import count_active_params
 from r1jax.reports.results import ROWS, Row, last_cell
 from r1jax.reports.runs import RunRecord, Stages, metric_names
 from r1jax.reports.table import Cell, Table
@@ -51,7 +51,7 @@ def spent(run: RunRecord, step: int | None = None) -> Spent:
     trained = updates * fmean([count for _, count in tokens] or [0])
     generated = sum(count for _, count in _found(seen, GENERATED))
     passes = 8 if _found(seen, REFERENCE) else 6
-    flop = run.params * (passes * trained + 2 * generated)
+    flop = run.active_params * (passes * trained + 2 * generated)
     return Spent(run.params, updates, trained, generated, flop)
 
 
@@ -143,8 +143,8 @@ def teacher_flop(pipeline: RunRecord, match: Match, cost: Spent) -> float:
     reads_logits = match.teacher in pipeline.stages[match.distilled]["reads"]
     tokens = traces.statistics["completion_tokens"] + (cost.trained if reads_logits else 0)
     if match.teacher is not None:
-        return 2.0 * pipeline.runs[match.teacher].params * tokens
-    return 2.0 * count_params(open_model(traces.config["model"]["path"]).config) * tokens
+        return 2.0 * pipeline.runs[match.teacher].active_params * tokens
+    return 2.0 * count_active_params(open_model(traces.config["model"]["path"]).config) * tokens
 
 
 def _curve_name(run: RunRecord) -> str | None:

@@ -33,7 +33,13 @@ from r1jax.files import (
 from r1jax.reports.runs import Evaluation, RunRecord, read_if_any, read_run
 
 WORKDIR_FILES = (CONFIG, METRICS, EVALUATIONS, RESULTS, STATISTICS, PIPELINE)
-PLAIN = ("config", "params", "statistics", "stages")  # fields of RunRecord that are JSON already
+PLAIN = (
+    "config",
+    "params",
+    "active_params",
+    "statistics",
+    "stages",
+)  # fields of RunRecord that are JSON already
 FIELDS = ("name", *PLAIN, "evaluations", "metrics", "timings", "runs")
 
 # -- all runs of a path ----------------------------------------------------------------------------
@@ -129,6 +135,7 @@ def _record(row: Mapping[str, Any], directory: epath.Path) -> RunRecord:
         ],
         timings=_lines(row.get("timings", [])),
         params=row.get("params", 0),
+        active_params=row.get("active_params", row.get("params", 0)),
         statistics=row.get("statistics", {}),
         stages=row.get("stages", {}),
         runs={stage["name"]: _record(stage, workdir) for stage in row.get("runs", [])},

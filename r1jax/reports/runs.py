@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from statistics import fmean
@@ -29,7 +29,8 @@ from r1jax.files import (
     read_metrics,
     read_object,
 )
-from r1jax.models.params import count_params
+from r1jax.models.config import ModelConfig
+from r1jax.models.params import count_active_params, count_params
 from r1jax.weights.load import read_model_json
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
@@ -59,6 +60,7 @@ class RunRecord:
     evaluations: Sequence[Evaluation]  # by step
     timings: Sequence[Mapping[str, Any]] = ()  # the lines of timings.jsonl, by step
     params: int = 0  # of the model that was trained
+    active_params: int = 0  # of these, those that one token meets
     statistics: Mapping[str, Any] = field(default_factory=dict)  # of the data set
     stages: Stages = field(default_factory=dict)  # of the pipeline, in its order
     runs: Mapping[str, RunRecord] = field(default_factory=dict)  # of the pipeline's complete stages
@@ -103,7 +105,8 @@ def read_if_any(path: epath.Path) -> RunRecord:
         metrics=_lines(path, METRICS),
         evaluations=_read_evaluations(path),
         timings=_lines(path, TIMINGS),
-        params=_read_params(path / MODEL_JSON),
+        params=_read_params(path / MODEL_JSON, count_params),
+        active_params=_read_params(path / MODEL_JSON, count_active_params),
         statistics=_read_json(path / STATISTICS),
         stages=stages,
         runs={name: run for name, run in runs.items() if run.has_measurements},
@@ -130,15 +133,17 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
     return read_object(path) if path.exists() else {}
 
 
-def _read_params(path: epath.Path) -> int:
+def _read_params(path: epath.Path, count: Callable[[ModelConfig], int]) -> int:
     """0 where there is no such file."""
     try:
-        return _count_params(read_model_json(path)[0]) if path.exists() else 0
+        return _counted(count, read_model_json(path)[0]) if path.exists() else 0
     except (DataError, ConfigError) as error:
         raise DataError(f"{path} is not a model's: {error}") from None
 
 
-_count_params = cache(count_params)
+@cache
+def _counted(count: Callable[[ModelConfig], int], config: ModelConfig) -> int:
+    return count(config)
 
 
 def _read_evaluations(path: epath.Path) -> list[Evaluation]:

@@ -21,6 +21,7 @@ from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
 from r1jax.models.caches import Cache, RowCache, SharedPrefix, by_shard, cache_kind, kept_rows
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.lora import merged, without_adapters
+from r1jax.models.moe import ROUTER, ROUTER_BIAS
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
@@ -126,11 +127,19 @@ class Programs:
         return SharedPrefix(layers=cache, lengths=rows, members=rows, places=rows)
 
     def _prepare(self, params: Any) -> Any:
-        """Training parameters -> a set per layer, in the rollout's type, adapters merged."""
+        """Training parameters -> a set per layer, in the rollout's type, adapters merged.
+
+        Routers stay as they are: rounded, they would choose other experts than the update's.
+        """
         params = merged(params, self._trained_config)
         if "layers_0" not in params:
             params = unstack_layers(params, self.model.config)
-        return jax.tree.map(lambda x: x.astype(self.model.compute.dtype), params)
+
+        def one(path: Any, x: jax.Array) -> jax.Array:
+            is_router = path[-1].key in (ROUTER, ROUTER_BIAS)
+            return x if is_router else x.astype(self.model.compute.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, params)
 
     def _zeros(self, kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
         config, compute = self.model.config, self.model.compute

@@ -103,7 +103,8 @@ class SftConfig:
         default_factory=lambda: OptimizerConfig(learning_rate=5e-5, schedule="cosine")
     )
     router: RouterConfig = field(default_factory=RouterConfig)
-    # lambda: weight of multi-token prediction, for a model that has it. DeepSeek-V3: 0.3, then 0.1.
+    # lambda: weight of multi-token prediction, for a model that has it. DeepSeek-V3: 0.3, then 0.1;
+    # at 0 no gradient reaches that block, but weight decay does.
     mtp_coef: NotNegative = 0.0
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of a fresh model
