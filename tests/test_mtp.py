@@ -36,7 +36,9 @@ class Bigrams:
 
     mesh = replay = None
 
-    def apply(self, variables: Any, tokens_BL: Any, *_: Any, ahead: bool = False) -> Output:
+    def apply(
+        self, variables: Any, tokens_BL: Any, *_: Any, ahead: bool = False, **__: Any
+    ) -> Output:
         params = variables["params"]
         further = params["further"][tokens_BL] if ahead else None
         return Output(hidden=params["embedding"][tokens_BL], ahead=further)

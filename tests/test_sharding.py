@@ -40,6 +40,7 @@ from r1jax.training.train_state import (
     on_mesh,
     state_shardings,
 )
+from r1jax.training.trained import trained_part
 from r1jax.types import Batch
 
 # -- mesh ----------------------------------------------------------------------------------------
@@ -258,13 +259,15 @@ def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -
 
     def check(path: Any, shape: Any, names: tuple[str, ...], value: jax.Array) -> None:
         local = tuple(n // split.get(name, 1) for n, name in zip(shape.shape, names, strict=True))
-        for shard in getattr(value, "addressable_shards", []):  # a router's bias has no moments
+        for shard in value.addressable_shards:
             assert shard.data.shape == local, jax.tree_util.keystr(path)
 
     for state in (eight.start, eight.state):  # before the update and after
-        adam = getattr(state.opt_state[1], "inner_state", state.opt_state[1])[0]
-        for tree in (state.params, adam.mu, adam.nu):
-            jax.tree_util.tree_map_with_path(check, shapes, axes, tree)
+        jax.tree_util.tree_map_with_path(check, shapes, axes, state.params)
+        adam = state.opt_state[1][0]
+        for moments in (adam.mu, adam.nu):  # a router's bias has none
+            parts = trained_part(shapes), trained_part(axes)
+            jax.tree_util.tree_map_with_path(check, *parts, moments)
     for leaf in jax.tree.leaves(eight.batch):
         assert leaf.ndim < 3 or leaf.addressable_shards[0].data.shape == (2, ROWS // 4, LENGTH)
     total = sum(leaf.size for leaf in jax.tree.leaves(eight.state.params))
