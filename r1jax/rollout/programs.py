@@ -21,7 +21,7 @@ from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
 from r1jax.models.caches import Cache, RowCache, SharedPrefix, by_shard, cache_kind, kept_rows
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.lora import merged, without_adapters
-from r1jax.models.moe import ROUTER, ROUTER_BIAS
+from r1jax.models.moe import ROUTER, ROUTER_BIAS, Routing
 from r1jax.models.params import param_axes
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
@@ -329,13 +329,8 @@ class Programs:
             i, slots, sin_cos, tokens_BC, logprobs_BC, experts_BCSk = carry
             age_T = (slots.column - jnp.arange(columns)) % columns
             own_B = slots.position - slots.start  # columns before this step's
-            cache = Cache(
-                layers=slots.layers,
-                column=slots.column,
-                mask=(age_T <= own_B[:, None])[:, None],
-                prefix=prefix,
-                sin_cos=sin_cos,
-            )
+            seen_B1T = (age_T <= own_B[:, None])[:, None]
+            cache = Cache(slots.layers, slots.column, seen_B1T, prefix, sin_cos)
             output = forward(
                 self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
             )
@@ -359,11 +354,7 @@ class Programs:
             )
             tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
             logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
-            if output.routing is not None:
-                taken_BSk = output.routing.experts[:, :, 0].swapaxes(0, 1).astype(jnp.int16)
-                experts_BCSk = jax.lax.dynamic_update_slice_in_dim(
-                    experts_BCSk, taken_BSk[:, None], i, 1
-                )
+            experts_BCSk = with_experts(experts_BCSk, output.routing, i)
             return i + 1, slots, angles(slots), tokens_BC, logprobs_BC, experts_BCSk
 
         def unfinished(carry: tuple[Any, ...]) -> jax.Array:
@@ -379,3 +370,11 @@ class Programs:
         )
         taken, slots, _, *sampled = jax.lax.while_loop(unfinished, step, start)
         return slots, (*sampled, slots.count, slots.done, taken)
+
+
+def with_experts(experts_BCSk: jax.Array, routing: Routing | None, step: Any) -> jax.Array:
+    """What was recorded, with the experts that this step's token of each row took."""
+    if routing is None:
+        return experts_BCSk
+    taken_BSk = routing.experts[:, :, 0].swapaxes(0, 1).astype(experts_BCSk.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(experts_BCSk, taken_BSk[:, None], step, 1)
