@@ -18,7 +18,7 @@ from r1jax.models.layouts import unstack_layers
 from r1jax.models.moe import ROUTER_BIAS, choose, sequence_balance
 from r1jax.models.transformer import Transformer, forward
 from r1jax.stages import sft
-from r1jax.training.balancing import RouterConfig
+from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.train_state import (
     OptimizerConfig,
     make_optimizer,
@@ -161,37 +161,44 @@ def skewed() -> Any:
     return params
 
 
-def train(router: RouterConfig, updates: int, learning_rate: float) -> tuple[Any, Any, list[Any]]:
-    """(parameters before, and after, metrics of each update) on the same random rows."""
+def train(
+    config: ModelConfig,
+    before: Any,
+    router: RouterConfig,
+    updates: int,
+    learning_rate: float,
+    mtp_coef: float = 0.0,
+) -> tuple[Any, list[Any]]:
+    """(parameters after, metrics of each update) on the same random rows."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    config = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.1)
-    schedule = make_schedule(config, updates)
-    model = Transformer(TINY, mesh)
-    optimizer = make_optimizer(config, schedule)
+    adam = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.1)
+    schedule, model = make_schedule(adam, updates), Transformer(config, mesh)
+    optimizer = make_optimizer(adam, schedule)
     shardings = state_shardings(model, optimizer)
-    step = make_step(sft.make_loss(model, 16), optimizer, schedule, shardings, (TINY, router))
+    loss_fn = sft.make_loss(model, 16, mtp_coef=mtp_coef)
+    step = make_step(loss_fn, optimizer, schedule, shardings, (config, router))
     rng = np.random.default_rng(0)
     groups = [sequence_group(rng.integers(1, 31, 30), [1.0] * 30) for _ in range(8)]
     batch = on_mesh(pack(groups, 32, 4), mesh)
-    before = jax.device_get(skewed())
-    state, found = new_state(jax.device_put(before), optimizer, shardings), []
+    state, found = new_state(jax.device_put(jax.device_get(before)), optimizer, shardings), []
     moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
     assert not any(ROUTER_BIAS in jax.tree_util.keystr(path) for path, _ in moments)
     for _ in range(updates):
         state, metrics = step(state, batch)
         found.append(jax.device_get(metrics))
-    return before, jax.device_get(state.params), found
+    return jax.device_get(state.params), found
 
 
 def test_the_bias_evens_a_skewed_load() -> None:
-    _, _, found = train(RouterConfig(bias_step=0.02), 60, learning_rate=1e-5)
+    _, found = train(TINY, skewed(), RouterConfig(bias_step=0.02), 60, learning_rate=1e-5)
     assert found[0]["router/load_max"] > 3.5  # 4 is all to two of eight
     assert found[-1]["router/load_max"] < 1.35
     assert found[-1]["router/unused_share"] == 0
 
 
 def test_no_gradient_moves_the_bias() -> None:
-    before, after, found = train(RouterConfig(), 2, learning_rate=0.1)
+    before = skewed()
+    after, found = train(TINY, before, RouterConfig(), 2, learning_rate=0.1)
     for stack in ("layers_0_0", "layers_2_2"):
         np.testing.assert_array_equal(after[stack][ROUTER_BIAS], before[stack][ROUTER_BIAS])
         assert np.abs(after[stack]["router"] - before[stack]["router"]).max() > 1e-2
@@ -200,6 +207,28 @@ def test_no_gradient_moves_the_bias() -> None:
 
 def test_the_balance_loss_evens_it_too() -> None:
     """Through the gradients of the router alone."""
-    _, _, without = train(RouterConfig(), 25, learning_rate=0.02)
-    _, _, found = train(RouterConfig(balance_coef=0.3), 25, learning_rate=0.02)
+    _, without = train(TINY, skewed(), RouterConfig(), 25, 0.02)
+    _, found = train(TINY, skewed(), RouterConfig(balance_coef=0.3), 25, 0.02)
     assert found[-1]["router/balance"] < without[-1]["router/balance"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "router", "message"),
+    [
+        (replace(TINY, experts=None), {"balance_coef": 1e-4}, "balance_coef is for a model with"),
+        (
+            replace(TINY, experts=None),
+            {"bias_step": 1e-3},
+            "bias_step is for a model whose experts",
+        ),
+        (
+            replace(TINY, experts=Experts(8, 2, 4)),
+            {"bias_step": 1e-3},
+            "whose experts have a bias",
+        ),
+    ],
+)
+def test_what_cannot_be_evened(config: ModelConfig, router: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_router(RouterConfig(**router), config)
+    check_router(RouterConfig(), config)

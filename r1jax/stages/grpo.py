@@ -270,6 +270,8 @@ class Programs:
         self.packing = packing_of(config)
         model = stage.trained.model.clone(span=self.packing.span)
         self._models = {"ref_logprobs": model, "old_logprobs": model}
+        if config.router_replay and model.config.experts is None:
+            raise ConfigError("config.router_replay is for a model with experts; leave it False")
         if model.config.experts is not None:
             model = model.clone(replay=config.router_replay)
             self._models["old_logprobs"] = model

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from r1jax.config import NotNegative
+from r1jax.config import ConfigError, NotNegative
 from r1jax.losses.router import BALANCE, moved_bias
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
@@ -24,6 +24,17 @@ class RouterConfig:
 
     bias_step: NotNegative = 0.0  # gamma: how far the router's bias moves after an update
     balance_coef: NotNegative = 0.0  # alpha: weight of the sequence-wise balance loss
+
+
+def check_router(config: RouterConfig, model: ModelConfig) -> None:
+    """Raises ConfigError where there is nothing that the config could even."""
+    if config.balance_coef and model.experts is None:
+        raise ConfigError("config.router.balance_coef is for a model with experts; leave it at 0")
+    if config.bias_step and not (model.experts and model.experts.bias):
+        raise ConfigError(
+            "config.router.bias_step is for a model whose experts have a bias (DeepSeek-V3's, not"
+            " Qwen3's); leave it at 0"
+        )
 
 
 def balance_loss(metrics: Any, tokens: jax.Array, config: RouterConfig) -> jax.Array | float:

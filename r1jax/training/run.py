@@ -22,7 +22,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
-from r1jax.training.balancing import RouterConfig
+from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
@@ -136,6 +136,8 @@ class Trainable:
 
     def make_step(self, loss_fn: LossFn, router: RouterConfig | None = None) -> jax.stages.Wrapped:
         """The jitted step of this loss, for `update`."""
+        if router is not None:
+            check_router(router, self.model.config)
         balanced = None if router is None else (self.model.config, router)
         return make_step(loss_fn, self._optimizer, self._schedule, self._shardings, balanced)
 
