@@ -102,7 +102,7 @@ class LayerCache:
         self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
     ) -> LayerCache:
         def one(x_BKTN: jax.Array) -> jax.Array:
-            return _with_columns(kept_rows(x_BKTN, keep_ZS, mesh), column, columns)
+            return with_columns(kept_rows(x_BKTN, keep_ZS, mesh), column, columns)
 
         return jax.tree.map(one, self).pinned(mesh)
 
@@ -150,7 +150,7 @@ class LatentCache:
         self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
     ) -> LatentCache:
         kept_B1TC = kept_rows(self.latents, keep_ZS, mesh)[:, None]
-        latents_BTC = _with_columns(kept_B1TC, column, columns)[:, 0]
+        latents_BTC = with_columns(kept_B1TC, column, columns)[:, 0]
         return replace(self, latents=latents_BTC).pinned(mesh)
 
     def pinned(self, mesh: Mesh | None) -> LatentCache:
@@ -164,12 +164,13 @@ def cache_kind(config: ModelConfig) -> type[RowCache]:
 
 def numbers_per_token(config: ModelConfig, tensor: int = 1) -> int:
     """That one device keeps in all layers, if there are so many along `tensor`."""
+    layers = config.num_layers + config.mtp
     if config.latent is not None:
-        return config.num_layers * (config.latent.kv_rank + config.latent.rope_dim)
-    return config.num_layers * 2 * (config.num_kv_heads // tensor) * config.head_dim
+        return layers * (config.latent.kv_rank + config.latent.rope_dim)
+    return layers * 2 * (config.num_kv_heads // tensor) * config.head_dim
 
 
-def _with_columns(x_BKTN: jax.Array, column: jax.Array, columns: int) -> jax.Array:
+def with_columns(x_BKTN: jax.Array, column: jax.Array, columns: int) -> jax.Array:
     """With so many columns: new ones from `column` on."""
     more = columns - x_BKTN.shape[2]
     if more == 0:
@@ -200,7 +201,7 @@ class Cache:
     layers: tuple[Any, ...]  # per layer a RowCache
     column: jax.Array  # int32 scalar, where the first new token of every row goes
     mask: jax.Array  # bool [B, L, T], columns that a query sees, its own among them
-    prefix: SharedPrefix | None = None  # further keys and values, for passes of one token a row
+    prefix: SharedPrefix | None = None  # further keys and values, which all new tokens see
     sin_cos: tuple[jax.Array, jax.Array] | None = None  # what `rotary` gives, where that is at hand
 
     def layer(self, index: int) -> Continued:
@@ -235,36 +236,38 @@ class Continued:
 
 def by_shard(x: jax.Array, shards: int, mesh: Mesh | None) -> jax.Array:
     """[Z n, ...] -> [Z, n, ...]"""
-    x = x.reshape(shards, -1, *x.shape[1:])
+    x = x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
     return constrain(x, mesh, "batch", *(None,) * (x.ndim - 1))
 
 
 def kept_rows(x: jax.Array, keep_ZS: jax.Array, mesh: Mesh | None) -> jax.Array:
     """[Z n, ...] -> the rows `keep` of every shard [Z S, ...]"""
     of_each_shard = jax.vmap(lambda held, keep: held[keep])
-    return of_each_shard(by_shard(x, len(keep_ZS), mesh), keep_ZS).reshape(-1, *x.shape[1:])
+    kept = of_each_shard(by_shard(x, len(keep_ZS), mesh), keep_ZS)
+    return kept.reshape(keep_ZS.size, *x.shape[1:])
 
 
 def attend_shared(
-    q_B1HN: jax.Array, layer: RowCache, prefix: SharedPrefix, scale: float
+    q_BLHN: jax.Array, layer: RowCache, prefix: SharedPrefix, scale: float
 ) -> Attended:
-    """One query a row against its prompt.
+    """Each row's queries, none of them within it, against its prompt.
 
     The queries of a prompt's rows are gathered, so that its keys and values are read once for all.
     """
     shards, prompts, group = prefix.members.shape
-    rest = q_B1HN.shape[2:]
-    q_ZSHN = q_B1HN.reshape(shards, -1, *rest)
+    length, *rest = q_BLHN.shape[1:]
+    q_ZSLHN = q_BLHN.reshape(shards, -1, length, *rest)
     gather = jax.vmap(lambda x, index: x.at[index].get(mode="clip"))
-    q_QGHN = gather(q_ZSHN, prefix.members).reshape(shards * prompts, group, *rest)
+    q_QMHN = gather(q_ZSLHN, prefix.members).reshape(shards * prompts, group * length, *rest)
     mask_Q1T = jnp.arange(layer.columns) < prefix.lengths.reshape(-1, 1, 1)
 
-    def by_row(x_QG: jax.Array) -> jax.Array:
-        x_ZS = gather(x_QG.reshape(shards, prompts * group, *x_QG.shape[2:]), prefix.places)
-        return x_ZS.reshape(*q_B1HN.shape[:2], *x_QG.shape[2:])
+    def by_row(x_QM: jax.Array) -> jax.Array:
+        further = x_QM.shape[2:]
+        x_ZSL = gather(x_QM.reshape(shards, prompts * group, length, *further), prefix.places)
+        return x_ZSL.reshape(*q_BLHN.shape[:2], *further)
 
-    mixed_QGHO, lse_QGH = layer.attend(q_QGHN, mask_Q1T, scale)
-    return by_row(mixed_QGHO), by_row(lse_QGH)
+    mixed_QMHO, lse_QMH = layer.attend(q_QMHN, mask_Q1T, scale)
+    return by_row(mixed_QMHO), by_row(lse_QMH)
 
 
 def merge(one: Attended, two: Attended) -> jax.Array:

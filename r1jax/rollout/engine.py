@@ -30,8 +30,9 @@ from r1jax.config import ConfigError, Count, Size
 from r1jax.models.caches import LayerCache, SharedPrefix, cache_kind
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
+from r1jax.rollout.decoding import Report, Slots
 from r1jax.rollout.memory import Demand, Memory, plan_slots
-from r1jax.rollout.programs import NewRows, Programs, Slots
+from r1jax.rollout.programs import NewRows, Programs
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.schedule import MOST_READERS, Load, Row, Schedule, Start
 from r1jax.types import Completion
@@ -60,6 +61,9 @@ class EngineConfig:
     # less time at 128 columns and in 20 to 30 % less at 512; a program compiles up to half as long
     # again.
     lane_cache: bool = False
+    # With multi-token prediction, speculative decoding: a step checks a draft of the token after
+    # next besides, and takes it where it is right. It costs up to twice the columns of a cache.
+    speculative: bool = False
 
 
 @dataclass
@@ -69,7 +73,10 @@ class Statistics:
     slots: int = 0
     decode_steps: int = 0
     slot_steps: int = 0  # slots x steps
+    row_steps: int = 0  # of rows that were busy
     tokens: int = 0  # sampled and kept
+    drafts: int = 0  # checked
+    right_drafts: int = 0
     prompt_tokens: int = 0  # prefilled
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -77,7 +84,12 @@ class Statistics:
     @property
     def wasted_share(self) -> float:
         """Share of the decoded rows that were idle."""
-        return 1.0 - self.tokens / self.slot_steps if self.slot_steps else 0.0
+        return 1.0 - self.row_steps / self.slot_steps if self.slot_steps else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafts that were right."""
+        return self.right_drafts / self.drafts if self.drafts else 0.0
 
 
 def _readers(group_size: int) -> int:
@@ -99,10 +111,16 @@ class Engine:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.model = model.clone(compute=model.compute.for_rollouts())
         one_cpu = platform == "cpu" and (mesh is None or mesh.size == 1)
-        row_cache = cache_kind(model.config)
-        if row_cache is LayerCache and self.config.lane_cache and one_cpu:
+        row_cache, drafts = cache_kind(model.config), self.config.speculative
+        if row_cache is LayerCache and self.config.lane_cache and one_cpu and not drafts:
             row_cache = LaneCache
-        self.programs = Programs(self.model, stop_ids, row_cache)
+        if drafts and not model.config.mtp:
+            raise ConfigError("engine.speculative: the model has no multi-token prediction (mtp)")
+        if drafts and self.config.bucket % 2:
+            raise ConfigError(
+                f"engine.bucket {self.config.bucket} must be even with engine.speculative"
+            )
+        self.programs = Programs(self.model, stop_ids, row_cache, drafts)
         self.shards = self.programs.shards
         self.stop_ids = tuple(stop_ids)
         self.statistics = Statistics()
@@ -139,7 +157,7 @@ class Engine:
         self.statistics.slots = slots * self.shards
         params = self.programs.prepare(params)
         drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
-        columns = self._columns(min(max(limits), self.config.chunk), max(limits))
+        columns = self._own_columns(self.config.chunk, max(limits))
         state = self.programs.empty(slots * self.shards, columns)
         prefix = self.programs.empty_prefix(work.prompt_rows, self.config.bucket)
         finished: list[Completion] = []
@@ -153,7 +171,7 @@ class Engine:
                 state = self._started(state, work, starts, prompts, numbers, limits, key)
             while kept := work.shrink():
                 state, prefix = self._shrunk(state, prefix, *kept)
-            needed = max(columns, self._columns(self._longest(work, limits), max(limits)))
+            needed = max(columns, self._own_columns(self._longest(work, limits), max(limits)))
             if needed > columns:
                 state = self.programs.resize(state, self._all(work.slots), columns=needed)
                 columns = needed
@@ -179,12 +197,13 @@ class Engine:
         """How many rows decode together: what the config says, or what fits."""
         demand = Demand(
             prompt_columns=self._prompt_columns(max(len(prompt) for prompt in prompts)),
-            columns=self._columns(max(limits), max(limits)),
+            columns=self._own_columns(max(limits), max(limits)),
+            tokens=self.programs.decoder.width,
             group_size=min(group_size, MOST_READERS),
             rows=-(-len(prompts) * group_size // self.shards),
         )
         memory = plan_slots(
-            self.model,
+            self.programs.model,
             demand,
             jax.local_devices() if self.mesh is None else self.mesh.local_devices,
             slots=-(-self.config.slots // self.shards),
@@ -217,6 +236,11 @@ class Engine:
             size = 2 * size if 4 * size <= largest else largest
         return size
 
+    def _own_columns(self, steps: int, limit: int) -> int:
+        """For so many steps of rows that may have `limit` tokens."""
+        width = self.programs.decoder.width
+        return self._columns(width * min(steps, limit), width * limit)
+
     def _prompt_columns(self, length: int) -> int:
         """For all tokens of a prompt but the last, in whole chunks of the prefill."""
         chunk = self.config.prefill_chunk
@@ -224,9 +248,9 @@ class Engine:
         return columns if columns <= chunk else -(-columns // chunk) * chunk
 
     def _longest(self, work: Schedule, limits: Sequence[int]) -> int:
-        """Own columns that some row needs by the end of the next chunk."""
+        """Steps that some row may have taken by the end of the next chunk."""
         chunk = self.config.chunk
-        return max(min(row.count + chunk, limits[row.prompt_index]) for _, _, row in work.busy())
+        return max(min(row.steps + chunk, limits[row.prompt_index]) for _, _, row in work.busy())
 
     def _compile_ahead(
         self,
@@ -243,7 +267,7 @@ class Engine:
         chunk, held = self.config.chunk, prefix.layers[0].columns
         sizes = sorted(work.sizes(), reverse=True)
         lengths = range(chunk, limit + chunk, chunk)
-        own = sorted({self._columns(min(n, limit), limit) for n in lengths})
+        own = sorted({self._own_columns(n, limit) for n in lengths})
         prompts = [min(work.prompt_rows, slots) for slots in sizes]
         ways = [((a, n), (b, n)) for a, b in pairwise(sizes) for n in own]
         ways += [((n, a), (n, b)) for n in sizes for a, b in pairwise(own)]
@@ -306,15 +330,19 @@ class Engine:
         longest = max(len(prompts[load.prompt_index]) for part in batch for load in part) - 1
         shape = (self.shards, size)
         tokens = np.zeros((*shape, max(-(-longest // chunk), 1) * chunk), np.int32)
+        behind = np.zeros_like(tokens)  # each of them
         rows, lengths = np.full(shape, prefix.lengths.shape[1], np.int32), np.zeros(shape, np.int32)
         for shard, part in enumerate(batch):
             for r, load in enumerate(part):
-                prompt = prompts[load.prompt_index][:-1]
-                tokens[shard, r, : len(prompt)] = prompt
-                rows[shard, r], lengths[shard, r] = load.row, len(prompt)
+                prompt = prompts[load.prompt_index]
+                rows[shard, r], lengths[shard, r] = load.row, len(prompt) - 1
+                tokens[shard, r, : len(prompt) - 1] = prompt[:-1]
+                behind[shard, r, : len(prompt) - 1] = prompt[1:]
         for begin in range(0, tokens.shape[2], chunk):
-            part_ZRL = tokens[:, :, begin : begin + chunk]
-            prefix = self.programs.prefill(params, prefix, part_ZRL, rows, lengths, np.int32(begin))
+            now = np.s_[:, :, begin : begin + chunk]
+            prefix = self.programs.prefill(
+                params, prefix, tokens[now], behind[now], (rows, lengths), np.int32(begin)
+            )
         return prefix
 
     def _started(
@@ -351,25 +379,29 @@ class Engine:
         return state, prefix
 
     def _collect(
-        self, report: tuple[np.ndarray, ...], work: Schedule, stop_check: StopCheck | None
+        self, report: Report, work: Schedule, stop_check: StopCheck | None
     ) -> list[Completion]:
         """Takes the chunk's tokens to their rows; gives out those that are finished."""
-        tokens, logprobs, experts, counts, done, steps = report
-        self.statistics.decode_steps += int(steps)
-        self.statistics.slot_steps += int(steps) * len(done)
+        did, width = self.statistics, self.programs.decoder.width
+        did.decode_steps += int(report.steps)
+        did.slot_steps += int(report.steps) * len(report.done)
         finished = []
         for shard, slot, row in list(work.busy()):
             b = shard * work.slots + slot
-            new = int(counts[b]) - row.count
-            row.tokens.append(tokens[b, :new])
-            row.logprobs.append(logprobs[b, :new])
-            row.experts.append(experts[b, :new])
-            kept = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
-            row.count += new
-            if done[b] or kept:
+            kept = report.kept[b]
+            row.tokens.append(report.tokens[b, kept])
+            row.logprobs.append(report.logprobs[b, kept])
+            row.experts.append(report.experts[b, kept])
+            new, steps = int(kept.sum()), int(kept[::width].sum())
+            did.row_steps += steps
+            did.drafts += (width - 1) * (steps - (row.steps == 0))
+            did.right_drafts += int(report.right[b].sum())
+            length = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
+            row.count, row.steps = row.count + new, row.steps + steps
+            if report.done[b] or length:
                 work.finish(shard, slot)
-                finished.append(self._completion(row, kept or row.count, bool(kept)))
-                self.statistics.tokens += len(finished[-1].tokens)
+                finished.append(self._completion(row, length or row.count, bool(length)))
+                did.tokens += len(finished[-1].tokens)
         return finished
 
     def _completion(self, row: Row, length: int, stopped: bool) -> Completion:

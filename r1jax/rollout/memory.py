@@ -40,6 +40,7 @@ class Demand:
     columns: int  # of their own
     group_size: int  # rows that share a prompt
     rows: int  # that would all decode at once
+    tokens: int = 1  # of a row in a step
 
 
 def plan_slots(
@@ -64,7 +65,7 @@ def plan_slots(
     budget = (budget_mib or least_of_all(int(FREE_SHARE * free_bytes(devices)) // MIB)) * MIB
     c = model.config
     column = numbers_per_token(c, tensor) * jnp.dtype(model.compute.dtype).itemsize
-    row = 2 * demand.columns * column + LOGITS_COPIES * 4 * c.vocab_size // tensor
+    row = 2 * demand.columns * column + demand.tokens * LOGITS_COPIES * 4 * c.vocab_size // tensor
     most = min(slots or demand.rows, demand.rows)
 
     def need(count: int) -> int:

@@ -1,7 +1,7 @@
 """What the rollout engine runs on the device: jitted programs over slots and shared prompts.
 
 Shape legend: Z shards of the mesh's batch axes; B = Z S rows with S slots a shard; P prompts a
-shard; T columns of a cache; C steps of a chunk; R prompts of a prefill a shard; L their tokens.
+shard; T columns of a cache; R prompts of a prefill a shard; L their tokens.
 """
 
 from __future__ import annotations
@@ -17,30 +17,24 @@ import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding
 
-from r1jax.machines.mesh import RULES, constrain, replicated, spec_of
-from r1jax.models.caches import Cache, RowCache, SharedPrefix, by_shard, cache_kind, kept_rows
+from r1jax.machines.mesh import RULES, replicated, spec_of
+from r1jax.models.caches import (
+    Cache,
+    RowCache,
+    SharedPrefix,
+    by_shard,
+    cache_kind,
+    kept_rows,
+    with_columns,
+)
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.lora import merged, without_adapters
-from r1jax.models.moe import ROUTER, ROUTER_BIAS, Routing
+from r1jax.models.moe import ROUTER, ROUTER_BIAS
+from r1jax.models.mtp import MTP
 from r1jax.models.params import param_axes
-from r1jax.models.rope import rotary
-from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.rollout.sampling import SamplingConfig, row_keys, sample, uniforms
-
-
-@struct.dataclass
-class Slots:
-    """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
-
-    layers: tuple[Any, ...]  # per layer a RowCache of T columns
-    column: jax.Array  # int32 scalar, the ring's column of the next step
-    token: jax.Array  # int32 [B]
-    position: jax.Array  # int32 [B]
-    start: jax.Array  # int32 [B], position of the first token in the row's own columns
-    keys: jax.Array  # one key per row [B]
-    count: jax.Array  # int32 [B], tokens sampled so far
-    limit: jax.Array  # int32 [B], tokens it may have
-    done: jax.Array  # bool [B]; a row without work is done
+from r1jax.models.transformer import Transformer, forward
+from r1jax.rollout.decoding import Decoder, Report, Slots
+from r1jax.rollout.sampling import SamplingConfig, row_keys
 
 
 @struct.dataclass
@@ -58,7 +52,8 @@ class NewRows:
 class Programs:
     """The programs for one model, computed as for rollouts, on its mesh.
 
-    Rows that decode have caches of type `row_cache`; prompts have the model's own.
+    Rows that decode have caches of type `row_cache`; prompts have the model's own. `drafts` are
+    those of the model's multi-token prediction, which is left out else.
     """
 
     def __init__(
@@ -66,16 +61,14 @@ class Programs:
         model: Transformer,
         stop_ids: Sequence[int],
         row_cache: type[RowCache] | None = None,
+        drafts: bool = False,
     ) -> None:
         self._trained_config = model.config
-        self.model = model.clone(config=without_adapters(model.config))
+        self.model = model.clone(config=replace(without_adapters(model.config), mtp=drafts))
+        self.decoder = Decoder(self.model, tuple(stop_ids))
         self.prompt_cache = cache_kind(model.config)
         self.row_cache = row_cache or self.prompt_cache
-        self.stop_ids = tuple(stop_ids)
-        experts = model.config.experts
-        sparse = sum(len(stack.layers) for stack in model.config.stacks if stack.sparse)
-        self._choices = (sparse, experts.top_k) if experts else (0, 0)  # of a token
-        self.has_experts = sparse > 0
+        self.has_experts = any(stack.sparse for stack in model.config.stacks)
         self.mesh = mesh = model.mesh
         self.shards = 1
         if mesh is not None:
@@ -87,7 +80,7 @@ class Programs:
         self.empty_prefix = jax.jit(self._empty_prefix, static_argnums=(0, 1), out_shardings=prefix)
         self.prefill = jax.jit(self._prefill, donate_argnums=1, out_shardings=prefix)
         self.insert = jax.jit(self._insert, donate_argnums=0, out_shardings=slots)
-        self.keep = jax.jit(self._keep, out_shardings=slots)
+        self.keep = jax.jit(self._keep, static_argnames="columns", out_shardings=slots)
         self.keep_prefix = jax.jit(self._keep_prefix, out_shardings=prefix)
         self.resize_layer = jax.jit(
             self._resize_layer, static_argnames="columns", out_shardings=slots.layers
@@ -129,9 +122,12 @@ class Programs:
     def _prepare(self, params: Any) -> Any:
         """Training parameters -> a set per layer, in the rollout's type, adapters merged.
 
-        Routers stay as they are: rounded, they would choose other experts than the update's.
+        Multi-token prediction only where it makes drafts. Routers stay as they are: rounded, they
+        would choose other experts than the update's.
         """
         params = merged(params, self._trained_config)
+        if not self.model.config.mtp:
+            params = {name: value for name, value in params.items() if name != MTP}
         if "layers_0" not in params:
             params = unstack_layers(params, self.model.config)
 
@@ -144,16 +140,18 @@ class Programs:
     def _zeros(self, kind: type[RowCache], rows: int, columns: int) -> tuple[RowCache, ...]:
         config, compute = self.model.config, self.model.compute
         layer = kind.zeros(config, compute, rows, columns).pinned(self.mesh)
-        return (layer,) * config.num_layers
+        return (layer,) * (config.num_layers + config.mtp)
 
     def _empty(self, rows: int, columns: int) -> Slots:
-        zeros = jnp.zeros(rows, jnp.int32)
+        zeros, config = jnp.zeros(rows, jnp.int32), self.model.config
+        ahead = (rows, config.embed_dim if config.mtp else 0)
         return Slots(
             layers=self._zeros(self.row_cache, rows, columns),
+            seen=jnp.zeros((rows, columns), bool),
             column=jnp.int32(0),
             token=zeros,
             position=zeros,
-            start=zeros,
+            ahead=jnp.zeros(ahead, self.model.compute.dtype),
             keys=jax.random.split(jax.random.key(0), rows),
             count=zeros,
             limit=zeros,
@@ -199,7 +197,7 @@ class Programs:
         """`resize` from (slots a shard, columns) to others."""
         state = self.empty.eval_shape(self.shards * size[0], size[1])
         keep = jax.ShapeDtypeStruct((self.shards, new[0]), np.int32)
-        self.keep.lower(replace(state, layers=()), keep).compile()
+        self.keep.lower(replace(state, layers=()), keep, columns=new[1]).compile()
         self.resize_layer.lower(state.layers[0], keep, state.column, columns=new[1]).compile()
 
     def compile_resize_prefix(self, size: tuple[int, int], new: tuple[int, int]) -> None:
@@ -215,15 +213,17 @@ class Programs:
         params: Any,
         prefix: SharedPrefix,
         tokens_ZRL: jax.Array,
-        rows_ZR: jax.Array,
-        lengths_ZR: jax.Array,
+        next_ZRL: jax.Array,
+        places: tuple[jax.Array, jax.Array],
         begin: jax.Array,
     ) -> SharedPrefix:
-        """A chunk of some prompts, from position `begin` on; a row past the end is padding.
+        """A chunk of some prompts, from position `begin` on, and the tokens behind each of them.
+
+        `places` are the rows and lengths of the prompts [Z, R]; a row past the end is padding.
 
         What comes to lie behind a prompt's end is masked by its length.
         """
-        shards, size, length = tokens_ZRL.shape
+        (rows_ZR, lengths_ZR), (shards, size, length) = places, tokens_ZRL.shape
 
         def rows_of(x: jax.Array) -> jax.Array:
             found = jax.vmap(lambda held, rows: held.at[rows].get(mode="clip"))(
@@ -242,11 +242,16 @@ class Programs:
         positions = jnp.broadcast_to(begin + jnp.arange(length), tokens.shape)
         columns = layers[0].columns
         mask = jnp.arange(columns) <= positions[:, :, None]
-        output = forward(self.model, params, tokens, positions, cache=Cache(layers, begin, mask))
+        cache = Cache(layers, begin, mask)
+        output = forward(self.model, params, tokens, positions, cache=cache)
+        new: Any = output.cache
+        if self.model.config.mtp:
+            given = output.hidden, next_ZRL.reshape(-1, length), positions
+            new = (*new, self.decoder.ahead(params, *given, cache)[1])
         lengths = jax.vmap(lambda held, rows, new: held.at[rows].set(new, mode="drop"))(
             prefix.lengths, rows_ZR, lengths_ZR
         )
-        layers = self._pinned(jax.tree.map(put, prefix.layers, output.cache))
+        layers = self._pinned(jax.tree.map(put, prefix.layers, new))
         return replace(prefix, layers=layers, lengths=lengths)
 
     def _insert(self, slots: Slots, key: jax.Array, rows: NewRows) -> Slots:
@@ -259,7 +264,7 @@ class Programs:
             slots,
             token=put(slots.token, rows.token),
             position=put(slots.position, rows.position),
-            start=put(slots.start, rows.position),
+            seen=put(slots.seen, False),
             keys=put(slots.keys, row_keys(key, rows.prompt, rows.sample)),
             count=put(slots.count, 0),
             limit=put(slots.limit, rows.limit),
@@ -268,7 +273,7 @@ class Programs:
 
     def resize(self, slots: Slots, keep_ZS: np.ndarray, columns: int) -> Slots:
         """The slots `keep`, with a ring of `columns` (never fewer): new ones before its oldest."""
-        rest = self.keep(replace(slots, layers=()), keep_ZS)
+        rest = self.keep(replace(slots, layers=()), keep_ZS, columns=columns)
         return replace(rest, layers=self._resized(slots.layers, keep_ZS, slots.column, columns))
 
     def resize_prefix(
@@ -288,11 +293,15 @@ class Programs:
     def _pinned(self, layers: tuple[RowCache, ...]) -> tuple[RowCache, ...]:
         return tuple(layer.pinned(self.mesh) for layer in layers)
 
-    def _keep(self, slots: Slots, keep_ZS: jax.Array) -> Slots:
-        """The slots `keep` without their layers."""
+    def _keep(self, slots: Slots, keep_ZS: jax.Array, columns: int) -> Slots:
+        """The slots `keep` without their layers, for so many columns."""
+        more, column = columns - slots.seen.shape[1], slots.column
         rows = replace(slots, column=slots.token)
         rows = jax.tree.map(lambda x: kept_rows(x, keep_ZS, self.mesh), rows)
-        return replace(rows, column=slots.column)
+        seen_BT = with_columns(rows.seen[:, None, :, None], column, columns)[:, 0, :, 0]
+        after_T = jnp.arange(columns) - column
+        is_new_T = (after_T >= 0) & (after_T < more)
+        return replace(rows, column=column, seen=seen_BT & ~is_new_T)
 
     def _keep_prefix(self, prefix: SharedPrefix, keep_ZP: jax.Array) -> SharedPrefix:
         """The prompts `keep` without their layers."""
@@ -311,70 +320,7 @@ class Programs:
         idle: jax.Array,
         sampling: SamplingConfig,
         steps: int,
-    ) -> tuple[Slots, tuple[jax.Array, ...]]:
-        """Up to `steps` tokens for every row that is not done, until all are.
-
-        `idle` [B] are rows that the host has taken the work from. The report, the same on every
-        process, is (tokens [B, C], logprobs [B, C], the experts that were taken to sample them
-        [B, C, S, k], counts [B], done [B], steps taken).
-        """
-        rows = slots.token.shape[0]
-        columns = slots.layers[0].columns
-        head_DV = head_weights(params)
-
-        def angles(slots: Slots) -> tuple[jax.Array, jax.Array]:
-            return rotary(slots.position[:, None], self.model.config)
-
-        def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            i, slots, sin_cos, tokens_BC, logprobs_BC, experts_BCSk = carry
-            age_T = (slots.column - jnp.arange(columns)) % columns
-            own_B = slots.position - slots.start  # columns before this step's
-            seen_B1T = (age_T <= own_B[:, None])[:, None]
-            cache = Cache(slots.layers, slots.column, seen_B1T, prefix, sin_cos)
-            output = forward(
-                self.model, params, slots.token[:, None], slots.position[:, None], cache=cache
-            )
-            layers: Any = output.cache
-            logits_BV = jnp.einsum(
-                "bd,dv->bv", output.hidden[:, 0], head_DV, preferred_element_type=jnp.float32
-            )
-            logits_BV = constrain(logits_BV, self.mesh, "batch", "vocab")
-            token, logprob = sample(logits_BV, uniforms(slots.keys, slots.position + 1), sampling)
-            busy = ~slots.done
-            count = slots.count + busy
-            stopped = jnp.isin(token, jnp.asarray(self.stop_ids, jnp.int32))
-            slots = replace(
-                slots,
-                layers=self._pinned(layers),
-                column=(slots.column + 1) % columns,
-                token=jnp.where(busy, token, slots.token),
-                position=slots.position + busy,
-                count=count,
-                done=slots.done | stopped | (count >= slots.limit),
-            )
-            tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token[:, None], (0, i))
-            logprobs_BC = jax.lax.dynamic_update_slice(logprobs_BC, logprob[:, None], (0, i))
-            experts_BCSk = with_experts(experts_BCSk, output.routing, i)
-            return i + 1, slots, angles(slots), tokens_BC, logprobs_BC, experts_BCSk
-
-        def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-            return (carry[0] < steps) & ~jnp.all(carry[1].done)
-
-        start = (
-            jnp.int32(0),
-            replace(slots, done=slots.done | idle),
-            angles(slots),  # carried: where a step makes them, XLA makes them in every layer
-            jnp.zeros((rows, steps), jnp.int32),
-            jnp.zeros((rows, steps), jnp.float32),
-            jnp.zeros((rows, steps, *self._choices), jnp.int16),
-        )
-        taken, slots, _, *sampled = jax.lax.while_loop(unfinished, step, start)
-        return slots, (*sampled, slots.count, slots.done, taken)
-
-
-def with_experts(experts_BCSk: jax.Array, routing: Routing | None, step: Any) -> jax.Array:
-    """What was recorded, with the experts that this step's token of each row took."""
-    if routing is None:
-        return experts_BCSk
-    taken_BSk = routing.experts[:, :, 0].swapaxes(0, 1).astype(experts_BCSk.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(experts_BCSk, taken_BSk[:, None], step, 1)
+    ) -> tuple[Slots, Report]:
+        """Decoder.decode; `idle` [B] are rows that the host has taken the work from."""
+        slots = replace(slots, done=slots.done | idle)
+        return self.decoder.decode(params, slots, prefix, sampling, steps)

@@ -25,6 +25,7 @@ class Row:
     sample_index: int
     prompt_row: int  # of its shard
     count: int = 0  # tokens sampled so far
+    steps: int = 0  # of decoding so far
     tokens: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
