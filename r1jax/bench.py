@@ -11,6 +11,7 @@ numbers as JSON, one iteration after the other under `iterations`. The figures:
     rollout_seconds         of it the rollout; prefill_seconds and decode_seconds of that
     rollout_tokens_per_s    sampled tokens, up to and with the end of sequence
     wasted_slot_share       decoded rows that were idle
+    acceptance_rate         drafts that were right, with engine.speculative
     ref_seconds             the reference policy's log-probabilities
     update_seconds          forward, backward and optimizer
     update_tokens_per_s     prompts (once a packed row) and completions
@@ -145,6 +146,7 @@ def iteration_figures(
         "decode_seconds": first[SAMPLED],
         "rollout_tokens_per_s": first["grpo/rollout/tokens_per_s"],
         "wasted_slot_share": first["grpo/rollout/wasted_slot_share"],
+        **_drafted(first),
         "ref_seconds": seconds("ref_logprobs"),
         "old_seconds": seconds("old_logprobs"),
         "update_seconds": update,
@@ -154,6 +156,11 @@ def iteration_figures(
         "programs_compiled": updates[-1]["compile/programs"] - compiled_before,
         "update_peak_share": flops / update / (peak * 1e9),
     }
+
+
+def _drafted(line: Mapping[str, float]) -> dict[str, float]:
+    name = "grpo/rollout/acceptance_rate"
+    return {"acceptance_rate": line[name]} if name in line else {}
 
 
 def matmul_peak() -> float:

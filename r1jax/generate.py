@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from etils import epath
 
 from r1jax.cli import run_command
@@ -51,6 +51,7 @@ class How:
     slots: int = 64  # as EngineConfig.slots
     stop_tokens: tuple[str, ...] = ()  # as in weights.load.ModelSource
     template_args: Mapping[str, Any] = field(default_factory=dict)  # as there
+    speculative: bool = False  # as EngineConfig.speculative
 
 
 def read_prompts(
@@ -113,7 +114,8 @@ def generate(
     template = how.template or ("chat" if tokenizer.chat_template else "plain")
     rows, prompts = read_prompts(prompts_file, tokenizer, template, config.max_length)
     mesh = opened.mesh()
-    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, EngineConfig(slots=how.slots))
+    sizes = EngineConfig(slots=how.slots, speculative=how.speculative)
+    engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, sizes)
     sampler = Sampler(engine, tokenizer)
     params, key = opened.load(mesh, how.seed), jax.random.key(how.seed)
     finished: dict[tuple[int, int], dict[str, Any]] = {}
@@ -121,6 +123,8 @@ def generate(
         for c, text in sampler.completions(params, prompts, sampling, key, how.num_samples):
             finished[c.prompt_index, c.sample_index] = to_row(c, text, rows[c.prompt_index])
             progress.update(len(finished), {})
+    if (did := engine.statistics).drafts:
+        logging.info("drafts: %d, of which %.1f %% right", did.drafts, 100 * did.acceptance_rate)
     if jax.process_index() == 0:
         write_jsonl_atomic(output, [finished[place] for place in sorted(finished)])
 
@@ -153,6 +157,10 @@ def define_flags() -> None:
         "slots", 64, "Completions sampled at the same time; 0 = as many as memory allows.",
         lower_bound=0,
     )  # fmt: skip
+    flags.DEFINE_bool(
+        "speculative", False,
+        "Check a draft of multi-token prediction in every step: as many tokens in fewer steps.",
+    )  # fmt: skip
 
 
 def _json_object(text: str, flag: str) -> dict[str, Any]:
@@ -170,7 +178,8 @@ def main() -> None:
     sampling = SamplingConfig(f.max_tokens, f.temperature, f.top_k, f.top_p, f.min_p, tuple(f.stop))
     set_up_jax()
     arguments = _json_object(f.template_args, "--template_args")
-    how = How(f.num_samples, f.seed, f.template, f.slots, tuple(f.stop_token), arguments)
+    stops = tuple(f.stop_token)
+    how = How(f.num_samples, f.seed, f.template, f.slots, stops, arguments, f.speculative)
     generate(f.model, f.prompts, f.output, sampling, how)
     print(f"wrote {f.output}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -95,6 +96,22 @@ def one_by_one(params: Any, tokens: list[int]) -> np.ndarray:
     padded = jnp.asarray(tokens + [0] * (64 - len(tokens)))
     logprobs = jax.nn.log_softmax(plain_logits(params, padded))
     return np.asarray(logprobs)[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+def test_drafts_change_no_completion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = dataclasses.replace(CONFIG, mtp=True)
+    params = random_params(Transformer(config, make_mesh(devices=jax.devices()[:1])), 0)
+    save_model(tmp_path / "model", params, dataclasses.asdict(config))
+    train_sentencepiece(TEXTS, 305, tmp_path / "model" / "tokenizer")
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "12 + 34 = "}, {"prompt": "3"})
+    found = []
+    for drafts in (False, True):
+        how = How(num_samples=2, slots=4, speculative=drafts)
+        with caplog.at_level(logging.INFO):
+            generate(str(tmp_path / "model"), prompts, tmp_path / "g.jsonl", SAMPLING, how)
+        found.append([row["tokens"] for row in read_lines(tmp_path / "g.jsonl")])
+    assert found[0] == found[1]
+    assert sum("drafts: " in line for line in caplog.messages) == 1
 
 
 def test_score_of_packed_sequences_in_input_order(model: Path, params: Any, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ sample index) alone, up to rounding: not on the slots, the other rows, the bucke
 
 A prompt's keys and values (all but its last token's) are computed once and read by every row of its
 group. A row's own ones, from the prompt's last token on, lie in a ring of columns: each decode step
-writes the same column for all rows, which is one slice in place, and a row sees the last few
-columns, as many as it has tokens there.
+writes the same column for all rows, which is one slice in place, and a row sees those that hold its
+own tokens. With drafts a step writes two, of which the second may stay unseen.
 
 This is the host's side; programs.py is the device's, and has the shape legend.
 """
