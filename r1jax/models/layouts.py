@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from r1jax.config import ConfigError
@@ -71,12 +72,17 @@ def unstack_layers(params: Any, config: ModelConfig) -> Any:
 
 
 def stack_layers(params: Any, config: ModelConfig) -> Any:
-    """The inverse of `unstack_layers`, on the host; stacked parameters are left as they are."""
+    """The inverse of `unstack_layers`; stacked parameters are left as they are."""
     if "layers_0" not in params:
         return params
     stacks = {}
     for stack in config.stacks:
         layers = [params[f"layers_{i}"] for i in stack.layers]
-        stacks[stack.name] = jax.tree.map(lambda *of_layers: np.stack(of_layers), *layers)
+        stacks[stack.name] = jax.tree.map(_stacked, *layers)
     apart = places_of_layers(config)
     return {name: value for name, value in params.items() if name not in apart} | stacks
+
+
+def _stacked(*of_layers: Any) -> Any:
+    on_host = isinstance(of_layers[0], np.ndarray)
+    return np.stack(of_layers) if on_host else jnp.stack(of_layers)

@@ -65,7 +65,7 @@ def count_active_params(config: ModelConfig) -> int:
     experts, total = config.experts, count_params(config)
     if experts is None:
         return total
-    sparse = config.num_layers - len(experts.dense_layers)
+    sparse = config.num_layers + config.mtp - len(experts.dense_layers)
     one = 3 * config.embed_dim * experts.ffn_dim
     return total - sparse * (experts.num_experts - experts.top_k) * one
 

@@ -27,6 +27,8 @@ from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_js
 from r1jax.machines.hosts import of_first_process, wait_for_all
 
 STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
+PARAMS = "params/"  # what the names of a state's parameters begin with
+READ_BYTES = 1 << 28  # read at the same time, where no single array has more
 _STEP = re.compile("0|[1-9][0-9]*")  # a checkpoint's directory
 
 # Orbax tells of every save in a dozen lines.
@@ -274,20 +276,53 @@ def _damaged(directory: epath.Path, name: str) -> CheckpointError:
 # ---- models: parameters with their model.json ----
 
 
-def load_params(path: epath.PathLike) -> dict[str, Any]:
-    """numpy params, without the optimizer, of a workdir's newest step or a checkpoints/STEP."""
+def load_params(path: epath.PathLike, abstract: Any = None) -> Any:
+    """The parameters, without the optimizer, of a workdir's newest step or a checkpoints/STEP.
+
+    `abstract` are ShapeDtypeStructs with shardings: each device's shards are read on their own, of
+    a few parameters at a time, so that a host needs little more memory than the model on its
+    devices. Raises CheckpointError where they are others than those of the checkpoint. Without
+    `abstract` they are numpy arrays, as they were saved.
+    """
     path = absolute(path)
     step = Checkpoints(path).latest_step()
     if step is not None:
         path = path / CHECKPOINTS / str(step)
-    leaves = _read_manifest(path)["leaves"]
-    abstract = {
-        tuple(name.split("/")): np.empty(shape, _dtype(dtype))
-        for name, (dtype, shape) in leaves.items()
-        if name.startswith("params/")
+    leaves = {
+        name: spec
+        for name, spec in _read_manifest(path)["leaves"].items()
+        if name.startswith(PARAMS)
     }
-    item = traverse_util.unflatten_dict(abstract)
-    return _restore(_checkpointer(), path, item, partial=True)["params"]
+    if abstract is None:
+        wanted = {
+            tuple(name.split("/")): np.empty(shape, _dtype(dtype))
+            for name, (dtype, shape) in leaves.items()
+        }
+    else:
+        wanted = traverse_util.flatten_dict({"params": abstract})
+        _check_leaves(leaves, _leaf_specs({"params": abstract}), path)
+    checkpointer = _checkpointer()
+    found: dict[Any, Any] = {}
+    for names in _together(wanted):
+        item = traverse_util.unflatten_dict({name: wanted[name] for name in names})
+        read = _restore(checkpointer, path, item, partial=True)
+        found |= jax.block_until_ready(traverse_util.flatten_dict(read))
+    return traverse_util.unflatten_dict(found)["params"]
+
+
+def _together(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
+    """The names of those that are read at the same time: one, or small ones."""
+    names: list[Any] = []
+    size = 0
+    for name, x in arrays.items():
+        bytes_of = x.size * x.dtype.itemsize
+        if names and size + bytes_of > READ_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += bytes_of
+    if names:
+        yield names
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -25,7 +25,7 @@ from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layer import INIT_STD
-from r1jax.models.layouts import Compute, places_of_layers, stack_layers
+from r1jax.models.layouts import Compute, places_of_layers, stack_layers, unstack_layers
 from r1jax.models.lora import LORA_A, adapter_std, is_adapter, merged
 from r1jax.models.params import (
     abstract_params,
@@ -203,13 +203,22 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
     config, compute = ModelFields.read(fields, "config.model.override")
 
     def load(mesh: Mesh, seed: int) -> Any:
-        params = stack_layers(load_params(root), config)
-        if config.lora != kept.lora:  # others go on from what was trained
-            params = jax.tree.map(np.asarray, merged(params, kept))
-        flat = traverse_util.flatten_dict(params)
+        saved = Transformer(kept, mesh, compute=computed)
         model = Transformer(config, mesh, compute=compute)
-        read_slice = with_fresh(lambda name, index: flat[name][index], flat, config, seed)
-        return _from_slices(model, read_slice)
+        found = _converted(load_params(root, _on_mesh(saved)), saved, model)
+        for name, shape in traverse_util.flatten_dict(abstract_params(model)).items():
+            if name in found and found[name].shape != shape.shape:
+                raise ConfigError(
+                    f"config.model.override: it makes {'.'.join(name)} {list(shape.shape)}, which"
+                    f" is {list(found[name].shape)} in {root}"
+                )
+
+        def read_slice(name: Name, index: Any) -> np.ndarray:
+            raise ConfigError(
+                f"config.model.override: it wants {'.'.join(name)}, which {root} has not got"
+            )
+
+        return _from_slices(model, with_fresh(read_slice, (), config, seed), found)
 
     read_tokenizer = functools.partial(load_tokenizer, tokenizer or str(home / TOKENIZER))
     return OpenModel(config, compute, read_tokenizer, load)
@@ -250,16 +259,54 @@ def with_fresh(
     return read
 
 
-def _from_slices(model: Transformer, read_slice: ReadSlice) -> Any:
+def _on_mesh(model: Transformer) -> Any:
+    """The parameters as ShapeDtypeStructs with their shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=sharding),
+        abstract_params(model),
+        param_shardings(model),
+    )
+
+
+def _converted(params: Any, saved: Transformer, model: Transformer) -> dict[Name, jax.Array]:
+    """Parameters of the one as parameters of the other, on the mesh that both are on.
+
+    Adapters that the other has not are merged. What only one of them has is left out.
+    """
+    merges = model.config.lora != saved.config.lora  # other adapters go on from what was trained
+    shardings = traverse_util.flatten_dict(param_shardings(model))
+    if not merges and model.compute.scan_layers == saved.compute.scan_layers:
+        flat = traverse_util.flatten_dict(params)
+        return {name: x for name, x in flat.items() if name in shardings}
+
+    def convert(params: Any) -> dict[Name, jax.Array]:
+        if merges:
+            params = merged(params, saved.config)
+        relaid = stack_layers if model.compute.scan_layers else unstack_layers
+        if model.compute.scan_layers != saved.compute.scan_layers:
+            params = relaid(params, saved.config)
+        flat = traverse_util.flatten_dict(params)
+        return {name: x for name, x in flat.items() if name in shardings}
+
+    kept = {name: shardings[name] for name in jax.eval_shape(convert, params)}
+    return jax.jit(convert, out_shardings=kept, donate_argnums=0)(params)
+
+
+def _from_slices(
+    model: Transformer, read_slice: ReadSlice, found: Mapping[Name, jax.Array] | None = None
+) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    `read_slice` gives parts of stacked layers, whatever scan_layers is.
+    `read_slice` gives parts of stacked layers, whatever scan_layers is. What is `found` already is
+    not read.
     """
     shapes, _ = param_axes(model)
     apart = {} if model.compute.scan_layers else places_of_layers(model.config)
 
     def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
         name = tuple(key.key for key in path)
+        if found is not None and name in found:
+            return found[name]
 
         def read(index: Any) -> np.ndarray:
             if name[0] in apart:
