@@ -327,3 +327,45 @@ def test_a_run_may_be_prolonged(tmp_path: Path, old: int, new: int, unit: int, r
     else:
         with pytest.raises(ConfigError, match=f"changed: total_steps {old} -> {new}"):
             check_config(tmp_path, after, unit)
+
+
+BIG = """
+import dataclasses, resource, sys
+import jax
+from r1jax.machines.mesh import make_mesh
+from r1jax.models.config import ModelConfig
+from r1jax.models.layouts import Compute
+from r1jax.models.params import random_params
+from r1jax.models.transformer import Transformer
+from r1jax.weights.checkpoint import Checkpoints, write_model_json
+from r1jax.weights.load import open_model
+
+config = ModelConfig(
+    vocab_size=32_000, embed_dim=1024, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=128,
+    ffn_dim=4096)
+mesh = make_mesh({"fsdp": 2})
+if sys.argv[2] == "write":
+    write_model_json(sys.argv[1], dataclasses.asdict(config) | dataclasses.asdict(Compute()))
+    params = random_params(Transformer(config, mesh), 0)
+    Checkpoints(sys.argv[1]).save(1, {"params": params})
+else:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    params = jax.block_until_ready(open_model(sys.argv[1]).load(mesh, 0))
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    print(more / sum(x.nbytes for x in jax.tree.leaves(params)))
+"""
+
+
+@pytest.mark.slow
+def test_a_host_reads_little_more_than_its_shards(tmp_path: Path) -> None:
+    """A model of 640 MiB on two devices of this host: the peak, over the model's size."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+    def run(what: str) -> str:
+        command = [sys.executable, "-c", BIG, str(tmp_path), what]
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    run("write")
+    assert 1 <= float(run("read")) < 1.6  # read as a whole first, it is 2

@@ -21,6 +21,7 @@ from r1jax.export import export
 from r1jax.generate import How, generate, read_prompts
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
+from r1jax.models.layouts import unstack_layers
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig
@@ -179,6 +180,29 @@ def test_pack_length_must_hold_the_longest(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--pack_length 8 is less than the longest sequence's 9"):
         score(str(model), file, tmp_path / "out.jsonl", pack_length=8)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ({"mtp": True}, r"it wants mtp\.attention_norm, which .* has not got"),
+        ({"ffn_dim": 48}, r"it makes layers\.down \[\d+, 48, \d+\], which is \[\d+, \d+, \d+\]"),
+    ],
+)
+def test_another_model_than_the_workdir_has(model: Path, override: Any, said: str) -> None:
+    opened = open_model(str(model), override)
+    with pytest.raises(ConfigError, match=rf"config\.model\.override: {said}"):
+        opened.load(opened.mesh(), 0)
+
+
+def test_layers_apart_and_back(model: Path, params: Any, tmp_path: Path) -> None:
+    """A workdir with a parameter for each layer, and the same model with stacked ones."""
+    apart = open_model(str(model), {"scan_layers": False})
+    found = apart.load(apart.mesh(), 0)
+    jax.tree.map(np.testing.assert_array_equal, found, unstack_layers(params, CONFIG))
+    save_model(tmp_path, found, apart.fields)
+    again = open_model(str(tmp_path), {"scan_layers": True})
+    jax.tree.map(np.testing.assert_array_equal, again.load(again.mesh(), 0), params)
 
 
 def test_export_and_back(model: Path, params: Any, tmp_path: Path) -> None:

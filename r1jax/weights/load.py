@@ -289,7 +289,7 @@ def _converted(params: Any, saved: Transformer, model: Transformer) -> dict[Name
         return {name: x for name, x in flat.items() if name in shardings}
 
     kept = {name: shardings[name] for name in jax.eval_shape(convert, params)}
-    return jax.jit(convert, out_shardings=kept, donate_argnums=0)(params)
+    return jax.jit(convert, out_shardings=kept)(params)
 
 
 def _from_slices(
