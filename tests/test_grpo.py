@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import ascii_share, grpo_config, metrics_by_step, read_lines
+from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import ConfigError
 from r1jax.files import write_jsonl_atomic
@@ -234,6 +234,41 @@ def test_a_grader_that_sleeps_for_ever(
 
 
 # -- other rollouts -------------------------------------------------------------------------------
+
+
+def test_drafts_are_checked_and_trained(tokenizer_dir: str, tmp_path: Path) -> None:
+    """With drafts a run samples what it samples without, and its log says how many were right."""
+    model = {"config": dict(MODEL) | {"mtp": True}, "tokenizer": tokenizer_dir}
+    for drafts in (False, True):
+        config = grpo_config(tokenizer_dir, model=model, mtp_coef=1.0)
+        config.engine.speculative = drafts
+        grpo.run(config, str(tmp_path / str(drafts)))
+    first, second = tmp_path / "False", tmp_path / "True"
+    for iteration in range(2):
+        pairs = zip(rollouts_of(first, iteration), rollouts_of(second, iteration), strict=True)
+        assert all(one["tokens"] == two["tokens"] for one, two in pairs)
+    losses = [line["grpo/mtp_loss"] for line in read_lines(second / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    name = "grpo/rollout/acceptance_rate"
+    rates = [line.get(name) for line in read_lines(second / "timings.jsonl")]
+    assert all(0 <= rate < 0.5 for rate in rates[::2]) and rates[1::2] == [None, None]
+    assert all(name not in line for line in read_lines(first / "timings.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mtp_coef": 1.0}, "config.mtp_coef 1: the model has no multi-token prediction"),
+        ({"mtp_coef": 1.0, "loss": {"ratio": "sequence"}}, "config.mtp_coef is not for loss.ratio"),
+        ({"router_replay": True}, "config.router_replay is for a model with experts"),
+        ({"engine": {"speculative": True}}, "engine.speculative: the model has no multi-token"),
+    ],
+)
+def test_what_the_model_has_not(
+    tokenizer_dir: str, tmp_path: Path, changes: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        grpo.run(grpo_config(tokenizer_dir, **changes), str(tmp_path))
 
 
 def test_dynamic_sampling(tokenizer_dir: str, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 from test_moe import TINY, train
 from test_transformer import make_params
 
-from r1jax.data.packing import pack, sequence_group
-from r1jax.losses.logprobs import token_loss
+from r1jax.data.packing import completion_group, pack, sequence_group
+from r1jax.losses.logprobs import AheadLoss, token_loss
 from r1jax.losses.supervised import nll_loss
 from r1jax.models.moe import ROUTER_BIAS
 from r1jax.models.transformer import Output, Transformer, forward
 from r1jax.training.balancing import RouterConfig
+from r1jax.training.train_state import microbatch
 from r1jax.types import Batch
 
 V3 = replace(TINY, mtp=True)
@@ -55,7 +56,7 @@ def test_loss_by_hand() -> None:
     two = -sum(logprob("further", *pair) for pair in second) / 5
     model: Any = Bigrams()
     given = jax.tree.map(jnp.asarray, params)
-    found, metrics = token_loss(model, given, batch, nll, chunk=3, mtp_coef=0.3)
+    found, metrics = token_loss(model, given, batch, nll, chunk=3, ahead=AheadLoss(0.3, nll))
     assert float(metrics["mtp_loss"]) == pytest.approx(two, rel=1e-5)
     assert float(found) == pytest.approx(one + 0.3 * two, rel=1e-5)
     without, metrics = token_loss(model, given, batch, nll, chunk=3)
@@ -74,6 +75,44 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
     np.testing.assert_allclose(packed.ahead[:, :6], alone.ahead[:, :6], atol=1e-5)
     assert packed.routing is not None
     assert packed.routing.load_E.shape == (3, 8)  # of two layers, and of multi-token prediction
+
+
+def test_prompts_may_be_shared() -> None:
+    """The loss on completions behind one copy of their prompt is that of rows with a copy each."""
+    model, params, rng = Transformer(V3), make_params(V3), np.random.default_rng(1)
+    prompt = rng.integers(1, 31, 5)
+    completions = [rng.integers(1, 31, length) for length in (4, 1, 6)]
+    zeros = [np.zeros(len(tokens), np.float32) for tokens in completions]
+    group = completion_group(prompt, completions, zeros)
+    found = []
+    for share in (True, False):
+        packed = pack([group], 32, 2, share_prompts=share)
+        batch = microbatch(jax.tree.map(jnp.asarray, packed), 0)
+        _, metrics = token_loss(model, params, batch, nll, chunk=8, ahead=AheadLoss(1.0, nll))
+        found.append(float(metrics["mtp_loss"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] > 0
+
+
+def test_it_may_learn_alone() -> None:
+    """Its gradient is then the same for itself, and none for the rest of the model."""
+    model, params = Transformer(V3), make_params(V3)
+    tokens = np.random.default_rng(2).integers(1, 31, 9).tolist()
+    packed = pack([sequence_group(tokens, [0, *[1] * 8])], 9, 1)
+    batch = microbatch(jax.tree.map(jnp.asarray, packed), 0)
+
+    def gradient(ahead: AheadLoss | None) -> Any:
+        return jax.grad(lambda p: token_loss(model, p, batch, nll, chunk=4, ahead=ahead)[0])(params)
+
+    without, alone, together = (
+        gradient(ahead) for ahead in (None, AheadLoss(0.5, nll, alone=True), AheadLoss(0.5, nll))
+    )
+    own = alone.pop("mtp")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), own, together["mtp"])
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(own)) > 1e-3
+    without.pop("mtp")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), alone, without)
+    gap = jnp.abs(together["embedding"] - without["embedding"]).max()
+    assert float(gap) > 1e-4
 
 
 def test_it_learns_and_its_router_is_evened() -> None:

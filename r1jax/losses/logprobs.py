@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -47,12 +47,12 @@ def _hidden(model: Transformer, params: Any, batch: Batch) -> jax.Array:
     return _output(model, params, batch).hidden
 
 
-def _output(model: Transformer, params: Any, batch: Batch, ahead: bool = False) -> Output:
+def _output(model: Transformer, params: Any, batch: Batch, **how: bool) -> Output:
     place = (batch.tokens, batch.positions, batch.segment_ids, batch.completion_ids)
     recorded = None
     if model.replay is not None and batch.experts is not None:
         recorded = jnp.moveaxis(jnp.roll(batch.experts, -1, axis=1), 2, 0).astype(jnp.int32)
-    return forward(model, params, *place, recorded_SBLk=recorded, ahead=ahead)
+    return forward(model, params, *place, recorded_SBLk=recorded, **how)
 
 
 def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
@@ -127,6 +127,15 @@ def _of_targets(
 TokenLoss = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
 
+@dataclass(frozen=True)
+class AheadLoss:
+    """What multi-token prediction adds to a loss (V3 eq 24, 25)."""
+
+    coef: float  # lambda
+    loss: TokenLoss
+    alone: bool = False  # its gradient reaches the parameters of multi-token prediction only
+
+
 def token_loss(
     model: Transformer,
     params: Any,
@@ -134,26 +143,27 @@ def token_loss(
     loss: TokenLoss,
     temperature: float = 1.0,
     chunk: int = 128,
-    mtp_coef: float = 0.0,
+    ahead: AheadLoss | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """`loss` of `token_logprobs`, for a loss that is a sum over tokens, to be differentiated.
 
     A chunk's logits are made once: its loss and the gradients of hidden states and head are taken
-    while they exist, where autodiff of `token_logprobs` would make them again. With `mtp_coef`,
-    lambda, the same loss of what multi-token prediction says is added (V3 eq 24, 25).
+    while they exist, where autodiff of `token_logprobs` would make them again.
     """
-    output = _output(model, params, batch, ahead=mtp_coef > 0)
+    alone = ahead is not None and ahead.alone
+    output = _output(model, params, batch, ahead=ahead is not None, alone=alone)
     batch = replace(batch, experts=None)  # chunks have no use for them
-    given = params, loss, temperature, chunk, model.mesh
-    found, metrics = _loss_of_hidden(output.hidden, batch, *given)
+    how = temperature, chunk, model.mesh
+    found, metrics = _loss_of_hidden(output.hidden, batch, params, loss, *how)
     metrics = metrics | routing_metrics(output.routing)
-    if output.ahead is None:
+    if ahead is None or output.ahead is None:
         return found, metrics
     # What is said at token l of token l + 2, as if it were said at token l + 1.
-    mask_BL = batch.loss_mask * (batch.positions >= 2)
-    later = replace(batch, loss_mask=mask_BL)
-    second, _ = _loss_of_hidden(jnp.roll(output.ahead, 1, axis=1), later, *given)
-    return found + mtp_coef * second, metrics | {"mtp_loss": second}
+    is_one_BL = batch.completion_ids == jnp.roll(batch.completion_ids, 2, axis=1)
+    later = replace(batch, loss_mask=batch.loss_mask * (is_one_BL & (batch.positions >= 2)))
+    given = jax.lax.stop_gradient(params) if alone else params
+    second, _ = _loss_of_hidden(jnp.roll(output.ahead, 1, axis=1), later, given, ahead.loss, *how)
+    return found + ahead.coef * second, metrics | {"mtp_loss": second}
 
 
 def _loss_of_hidden(

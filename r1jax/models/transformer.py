@@ -9,6 +9,7 @@ one each without scan_layers), `final_norm` [D], `head` [D, V] unless the embedd
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ class Transformer(nn.Module):
     Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
     sequence of the cache's row b (see caches.Cache), and `segment_ids` is not read. Rows packed
     so that no token sees more than a `span` need less work where the kernel can use it. `ahead`
-    runs multi-token prediction too, in rows without shared prompts.
+    runs multi-token prediction too; `alone` no gradient goes from there to the rest of the model.
     """
 
     config: ModelConfig
@@ -69,6 +70,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         recorded_SBLk: jax.Array | None = None,
         ahead: bool = False,
+        alone: bool = False,
     ) -> Output:
         c = self.config
         embedding_VD: Any = self.param(
@@ -103,8 +105,9 @@ class Transformer(nn.Module):
             return Output(hidden_BLD, layers, routing)
         next_BL = jnp.roll(tokens_BL, -1, axis=1)  # behind a sequence's end nobody sees it
         embedded_BLD = jnp.take(table_VD, next_BL, axis=0).astype(self.compute.dtype)
+        given = hidden_BLD, embedded_BLD
         mtp = _remat(MultiTokenPrediction, self.compute.remat)(c, self.compute, self.mesh, name=MTP)
-        ahead_BLD, (_, own) = mtp(hidden_BLD, embedded_BLD, context)
+        ahead_BLD, (_, own) = mtp(*(jax.lax.stop_gradient(given) if alone else given), context)
         return Output(hidden_BLD, layers, _joined(routing, own), ahead_BLD)
 
     def _layers(
@@ -170,9 +173,12 @@ class Transformer(nn.Module):
 
 
 def _joined(routing: Routing | None, last: Routing | None) -> Routing | None:
-    """With one layer's behind those of many."""
+    """With one layer's behind those of many, of which no choices were recorded."""
     if routing is None or last is None:
         return routing
+    if routing.compared is not None:
+        none = jnp.zeros_like(routing.compared[0])
+        last = replace(last, compared=none, differing=none)
     return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), routing, last)
 
 

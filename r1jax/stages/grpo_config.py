@@ -91,6 +91,10 @@ class GrpoConfig:
     # Of a model with experts: the update's tokens take the experts that the sampler's took. Whether
     # R1's did, the paper does not say.
     router_replay: bool = False
+    # Weight of multi-token prediction's loss on the completions, which moves that block alone and
+    # so keeps its drafts those of the policy; its gradient counts in the norm that is clipped.
+    # Whether R1's was trained in RL, the paper does not say.
+    mtp_coef: NotNegative = 0.0
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -137,6 +141,8 @@ def check(config: GrpoConfig) -> None:
         )
     if config.rollouts_ahead and config.dynamic_sampling:
         raise ConfigError("config.rollouts_ahead and config.dynamic_sampling: at most one of them")
+    if config.mtp_coef and config.loss.ratio == "sequence":
+        raise ConfigError("config.mtp_coef is not for loss.ratio 'sequence'; leave it at 0")
     if config.group_size == 1 and config.critic is None:
         raise ConfigError(
             "config.group_size 1 leaves every advantage at 0, since it is taken within the group:"

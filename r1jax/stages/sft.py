@@ -56,13 +56,13 @@ from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics, token_mean
-from r1jax.losses.logprobs import teacher_kl, token_loss
+from r1jax.losses.logprobs import AheadLoss, teacher_kl, token_loss
 from r1jax.losses.supervised import nll_loss
 from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import write_report
-from r1jax.training.balancing import RouterConfig
+from r1jax.training.balancing import RouterConfig, check_mtp
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, microbatch, on_mesh
@@ -146,11 +146,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
-        if config.mtp_coef and not trained.model.config.mtp:
-            raise ConfigError(
-                f"config.mtp_coef {config.mtp_coef:g}: the model has no multi-token prediction"
-                " (its config says mtp False)"
-            )
+        check_mtp(config.mtp_coef, trained.model.config)
         loss_fn = make_loss(
             trained.model, config.logits_chunk, config.teacher, teacher, config.mtp_coef
         )
@@ -242,8 +238,10 @@ def make_loss(
     def of_tokens(logprobs_BL: jax.Array, _: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         return nll_loss(logprobs_BL, batch)
 
+    ahead = AheadLoss(mtp_coef, of_tokens) if mtp_coef else None
+
     def loss_fn(params: Any, batch: Batch, *frozen: Any) -> tuple[jax.Array, Metrics]:
-        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk, mtp_coef=mtp_coef)
+        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk, ahead=ahead)
         if config is None or teacher is None:
             return nll, metrics | {"loss": nll}
         kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)
