@@ -50,6 +50,8 @@ class Completion:
     finish_reason: FinishReason
     # int16 [T, S, k], of a model with experts: those that the token before took, in S layers.
     experts: np.ndarray | None = None
+    drafts: int = 0  # of multi-token prediction that were checked on the way
+    right_drafts: int = 0
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,14 @@ def test_drafts_are_checked_and_trained(tokenizer_dir: str, tmp_path: Path) -> N
     losses = [line["grpo/mtp_loss"] for line in read_lines(second / "metrics.jsonl")]
     assert losses[-1] < losses[0]
     name = "grpo/rollout/acceptance_rate"
-    rates = [line.get(name) for line in read_lines(second / "timings.jsonl")]
+    rates = [line.get(name) for line in read_lines(second / "metrics.jsonl")]
     assert all(0 <= rate < 0.5 for rate in rates[::2]) and rates[1::2] == [None, None]
-    assert all(name not in line for line in read_lines(first / "timings.jsonl"))
+    assert all(name not in line for line in read_lines(first / "metrics.jsonl"))
+    rows = [row for iteration in range(2) for row in rollouts_of(second, iteration)]
+    for row in rows:
+        steps = 1 + row.get("drafts", 0)
+        assert steps <= len(row["tokens"]) <= steps + row.get("right_drafts", 0)
+    assert sum(row.get("right_drafts", 0) for row in rows) > 0
 
 
 @pytest.mark.parametrize(

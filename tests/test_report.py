@@ -286,6 +286,20 @@ def test_eight_groups_are_drawn_in_rows() -> None:
     assert figures.health_figure({"a": [[{"step": 1}]]}, read_paper()) is None
 
 
+def test_what_only_some_models_have_is_drawn() -> None:
+    """Whichever stage measured it."""
+    of = {"sft": {"sft/router/load_max": 2.0}, "grpo": {"grpo/router/load_max": 1.5}}
+    of["grpo"]["grpo/rollout/acceptance_rate"] = 0.8
+    groups = {label: [[{"step": s, **values} for s in (1, 2)]] for label, values in of.items()}
+    figure = figures.architecture_figure(groups, read_paper())
+    assert figure is not None
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["Busiest expert's load over the mean", "Drafts that were right (share)"]
+    drawn = [[float(line.get_ydata()[-1]) for line in ax.get_lines()] for ax in figure.axes]
+    assert sorted(set(drawn[0])) == [1.5, 2.0] and set(drawn[1]) == {0.8}
+    assert figures.architecture_figure({"a": [[{"step": 1}]]}, read_paper()) is None
+
+
 def test_the_report_of_a_workdir(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_report([seeds[0]], seeds[0])
     names = {str(Path(path).relative_to(seeds[0])) for path in paths}

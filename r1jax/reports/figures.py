@@ -57,6 +57,12 @@ HEALTH = {  # of the policy, over training
     "Groups without variance": "grpo/group/zero_variance",
     "Sampler against trainer: largest gap": "grpo/drift/logprob_abs_max",
 }
+ARCHITECTURE = {  # of what only some models have, over training
+    "Busiest expert's load over the mean": "router/load_max",
+    "Experts without a token (share)": "router/unused_share",
+    "Experts that the update would not take (share)": "router/disagreement",
+    "Drafts that were right (share)": "rollout/acceptance_rate",
+}
 LOSSES = {"sft/loss": "training", "reward_model/loss": "training", "eval/held_out/nll": "held out"}
 
 
@@ -69,6 +75,7 @@ def draw_figures(groups: Groups, paper: Paper) -> dict[str, bytes]:
         "rewards": rewards_figure,
         "levels": levels_figure,
         "health": health_figure,
+        "architecture": architecture_figure,
         "loss": loss_figure,
         "summary": summary_figure,
     }
@@ -359,15 +366,27 @@ def rewards_figure(groups: Groups, paper: Paper) -> Figure | None:
 
 
 def health_figure(groups: Groups, paper: Paper) -> Figure | None:
-    """What tells whether an RL run is well: one panel a metric, a line a group."""
-    shown = {title: name for title, name in HEALTH.items() if _names(groups, f"({name})")}
+    """What tells whether an RL run is well."""
+    return _over_training(groups, HEALTH)
+
+
+def architecture_figure(groups: Groups, paper: Paper) -> Figure | None:
+    """How even the experts' load is, whether sampler and update take the same ones, and drafts."""
+    return _over_training(groups, ARCHITECTURE)
+
+
+def _over_training(groups: Groups, metrics: Mapping[str, str]) -> Figure | None:
+    """One panel a metric, a line a group; a name counts with and without the stage before it."""
+    found = {title: _names(groups, f"((?:sft/|grpo/)?{name})") for title, name in metrics.items()}
+    shown = {title: names for title, names in found.items() if names}
     if not shown:
         return None
     figure, axes = _panels(list(shown), "")
-    for ax, name in zip(axes, shown.values(), strict=True):
+    for ax, names in zip(axes, shown.values(), strict=True):
         for g, (label, runs) in enumerate(groups.items()):
-            if (curve := make_curve(runs, name)) is not None:
-                _draw_noisy(ax, curve, label, COLOURS[g % len(COLOURS)])
+            for name in names:
+                if (curve := make_curve(runs, name)) is not None:
+                    _draw_noisy(ax, curve, label, COLOURS[g % len(COLOURS)])
     _finish(axes)
     return figure
 

@@ -394,14 +394,15 @@ class Engine:
             row.experts.append(report.experts[b, kept])
             new, steps = int(kept.sum()), int(kept[::width].sum())
             did.row_steps += steps
-            did.drafts += (width - 1) * (steps - (row.steps == 0))
-            did.right_drafts += int(report.right[b].sum())
+            row.right_drafts += int(report.right[b].sum())
             length = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
             row.count, row.steps = row.count + new, row.steps + steps
             if report.done[b] or length:
                 work.finish(shard, slot)
                 finished.append(self._completion(row, length or row.count, bool(length)))
                 did.tokens += len(finished[-1].tokens)
+                did.drafts += finished[-1].drafts
+                did.right_drafts += finished[-1].right_drafts
         return finished
 
     def _completion(self, row: Row, length: int, stopped: bool) -> Completion:
@@ -414,4 +415,6 @@ class Engine:
             logprobs=np.concatenate(row.logprobs)[:length],
             finish_reason="stop" if stopped else "length",
             experts=np.concatenate(row.experts)[:length] if self.programs.has_experts else None,
+            drafts=row.steps - 1 if self.config.speculative else 0,
+            right_drafts=row.right_drafts,
         )

@@ -21,6 +21,8 @@ from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Example, Rollout
 
+DRAFTS = ("drafts", "right_drafts")  # of a completion; written where there were any
+
 
 class OverlongError(DataError):
     """A prompt with more tokens than the config allows."""
@@ -226,6 +228,7 @@ def to_row(rollout: Rollout) -> dict[str, Any]:
         "failure": rollout.failure,
         "failure_message": rollout.failure_message,
         **({} if completion.experts is None else {"experts": completion.experts.tolist()}),
+        **({name: getattr(completion, name) for name in DRAFTS} if completion.drafts else {}),
     }
 
 
@@ -238,6 +241,7 @@ def from_row(row: Mapping[str, Any]) -> Rollout:
         logprobs=np.asarray(row["logprobs"], np.float32),
         finish_reason=row["finish_reason"],
         experts=np.asarray(row["experts"], np.int16) if "experts" in row else None,
+        **{name: row[name] for name in DRAFTS if name in row},
     )
     return Rollout(
         example_id=row["example_id"],

@@ -25,7 +25,8 @@ class Row:
     sample_index: int
     prompt_row: int  # of its shard
     count: int = 0  # tokens sampled so far
-    steps: int = 0  # of decoding so far
+    steps: int = 0  # of decoding so far, each but the first with a draft where there are any
+    right_drafts: int = 0
     tokens: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)

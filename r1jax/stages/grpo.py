@@ -179,6 +179,9 @@ def summarise(found: Rewarded) -> dict[str, float]:
         f"reward/{name}": float(np.mean([r.reward_breakdown[name] for r in rollouts]))
         for name in rollouts[0].reward_breakdown
     }
+    if drafts := sum(r.completion.drafts for r in rollouts):
+        right = sum(r.completion.right_drafts for r in rollouts)
+        parts["rollout/acceptance_rate"] = right / drafts
     return parts | {
         "reward/mean": float(rewards_BG.mean()),
         "reward/std": float(rewards_BG.std(axis=1).mean()),

@@ -275,8 +275,6 @@ class Rollouts:
             "prefill_seconds": statistics.prefill_seconds,
             "decode_seconds": statistics.decode_seconds,
         }
-        if statistics.drafts:
-            readings["acceptance_rate"] = statistics.acceptance_rate
         self._stage.note({f"rollout/{name}": value for name, value in readings.items()})
 
 
