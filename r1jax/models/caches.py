@@ -143,8 +143,10 @@ class LatentCache:
         return replace(self, latents=put(self.latents, latents_BLC, column, 1))
 
     def attend(self, q_BLHC: jax.Array, mask_BLT: jax.Array, scale: float) -> Attended:
+        # The rotated keys are mixed too, and left out then: without them there would be a copy.
         k_B1TC = self.latents[:, None]
-        return attend(q_BLHC, k_B1TC, k_B1TC[..., : self.rank], mask_BLT, scale)
+        mixed_BLHC, lse_BLH = attend(q_BLHC, k_B1TC, k_B1TC, mask_BLT, scale)
+        return mixed_BLHC[..., : self.rank], lse_BLH
 
     def resized(
         self, keep_ZS: jax.Array, column: jax.Array, columns: int, mesh: Mesh | None = None
