@@ -27,6 +27,9 @@ MARKERS = {
 }
 
 
+LONGEST = ("test_engine", "test_pipeline", "test_resume", "test_lora")  # 7 to 11 minutes each
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
 
@@ -48,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
     # With several workers the files that take longest begin first, so that they end together.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, -slow[item.path]))
 
 
 def _installed(*modules: str) -> bool:
