@@ -165,7 +165,9 @@ def cache_kind(config: ModelConfig) -> type[RowCache]:
 
 
 def numbers_per_token(config: ModelConfig, tensor: int = 1) -> int:
-    """That one device keeps in all layers, if there are so many along `tensor`."""
+    """That one device keeps in all layers, that of multi-token prediction among them, if there are
+    so many along `tensor`.
+    """
     layers = config.num_layers + config.mtp
     if config.latent is not None:
         return layers * (config.latent.kv_rank + config.latent.rope_dim)

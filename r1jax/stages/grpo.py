@@ -32,9 +32,9 @@ from r1jax.config import ConfigError, section
 from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics
-from r1jax.losses.logprobs import AheadLoss, token_logprobs, token_loss
+from r1jax.losses.logprobs import token_logprobs, token_loss
 from r1jax.losses.policy import grpo_loss
-from r1jax.losses.supervised import nll_loss
+from r1jax.losses.supervised import ahead_loss
 from r1jax.machines.mesh import check_divisible, spec_of
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import print_table, write_report
@@ -50,7 +50,6 @@ from r1jax.stages.grpo_rollouts import (
     truncated,
 )
 from r1jax.tasks.sandbox import choose_sandbox
-from r1jax.training.balancing import check_mtp
 from r1jax.training.critic import Critic, open_critic
 from r1jax.training.run import Trainable, TrainingRun, is_due, open_run
 from r1jax.training.train_state import microbatch, on_mesh
@@ -277,7 +276,6 @@ class Programs:
         self._models = {"ref_logprobs": model, "old_logprobs": model}
         if config.router_replay and model.config.experts is None:
             raise ConfigError("config.router_replay is for a model with experts; leave it False")
-        check_mtp(config.mtp_coef, model.config)
         if model.config.experts is not None:
             model = model.clone(replay=config.router_replay)
             self._models["old_logprobs"] = model
@@ -382,10 +380,7 @@ def make_loss(
     ) -> tuple[jax.Array, Metrics]:
         return grpo_loss(logprobs_BL, batch, config.loss, longest_completion(config), entropy_BL)
 
-    def of_drafts(logprobs_BL: jax.Array, _: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return nll_loss(logprobs_BL, batch)
-
-    ahead = AheadLoss(config.mtp_coef, of_drafts, alone=True) if config.mtp_coef else None
+    ahead = ahead_loss(config.mtp_coef, model.config, alone=True)
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         how = (config.sampling.temperature, config.logits_chunk)

@@ -56,13 +56,13 @@ from r1jax.data.packing import Group, pack, padding_share, rounded_up, sequence_
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics, token_mean
-from r1jax.losses.logprobs import AheadLoss, teacher_kl, token_loss
-from r1jax.losses.supervised import nll_loss
+from r1jax.losses.logprobs import teacher_kl, token_loss
+from r1jax.losses.supervised import ahead_loss, token_nll
 from r1jax.machines.mesh import check_divisible
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import write_report
-from r1jax.training.balancing import RouterConfig, check_mtp
+from r1jax.training.balancing import RouterConfig
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, microbatch, on_mesh
@@ -146,7 +146,6 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
-        check_mtp(config.mtp_coef, trained.model.config)
         loss_fn = make_loss(
             trained.model, config.logits_chunk, config.teacher, teacher, config.mtp_coef
         )
@@ -235,13 +234,10 @@ def make_loss(
 ) -> Callable[..., tuple[jax.Array, Metrics]]:
     """loss_fn(params, microbatch[, the teacher's params]) for make_step."""
 
-    def of_tokens(logprobs_BL: jax.Array, _: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return nll_loss(logprobs_BL, batch)
-
-    ahead = AheadLoss(mtp_coef, of_tokens) if mtp_coef else None
+    ahead = ahead_loss(mtp_coef, model.config)
 
     def loss_fn(params: Any, batch: Batch, *frozen: Any) -> tuple[jax.Array, Metrics]:
-        nll, metrics = token_loss(model, params, batch, of_tokens, chunk=chunk, ahead=ahead)
+        nll, metrics = token_loss(model, params, batch, token_nll, chunk=chunk, ahead=ahead)
         if config is None or teacher is None:
             return nll, metrics | {"loss": nll}
         kl_BL = teacher_kl(model, params, teacher, frozen[0], batch, config.temperature, chunk)

@@ -37,15 +37,6 @@ def check_router(config: RouterConfig, model: ModelConfig) -> None:
         )
 
 
-def check_mtp(coef: float, model: ModelConfig) -> None:
-    """Raises ConfigError where there is no multi-token prediction to be trained."""
-    if coef and not model.mtp:
-        raise ConfigError(
-            f"config.mtp_coef {coef:g}: the model has no multi-token prediction (its config says"
-            " mtp False)"
-        )
-
-
 def balance_loss(metrics: Any, tokens: jax.Array, config: RouterConfig) -> jax.Array | float:
     """Of a microbatch, as its part of an update of so many tokens (V3 eq 17 to 20)."""
     if not config.balance_coef or BALANCE not in metrics:

@@ -275,19 +275,19 @@ def _converted(params: Any, saved: Transformer, model: Transformer) -> dict[Name
     """
     merges = model.config.lora != saved.config.lora  # other adapters go on from what was trained
     shardings = traverse_util.flatten_dict(param_shardings(model))
-    if not merges and model.compute.scan_layers == saved.compute.scan_layers:
-        flat = traverse_util.flatten_dict(params)
-        return {name: x for name, x in flat.items() if name in shardings}
+    lays_out = model.compute.scan_layers != saved.compute.scan_layers
 
     def convert(params: Any) -> dict[Name, jax.Array]:
         if merges:
             params = merged(params, saved.config)
-        relaid = stack_layers if model.compute.scan_layers else unstack_layers
-        if model.compute.scan_layers != saved.compute.scan_layers:
-            params = relaid(params, saved.config)
+        if lays_out:
+            lay_out = stack_layers if model.compute.scan_layers else unstack_layers
+            params = lay_out(params, saved.config)
         flat = traverse_util.flatten_dict(params)
         return {name: x for name, x in flat.items() if name in shardings}
 
+    if not (merges or lays_out):
+        return convert(params)
     kept = {name: shardings[name] for name in jax.eval_shape(convert, params)}
     return jax.jit(convert, out_shardings=kept)(params)
 
