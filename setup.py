@@ -21,6 +21,7 @@ REQUIRED = [
     "math-verify[antlr4_13_2]>=0.9,<0.10",  # what it takes for equal decides rewards
     "etils[epath]>=1.15",
 ]
+GCS = ["gcsfs>=2026.7"]  # models on gs://
 TEST = [
     "pytest>=9.2",
     "pytest-xdist>=3.8",
@@ -28,6 +29,8 @@ TEST = [
     "ruff==0.17.6",  # its formatting changes between minor versions
     "mypy==2.4.1",
     "pre-commit>=4.7",
+    "gcp-storage-emulator>=2026.7",
+    *GCS,
 ]
 GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked
 LINGUA = ["lingua-language-detector>=2.1"]
@@ -55,6 +58,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "wandb": ["wandb>=0.31"],
         "data": DATA,
+        "gcs": GCS,
         "gym": GYM,
         "lingua": LINGUA,
         "dev": TEST + PARITY + GYM + LINGUA,

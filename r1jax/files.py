@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,15 @@ def absolute(path: epath.PathLike) -> epath.Path:
     if "://" in os.fspath(path):
         raise ConfigError(f"{os.fspath(path)}: paths of object stores are not supported yet")
     return epath.Path(path).expanduser().absolute()
+
+
+def readable(path: epath.PathLike) -> epath.Path:
+    """As absolute, or a place of Google's object store (gs://), of which parts can be read."""
+    if not os.fspath(path).startswith("gs://"):
+        return absolute(path)
+    if find_spec("gcsfs") is None:
+        raise ConfigError(f"{os.fspath(path)} is read with gcsfs: pip install -e '.[gcs]'")
+    return epath.Path(path)
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -117,7 +127,7 @@ def write_data(
 def read_object(path: epath.PathLike) -> dict[str, Any]:
     """The object of a JSON file; DataError where it holds something else."""
     try:
-        value = json.loads(absolute(path).read_bytes())
+        value = json.loads(readable(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -25,7 +25,16 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.config import ConfigError, DataError, Seed, section
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import ASKED, absolute, read_jsonl, read_object, write_json, write_jsonl_atomic
+from r1jax.files import (
+    ASKED,
+    CHECKPOINTS,
+    absolute,
+    read_jsonl,
+    read_object,
+    readable,
+    write_json,
+    write_jsonl_atomic,
+)
 from r1jax.machines.hosts import wait_for_all
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
@@ -90,7 +99,7 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
         config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
     )
     asked = {
-        "model": str(absolute(config.model)),
+        "model": str(readable(config.model)),
         "step": model_step(config.model),
         "seed": config.seed,
     }
@@ -116,10 +125,10 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
 
 def model_step(model: str) -> int:
     """The training step of MODEL; 0 where it has none."""
-    path = absolute(model)
+    path = readable(model)
     if (path / MANIFEST).exists():
         return int(path.name)
-    return Checkpoints(path).latest_step() or 0
+    return (Checkpoints(path).latest_step() if (path / CHECKPOINTS).exists() else None) or 0
 
 
 def _written(path: epath.Path, benchmark: Benchmark) -> list[Rollout]:

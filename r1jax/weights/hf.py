@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors.numpy import save_file
 
 from r1jax.config import ConfigError, DataError, check_choice
-from r1jax.files import read_object
+from r1jax.files import absolute, read_object, readable
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
 from r1jax.weights.gguf import GGUFFile
@@ -95,11 +96,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises ConfigError for a model that is not supported, DataError for files that do not hold
     exactly the tensors that the config asks for.
     """
-    if Path(path).suffix == ".gguf":
-        file = GGUFFile(Path(path))
+    if epath.Path(path).suffix == ".gguf":
+        file = GGUFFile(Path(absolute(path)))
         _check_tensors(file.config, "gguf", file.shapes, str(path))
         return Checkpoint(file.config, "gguf", file.fetch)
-    directory = Path(path)
+    directory = readable(path)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{path} is neither a .gguf file nor a directory with a config.json")
     config = config_from_hf(directory)
@@ -145,7 +146,7 @@ def _refuse(problem: str, names: Iterable[str], source: str) -> None:
 class _Safetensors:
     """All safetensors files of a directory as one: `shapes`, `fetch`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: epath.Path) -> None:
         self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, SafetensorsFile] = {}
@@ -228,7 +229,7 @@ class _Safetensors:
         del self._files[name], self.shapes[name]
 
 
-def _weight_files(directory: Path) -> list[str]:
+def _weight_files(directory: epath.Path) -> list[str]:
     """As transformers has it, a whole file counts before an index that lies beside it."""
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]

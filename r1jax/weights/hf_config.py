@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from etils import epath
 
 from r1jax.config import ConfigError, section
 from r1jax.files import read_object
@@ -52,9 +52,9 @@ ROPE_FIELDS = {  # that a kind of scaling reads
 # ---- reading ----
 
 
-def config_from_hf(directory: str | os.PathLike[str]) -> ModelConfig:
+def config_from_hf(directory: epath.PathLike) -> ModelConfig:
     """Raises ConfigError for what the model cannot express."""
-    path = Path(directory) / "config.json"
+    path = epath.Path(directory) / "config.json"
     return config_from_values(read_object(path), str(path))
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.chat import template_variables
 from r1jax.data.tokenizer import FILES, Tokenizer, with_stops
-from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute, read_object
+from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, read_object, readable
 from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
@@ -170,9 +170,16 @@ def with_chat(
 def open_model(
     path: str, override: dict[str, Any] | None = None, tokenizer: str | None = None
 ) -> OpenModel:
-    """MODEL -> its config and tokenizer, and a function that reads the parameters."""
-    root = absolute(path)
-    if not root.exists():
+    """MODEL -> its config and tokenizer, and a function that reads the parameters.
+
+    A Hugging Face directory may be on gs://, of which only the parts are read that are wanted.
+    """
+    root = readable(path)
+    try:
+        there = root.exists()
+    except Exception as error:  # of a bucket: each library between has kinds of its own
+        raise ConfigError(f"model {path} cannot be reached: {error}") from error
+    if not there:
         raise ConfigError(
             f"model {path} does not exist; expected a workdir of r1jax, a Hugging Face directory"
             " or a .gguf file"
