@@ -10,6 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `experiments`, as `python 
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda for the tests of a GPU
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+# A third less time: small programs are compiled longer than they run. XLA's own passes stay, LLVM's
+# go; commands that tests start inherit it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

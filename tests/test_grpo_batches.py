@@ -24,8 +24,7 @@ from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
 from r1jax.rewards.pool import GraderPool
 from r1jax.rollout.sampler import to_row
-from r1jax.stages import grpo, grpo_rollouts
-from r1jax.stages.grpo import Minibatch
+from r1jax.stages import grpo, grpo_rollouts, grpo_updates
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     Packing,
@@ -35,6 +34,7 @@ from r1jax.stages.grpo_config import (
     sampling_at,
 )
 from r1jax.stages.grpo_rollouts import rewarded
+from r1jax.stages.grpo_updates import Minibatch
 from r1jax.training.run import Trainable, is_due
 from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout, TrainState
@@ -307,8 +307,8 @@ def test_rewards_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
 def test_truncated_are_masked() -> None:
     """They leave the loss and its denominators, also where every one is cut."""
     rollouts = four_by_four()
-    batch = pack(grpo.to_groups(config_of(), rollouts), 16, 8)
-    masked = grpo.mask_truncated(batch, rollouts)
+    batch = pack(grpo_updates.to_groups(config_of(), rollouts), 16, 8)
+    masked = grpo_updates.mask_truncated(batch, rollouts)
     left = batch.tokens[masked.loss_mask == 1]
     assert sorted(set(left.tolist())) == [0, 2, 10, 12, 20, 22, 30, 32]
     assert masked.loss_mask.sum() == masked.num_targets == 4 * (1 + 3)
@@ -317,7 +317,7 @@ def test_truncated_are_masked() -> None:
         total = float(jnp.sum(aggregate(jax.tree.map(jnp.asarray, masked), 4)))
         assert total == pytest.approx({"constant": 16 / (8 * 4)}.get(name, 1.0))
     cut = [rollout(p, g, cut=True) for p in range(4) for g in range(4)]
-    none = grpo.mask_truncated(batch, cut)
+    none = grpo_updates.mask_truncated(batch, cut)
     for aggregate in AGGREGATIONS.values():
         assert float(jnp.sum(aggregate(jax.tree.map(jnp.asarray, none), 4))) == 0
     assert none.num_targets == 1
@@ -328,7 +328,9 @@ def test_minibatches(split_by: str) -> None:
     """Each rollout is in one update, with its own advantage; only "output" mixes questions."""
     config = config_of(split_by=split_by)
     rollouts = four_by_four()
-    first, second = minibatches = list(grpo.make_minibatches(config, rewarded(config, rollouts), 7))
+    first, second = minibatches = list(
+        grpo_updates.make_minibatches(config, rewarded(config, rollouts), 7)
+    )
     assert len(first.rollouts) == len(second.rollouts) == 8
     places = [place_of(r) for m in minibatches for r in m.rollouts]
     assert sorted(places) == [place_of(r) for r in rollouts]
@@ -340,10 +342,10 @@ def test_minibatches(split_by: str) -> None:
         np.testing.assert_allclose(minibatch.advantages, expected, rtol=1e-5)
     whole = [p for p, _ in map(place_of, first.rollouts)] == [0] * 4 + [1] * 4
     assert whole == (split_by == "question")
-    again, _ = grpo.make_minibatches(config, rewarded(config, rollouts), 7)
+    again, _ = grpo_updates.make_minibatches(config, rewarded(config, rollouts), 7)
     assert [*map(place_of, again.rollouts)] == [*map(place_of, first.rollouts)]
     if split_by == "output":
-        other, _ = grpo.make_minibatches(config, rewarded(config, rollouts), 8)
+        other, _ = grpo_updates.make_minibatches(config, rewarded(config, rollouts), 8)
         assert [*map(place_of, other.rollouts)] != [*map(place_of, first.rollouts)]
 
 
@@ -361,18 +363,18 @@ def test_completions_without_advantage_may_be_left_out(loss_agg: str, split_by: 
     ]  # prompts 0, 1 and 3 have no variance
     model = Transformer(ModelConfig(vocab_size=256, **MODEL))
     params = nn.unbox(init_params(model, jax.random.key(0)))
-    loss = jax.jit(jax.value_and_grad(grpo.make_loss(config, model), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(grpo_updates.make_loss(config, model), has_aux=True))
 
     def measured(minibatch: Minibatch) -> tuple[Any, Batch]:
-        groups = grpo.to_groups(config, minibatch.rollouts)
+        groups = grpo_updates.to_groups(config, minibatch.rollouts)
         batch = pack(groups, 24, 8, 1, advantages=minibatch.advantages)
-        batch = grpo.count_left_out(batch, minibatch)
+        batch = grpo_updates.count_left_out(batch, minibatch)
         return loss(params, microbatch(jax.tree.map(jnp.asarray, batch), 0)), batch
 
     with_gradient = 0
-    for minibatch in grpo.make_minibatches(config, rewarded(config, rollouts), 3):
+    for minibatch in grpo_updates.make_minibatches(config, rewarded(config, rollouts), 3):
         (whole, all_batch), (fewer, batch) = map(
-            measured, (minibatch, grpo.with_gradient(minibatch))
+            measured, (minibatch, grpo_updates.with_gradient(minibatch))
         )
         assert batch.num_targets < all_batch.num_targets
         assert batch.lengths.shape == all_batch.lengths.shape == (9,)
@@ -419,7 +421,7 @@ def test_groups_of_one_reward_have_no_variance() -> None:
 
 
 def test_one_completion_stays_where_none_has_an_advantage() -> None:
-    minibatch = grpo.with_gradient(
+    minibatch = grpo_updates.with_gradient(
         Minibatch(four_by_four(), np.zeros(16, np.float32), np.zeros(16))
     )
     assert [place_of(r) for r in minibatch.rollouts] == [(0, 0)]
@@ -430,8 +432,8 @@ def test_one_completion_stays_where_none_has_an_advantage() -> None:
 @pytest.mark.parametrize("share", [True, False])
 def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) -> None:
     config = config_of(split_by=split_by)
-    for minibatch in grpo.make_minibatches(config, rewarded(config, four_by_four()), 3):
-        groups = grpo.to_groups(config, minibatch.rollouts)
+    for minibatch in grpo_updates.make_minibatches(config, rewarded(config, four_by_four()), 3):
+        groups = grpo_updates.to_groups(config, minibatch.rollouts)
         batch = pack(groups, 24, 2, 8, share, minibatch.advantages)
         used = int(batch.microbatches)
         counted = batch.loss_mask == 1

@@ -274,11 +274,11 @@ def train(workdir: Path, cache: str) -> subprocess.Popen[bytes]:
 def test_killed_pipeline_ends_as_the_uninterrupted_one(
     tmp_path: Path, compilation_cache: str
 ) -> None:
-    """SIGKILL at five random moments; every table and every completion is the same."""
+    """SIGKILL at three random moments; every table and every completion is the same."""
     whole = train(tmp_path / "whole", compilation_cache)
     assert whole.wait() == 0, whole.stderr and whole.stderr.read().decode()
     rng = random.Random(0)
-    for stages in (0, 2, 6, 9, 13):  # that are complete when the moment comes near
+    for stages in (1, 6, 13):  # that are complete when the moment comes near
         process = train(tmp_path / "killed", compilation_cache)
         while len(list((tmp_path / "killed").glob("*/stage_complete.json"))) < stages:
             assert process.poll() is None

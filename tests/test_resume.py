@@ -163,13 +163,13 @@ def random_moment(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "config"), [("sft", SFT), ("grpo", GRPO)])
-def test_killed_ten_times(tokenizer_dir: str, tmp_path: Path, stage: str, config: str) -> None:
-    command = Command(tmp_path, config.format(tokenizer=tokenizer_dir, steps=80))
+def test_killed_five_times(tokenizer_dir: str, tmp_path: Path, stage: str, config: str) -> None:
+    command = Command(tmp_path, config.format(tokenizer=tokenizer_dir, steps=42))
     start = time.monotonic()
     whole, killed = command.finish(tmp_path / "whole"), tmp_path / "killed"
     seconds = time.monotonic() - start
     rng = random.Random(stage)
-    for kill in range(10):
+    for kill in range(5):
         moment = random_moment(rng, killed, 6 + 7 * kill + rng.randrange(7), 0.3 * seconds)
         assert command.kill(killed, moment, rng.uniform(0, 0.05)), f"it ended before kill {kill}"
     command.finish(killed)

@@ -20,6 +20,8 @@ from r1jax.machines.mesh import constrain
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
 
+HEAD_CHUNKS = "head_chunks"  # the name, in programs, of the loop over a microbatch's chunks
+
 
 def token_logprobs(
     model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 128
@@ -235,12 +237,9 @@ def _head_loss_forward(
     float_BC = jax.ShapeDtypeStruct(first.tokens.shape, jnp.float32)
     start = jax.tree.map(jnp.zeros_like, jax.eval_shape(loss, float_BC, float_BC, first))
     with_targets = jnp.sum(jnp.any(batch.loss_mask > 0, axis=(1, 2)))
-    hidden_grad_NBCD, head_grad_DV, result = jax.lax.fori_loop(
-        0,
-        with_targets,
-        one,
-        (jnp.zeros_like(hidden_NBCD), jnp.zeros(head_DV.shape, jnp.float32), start),
-    )
+    zeros = jnp.zeros_like(hidden_NBCD), jnp.zeros(head_DV.shape, jnp.float32), start
+    with jax.named_scope(HEAD_CHUNKS):
+        hidden_grad_NBCD, head_grad_DV, result = jax.lax.fori_loop(0, with_targets, one, zeros)
     return result, (hidden_grad_NBCD, head_grad_DV.astype(head_DV.dtype))
 
 

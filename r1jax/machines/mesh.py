@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import ConfigError
@@ -69,7 +70,43 @@ def make_mesh(
         raise ConfigError(
             f"config.mesh {dict(sizes)} needs {math.prod(shape)} devices, there are {len(devices)}"
         )
-    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
+    return Mesh(_laid_out(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _laid_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of a mesh, neighbours along its axes neighbours in the machine.
+
+    Of several slices the first axis that is divisible by their number lies across them.
+    """
+    slices = len({_slice_of(device) for device in devices})
+    if slices == 1:
+        split = devices[0].platform == "tpu"  # an axis may take a part of one of the torus
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+    across = next((i for i, size in enumerate(shape) if size % slices == 0), None)
+    if across is None:
+        raise ConfigError(
+            f"config.mesh: no axis of {'x'.join(map(str, shape))} is divisible by the {slices}"
+            " slices that one must lie across"
+        )
+    inside = [size // slices if i == across else size for i, size in enumerate(shape)]
+    outside = [slices if i == across else 1 for i in range(len(shape))]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, outside, devices, allow_split_physical_axes=True
+    )
+
+
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0)
+
+
+def axes_across_slices(mesh: Mesh) -> set[str]:
+    """The axes along which devices of several slices lie."""
+    slices = np.vectorize(_slice_of, otypes=[int])(mesh.devices)
+    return {
+        axis
+        for place, axis in enumerate(mesh.axis_names)
+        if (np.take(slices, [0], axis=place) != slices).any()
+    }
 
 
 def spec_of(names: Sequence[str | None]) -> PartitionSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -142,3 +143,27 @@ class SeenByCudnn:
             scale=scale,
             implementation="cudnn",
         )
+
+
+# -- FLOPs of kernels, by the shapes of their operands: programs don't show their inside -----------
+
+
+def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+    """Of causal attention: `products` names the width that each of its products runs over, q for
+    that of keys and v for that of values.
+    """
+
+    def flops(operands: Sequence[Any], _: Sequence[Any]) -> float:
+        q, k, v = [x.dims for x in operands if len(x.dims) == 4 and x.dtype != "s8"][:3]
+        widths = sum({"q": q[-1], "v": v[-1]}[name] for name in products)
+        seen = q[2] * k[2] / 2
+        return 2.0 * q[0] * q[1] * seen * widths
+
+    return flops
+
+
+KERNEL_FLOPS = {
+    "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
+    "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
+    "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, of weights, of keys
+}

@@ -70,6 +70,19 @@ def count_active_params(config: ModelConfig) -> int:
     return total - sparse * (experts.num_experts - experts.top_k) * one
 
 
+def model_flops(config: ModelConfig, tokens: float, length: float, passes: int) -> float:
+    """What `passes` over so many tokens in sequences of `length` ask for, nothing computed twice.
+
+    2 a token for each parameter that it meets, but for the embedding, which is looked up, and
+    causal attention's products: a pass forward is one, a pass backward two.
+    """
+    latent = config.latent
+    wide = config.head_dim + (config.head_dim if latent is None else latent.value_dim)
+    attention = config.num_layers * config.num_heads * wide * length / 2
+    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    return 2 * passes * tokens * (count_active_params(config) - looked_up + attention)
+
+
 def random_params(model: Transformer, seed: int) -> Any:
     """Fresh parameters, made shard by shard; the same numbers on any mesh."""
     return jax.jit(

@@ -92,6 +92,17 @@ class Statistics:
         return self.right_drafts / self.drafts if self.drafts else 0.0
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """Of what decodes, on one shard of the rows."""
+
+    slots: int
+    columns: int  # of their caches
+    prompts: int
+    prompt_columns: int
+    readers: int  # of a prompt
+
+
 def _readers(group_size: int) -> int:
     """Places for the readers of a prompt row: a power of two."""
     return min(1 << (group_size - 1).bit_length(), MOST_READERS)
@@ -150,10 +161,10 @@ class Engine:
         numbers = list(range(len(prompts))) if prompt_indices is None else list(prompt_indices)
         limits = [self._limit(prompt, sampling) for prompt in prompts]
         memory = self.memory(prompts, limits, group_size)
-        slots = min(memory.slots, -(-len(prompts) * group_size // self.shards))
-        places = min(_readers(group_size), slots)
-        prompt_rows = memory.prompts(slots)  # if fewer prompts come too: the same programs
-        work = Schedule(len(prompts), group_size, self.shards, slots, prompt_rows, places)
+        longest = max(map(len, prompts))
+        most = self.shapes(memory, longest, max(limits), group_size, len(prompts) * group_size)
+        slots, places = most.slots, most.readers
+        work = Schedule(len(prompts), group_size, self.shards, slots, most.prompts, places)
         self.statistics.slots = slots * self.shards
         params = self.programs.prepare(params)
         drawn = replace(sampling, max_tokens=1, stop=())  # those are no part of the program
@@ -196,7 +207,7 @@ class Engine:
     ) -> Memory:
         """How many rows decode together: what the config says, or what fits."""
         demand = Demand(
-            prompt_columns=self._prompt_columns(max(len(prompt) for prompt in prompts)),
+            prompt_columns=self._prompt_columns(max(map(len, prompts))),
             columns=self._own_columns(max(limits), max(limits)),
             tokens=self.programs.decoder.width,
             group_size=min(group_size, MOST_READERS),
@@ -214,6 +225,19 @@ class Engine:
             self._note = memory.note
             logging.info("%s", memory.note)
         return memory
+
+    def shapes(self, memory: Memory, prompt: int, limit: int, group_size: int, rows: int) -> Shapes:
+        """The most that `rows` completions of up to `limit` tokens, behind prompts of up to
+        `prompt` tokens, come to.
+        """
+        slots = min(memory.slots, -(-rows // self.shards))
+        return Shapes(
+            slots=slots,
+            columns=self._own_columns(limit, limit),
+            prompts=memory.prompts(slots),  # if fewer prompts come too: the same programs
+            prompt_columns=self._prompt_columns(prompt),
+            readers=min(_readers(group_size), slots),
+        )
 
     def _check(self, prompts: Sequence[np.ndarray]) -> None:
         limit = self.model.config.max_length

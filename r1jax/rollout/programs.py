@@ -174,10 +174,18 @@ class Programs:
         sampling: SamplingConfig,
         steps: int,
     ) -> jax.stages.Compiled:
-        """`decode` for (slots a shard, columns) and (prompts, columns, readers of a prompt).
+        """`decode` of these shapes, which a call then finds compiled."""
+        return self.lower_decode(params, size, prefix, sampling, steps).compile()
 
-        A call of these shapes finds it compiled.
-        """
+    def lower_decode(
+        self,
+        params: Any,
+        size: tuple[int, int],
+        prefix: tuple[int, int, int],
+        sampling: SamplingConfig,
+        steps: int,
+    ) -> jax.stages.Lowered:
+        """`decode` for (slots a shard, columns) and (prompts, columns, readers of a prompt)."""
         (slots, columns), (prompts, prompt_columns, readers) = size, prefix
 
         def indices(*shape: int) -> Any:
@@ -190,8 +198,7 @@ class Programs:
             places=indices(slots),
         )
         idle = jax.ShapeDtypeStruct((self.shards * slots,), bool)
-        lowered = self.decode.lower(params, state, shared, idle, sampling=sampling, steps=steps)
-        return lowered.compile()
+        return self.decode.lower(params, state, shared, idle, sampling=sampling, steps=steps)
 
     def compile_resize(self, size: tuple[int, int], new: tuple[int, int]) -> None:
         """`resize` from (slots a shard, columns) to others."""

@@ -1,6 +1,7 @@
 """The stages by the name that `config.stage` calls them. Importing this imports none of them."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from r1jax.config import ConfigError, check_choice, section
@@ -21,7 +22,8 @@ class Stage(Protocol):
     """What a module of this room offers. A new one needs a line in STAGES and nothing else.
 
     It may also have `check(config)`, which raises ConfigError for what is wrong in the config
-    alone.
+    alone, and `planned(config, mesh, assumed, memory)` -> machines.planned.Iteration: what it runs
+    on its devices, each with so many bytes of memory.
     """
 
     CONFIG: type[Any]  # the dataclass that its config becomes
@@ -39,6 +41,12 @@ def stage_of(config: Any, path: str = "config") -> Stage:
         raise ConfigError(f"{path}.stage is missing, one of {', '.join(STAGES)}")
     check_choice(f"{path}.stage", config["stage"], STAGES)
     return cast(Stage, importlib.import_module(STAGES[config["stage"]]))
+
+
+def planned(config: Any, path: str = "config") -> Callable[..., Any] | None:
+    """The stage's own `planned`; None where it runs nothing on a device."""
+    found: Callable[..., Any] | None = getattr(stage_of(config, path), "planned", None)
+    return found
 
 
 def checked(config: Any, path: str = "config") -> Any:

@@ -172,6 +172,21 @@ def _check_rewards(config: GrpoConfig) -> None:
             load_rewards(benchmark.rewards)
 
 
+def check_lengths(config: GrpoConfig, limit: int) -> None:
+    """What the model's max_length allows."""
+    longest = config.max_prompt_tokens + longest_completion(config)
+    if longest > limit:
+        raise ConfigError(
+            f"config.max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
+            f" {longest_completion(config)} is more than the model's max_length {limit}"
+        )
+    if config.pack_length and config.pack_length < longest:
+        raise ConfigError(
+            f"config.pack_length {config.pack_length} is less than {longest}, the longest prompt"
+            " and completion"
+        )
+
+
 # -- the packed rows of an update -------------------------------------------------------------
 
 

@@ -45,17 +45,20 @@ from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
+from r1jax.machines.planned import Assumed, Iteration, bytes_of, with_shardings
+from r1jax.models.params import abstract_params, param_shardings
 from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.planned import Asked, rollout_programs
 from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.types import Example, Rollout
-from r1jax.weights.load import ModelSource, open_source
+from r1jax.weights.load import ModelSource, open_shapes, open_source
 
 Row = dict[str, Any]
 Chosen = tuple[Example, Rollout, str]  # a question, its completion, and how that reads now
@@ -104,6 +107,19 @@ def check(config: RejectionConfig) -> None:
     if config.writer is not None and config.rewriter is not None:
         raise ConfigError("config.writer and config.rewriter: at most one of them")
     split_minimum(config.minimum)
+
+
+def planned(config: RejectionConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """A portion of questions, in shapes alone (see r1jax.stages), without judge and writer."""
+    rows = config.data.limit or assumed.rows
+    if not rows:
+        raise ConfigError("config.data has no limit: --rows says how many questions it has")
+    portion = min(config.portion, rows)
+    model = open_shapes(config.model).transformer(mesh)
+    state = {"parameters": bytes_of(with_shardings(abstract_params(model), param_shardings(model)))}
+    asked = Asked(portion, config.num_samples, config.sampling.max_tokens, config.max_prompt_tokens)
+    programs, notes = rollout_programs(model, config.engine, asked, assumed, memory, state)
+    return Iteration(programs, rows / portion, notes)
 
 
 def run(config_dict: ConfigDict, workdir: str) -> None:

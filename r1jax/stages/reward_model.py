@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.estimators import mean_and_standard_error
@@ -44,12 +45,14 @@ from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
 from r1jax.machines.mesh import check_divisible
+from r1jax.machines.planned import Assumed, Iteration
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
+from r1jax.training.planned import imagined, supervised, updates_of
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, on_mesh
 from r1jax.types import Batch
-from r1jax.weights.load import ModelSource, open_known
+from r1jax.weights.load import ModelSource, open_known, open_shapes
 
 LOSSES = {"pairwise": pairwise_loss, "pointwise": pointwise_loss}
 
@@ -89,6 +92,25 @@ def describe(config: RewardModelConfig) -> str:
     """What the config asks for, in numbers."""
     many = f"{config.total_steps} updates" if config.total_steps else f"{config.epochs:g} epochs"
     return f"{many}, {config.batch_size} rows an update"
+
+
+def planned(config: RewardModelConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """An update, in shapes alone (see r1jax.stages)."""
+    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    steps = updates_of(config.total_steps, config.epochs, config.batch_size, assumed)
+    opened = open_shapes(with_scalar_head(config.model))
+    trained = imagined(opened, config.optimizer, steps, mesh, shared_prompts=True)
+    update, note = supervised(
+        trained,
+        trained.make_step(make_loss(trained.model, config.kind)),
+        assumed,
+        completions=config.batch_size * (2 if config.kind == "pairwise" else 1),
+        pack_length=config.pack_length,
+        microbatch_rows=config.microbatch_rows,
+        logits_chunk=0,
+        more=("labels",),
+    )
+    return Iteration([update], steps, [note])
 
 
 def run(config_dict: ConfigDict, workdir: str) -> None:

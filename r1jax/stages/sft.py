@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.config import (
@@ -59,15 +60,17 @@ from r1jax.losses.aggregation import Metrics, token_mean
 from r1jax.losses.logprobs import teacher_kl, token_loss
 from r1jax.losses.supervised import ahead_loss, token_nll
 from r1jax.machines.mesh import check_divisible
+from r1jax.machines.planned import Assumed, Iteration
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.reports.write import write_report
 from r1jax.training.balancing import RouterConfig
 from r1jax.training.metrics import ProfileConfig
+from r1jax.training.planned import imagined, supervised, updates_of
 from r1jax.training.run import TrainingRun, is_due, open_run
 from r1jax.training.train_state import OptimizerConfig, microbatch, on_mesh
 from r1jax.types import Batch
-from r1jax.weights.load import ModelSource, open_known, open_source
+from r1jax.weights.load import ModelSource, open_known, open_shapes, open_source
 
 SHOWN = {"sft/loss": "loss", "eval/held_out/nll": "held out"}
 Rows = Sequence[Row] | Callable[[int], Row]
@@ -124,6 +127,26 @@ def describe(config: SftConfig) -> str:
     """What the config asks for, in numbers."""
     many = f"{config.total_steps} updates" if config.total_steps else f"{config.epochs:g} epochs"
     return f"{many}, {config.batch_size} rows an update"
+
+
+def planned(config: SftConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """An update, in shapes alone (see r1jax.stages)."""
+    if config.teacher is not None:
+        raise ConfigError("config.teacher: distillation on logits is not planned")
+    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    steps = updates_of(config.total_steps, config.epochs, config.batch_size, assumed)
+    trained = imagined(open_shapes(config.model), config.optimizer, steps, mesh)
+    loss_fn = make_loss(trained.model, config.logits_chunk, mtp_coef=config.mtp_coef)
+    update, note = supervised(
+        trained,
+        trained.make_step(loss_fn, config.router),
+        assumed,
+        completions=config.batch_size,
+        pack_length=config.pack_length,
+        microbatch_rows=config.microbatch_rows,
+        logits_chunk=config.logits_chunk,
+    )
+    return Iteration([update], steps, [note])
 
 
 def run(config_dict: ConfigDict, workdir: str) -> None:

@@ -125,6 +125,11 @@ class Trainable:
             self.ref_params = _copy(moved_part(params))
         self.state = new_state(params, self._optimizer, self._shardings)
 
+    def imagine(self, reference: bool = False) -> None:
+        """In shapes alone, for who asks what a program would need."""
+        self.state = abstract_state(self.model, self._optimizer, self._shardings)
+        self.ref_params = moved_part(self.state.params) if reference else None
+
     def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
         """From the checkpoint of that step -> what was saved beside the state."""
         abstract = abstract_state(self.model, self._optimizer, self._shardings)

@@ -29,6 +29,7 @@ from r1jax.types import Batch, TrainState
 
 SCHEDULES = ("constant", "cosine", "linear")
 SKIPPED = "optimizer/skipped"  # the metric: 1 where an update was left out
+MICROBATCHES = "microbatches"  # the name, in programs, of loops over a batch's microbatches
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,9 @@ def make_step(
         def accumulate(index: Any, total: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
             return add_partial(total, grads_of(index))
 
-        grads, metrics = jax.lax.fori_loop(
-            0,
-            batch.microbatches,
-            accumulate,
-            jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0)),
-        )
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(grads_of, 0))
+        with jax.named_scope(MICROBATCHES):
+            grads, metrics = jax.lax.fori_loop(0, batch.microbatches, accumulate, zeros)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
         metrics["optimizer/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)

@@ -35,9 +35,11 @@ from r1jax.models.params import (
     random_params,
 )
 from r1jax.models.transformer import SCALAR_PARAMS, Transformer
+from r1jax.models.zoo import MODELS
 from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
+from r1jax.weights.hf_config import config_from_hf
 from r1jax.weights.layout import Name, parameters
 
 GONE = ("fused", "weights_left")  # keys of model.json in workdirs of earlier versions
@@ -360,3 +362,47 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     if (path / CONFIG).exists():
         files = with_stops(files, (path / CONFIG).read_bytes(), str(path))
     return Tokenizer(files, str(path))
+
+
+# -- without weights -------------------------------------------------------------------------------
+
+
+def open_shapes(source: ModelSource) -> OpenModel:
+    """The model in shapes alone, whose files need not be there: neither weights nor tokenizer.
+
+    Of a Hugging Face directory its config.json is read, of a workdir its model.json; of what does
+    not exist the name says which model of models/zoo.py it is (models/DeepSeek-V3-Base).
+    """
+    fields: dict[str, Any] = dict(source.config or {})
+    if source.path is not None:
+        root = readable(source.path)
+        if root.suffix == ".gguf" and root.exists():
+            fields = dataclasses.asdict(open_checkpoint(str(root)).config)
+        elif _is_workdir(root):
+            kept, computed = read_model_json(model_root(root) / MODEL_JSON)
+            fields = dataclasses.asdict(kept) | dataclasses.asdict(computed)
+        elif (root / CONFIG).exists():
+            fields = dataclasses.asdict(config_from_hf(root))
+        else:
+            fields = dataclasses.asdict(_of_zoo(root.name, source.path))
+    elif "vocab_size" not in fields:
+        raise ConfigError(
+            "config.model.config has no vocab_size, which its tokenizer would say: set it to plan"
+        )
+    config, compute = ModelFields.read(fields | source.override, "config.model.override")
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("this model has shapes alone")
+
+    return OpenModel(config, compute, nothing, nothing)
+
+
+def _of_zoo(name: str, path: str) -> ModelConfig:
+    """The model of that name, as its makers write it."""
+    name = name.lower().removesuffix("-base").removesuffix("-instruct")
+    if name not in MODELS:
+        raise ConfigError(
+            f"model {path} does not exist, and no model of models/zoo.py is called {name!r}: "
+            + ", ".join(MODELS)
+        )
+    return MODELS[name]

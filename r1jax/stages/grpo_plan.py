@@ -1,0 +1,84 @@
+"""The programs of an iteration of GRPO, in shapes alone: for `python -m r1jax.plan`."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from jax.sharding import Mesh
+
+from r1jax.losses.logprobs import HEAD_CHUNKS
+from r1jax.machines.mesh import check_divisible
+from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
+from r1jax.models.params import model_flops
+from r1jax.rollout.planned import Asked, rollout_programs
+from r1jax.stages.grpo_config import GrpoConfig, check_lengths, longest_completion, packing_of
+from r1jax.stages.grpo_updates import Programs
+from r1jax.training.planned import abstract_batch, imagined, kernels_of, state_bytes
+from r1jax.training.train_state import MICROBATCHES
+from r1jax.weights.load import open_shapes
+
+
+def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """A rollout with the longest completions that the config comes to, and its updates.
+
+    `memory` is a device's, in bytes. A critic and reward models are not planned.
+    """
+    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    opened = open_shapes(config.model)
+    check_lengths(config, opened.config.max_length)
+    use_ref = config.loss.kl_coef > 0
+    trained = imagined(
+        opened, config.optimizer, config.total_steps, mesh, config.share_prompts, use_ref
+    )
+    state = state_bytes(trained)
+    asked = Asked(
+        config.prompts_per_update * config.updates_per_rollout,
+        config.group_size,
+        longest_completion(config),
+        config.max_prompt_tokens,
+    )
+    sampled, notes = rollout_programs(trained.model, config.engine, asked, assumed, memory, state)
+
+    packing, c = packing_of(config), trained.model.config
+    completions, length = config.prompts_per_update * config.group_size, packing.lengths[0]
+    rows = config.microbatch_rows
+    policies = ["old_logprobs"] if config.updates_per_rollout > 1 else []
+    policies += ["ref_logprobs"] if use_ref else []
+    more = ("sampler_logprobs", "advantages", "experts")
+    shape = (-(-packing.rows // rows), rows, length)
+    batch = abstract_batch(shape, completions, mesh, *more, model=c)
+    programs = Programs(config, trained, mesh)
+    lowered = functools.cache(lambda: programs.lower(trained, batch, policies))
+
+    mean = assumed.completion or asked.max_tokens // 4
+    prompts = config.prompts_per_update if config.share_prompts else completions
+    tokens = completions * mean + prompts * assumed.prompt
+    used = max(math.ceil(tokens / length), math.ceil(completions / (length // min(mean, length))))
+    microbatches = math.ceil(used / rows)
+    targets = math.ceil(completions * mean / (microbatches * rows) / config.logits_chunk)
+    loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: targets}
+    held = state | {"batch": bytes_of(batch)}
+    reference = state.get("reference", 0.0)
+    others = state["moments"] + reference
+
+    def pass_of(name: str, runs: float) -> Planned:
+        flops = model_flops(c, tokens, mean, 1)
+        kernels = kernels_of(trained, backward=False)
+        return Planned(name, lambda: lowered()[name], runs, held, others, loops, kernels, flops)
+
+    # Where both are said by one program, it stands under the first one's name.
+    models = programs.lowered_names(policies)
+    each = config.updates_per_rollout
+    trains = [pass_of(name, each * count) for name, count in models.items()]
+    trains.append(
+        Planned(
+            "update", lambda: lowered()["update"], each, held, reference, loops,
+            kernels_of(trained, backward=True), model_flops(c, tokens, mean, 3),
+        )
+    )  # fmt: skip
+    notes.append(
+        f"an update has {tokens:,} tokens in {used:,} rows of {length:,}: {microbatches}"
+        f" microbatches of {rows}"
+    )
+    return Iteration([*sampled, *trains], config.total_steps / each, notes)

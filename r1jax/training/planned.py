@@ -1,0 +1,133 @@
+"""What a training stage would open and run, in shapes alone: for `python -m r1jax.plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from r1jax.config import ConfigError
+from r1jax.losses.logprobs import HEAD_CHUNKS
+from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
+from r1jax.models.config import ModelConfig
+from r1jax.models.params import model_flops
+from r1jax.training.run import Trainable
+from r1jax.training.train_state import MICROBATCHES, OptimizerConfig, batch_shardings
+from r1jax.types import Batch
+from r1jax.weights.load import OpenModel
+
+PER_COMPLETION = ("advantages", "labels", "lengths")
+
+
+def imagined(
+    opened: OpenModel,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    mesh: Mesh,
+    shared_prompts: bool = False,
+    reference: bool = False,
+) -> Trainable:
+    """A Trainable whose state is shapes."""
+    nowhere = epath.Path("/nonexistent")
+    trained = Trainable(opened, optimizer, total_steps, mesh, nowhere, shared_prompts)
+    trained.imagine(reference)
+    return trained
+
+
+def state_bytes(trained: Trainable) -> dict[str, float]:
+    """On a device, of all that stays between two programs, by kind."""
+    held = {
+        "parameters": bytes_of(trained.params),
+        "moments": bytes_of(trained.state.opt_state),
+    }
+    if trained.ref_params is not None:
+        held["reference"] = bytes_of(trained.ref_params)
+    return held
+
+
+def abstract_batch(
+    shape: tuple[int, int, int], completions: int, mesh: Mesh, *more: str, model: ModelConfig
+) -> Batch:
+    """M x B rows of L tokens with so many completions; `more` are the stage's own float fields.
+
+    A field "experts" is there for models that have some.
+    """
+    whole = jax.ShapeDtypeStruct(shape, jnp.int32)
+    numbers = jax.ShapeDtypeStruct(shape, jnp.float32)
+    per_completion = jax.ShapeDtypeStruct((completions + 1,), jnp.float32)
+    fields: dict[str, Any] = {
+        name: per_completion if name in PER_COMPLETION else numbers
+        for name in ("loss_mask", "lengths", *more)
+        if name != "experts"
+    }
+    if "experts" in more and model.experts is not None:
+        sparse = model.num_layers - len(model.experts.dense_layers)
+        taken = (*shape, sparse, model.experts.top_k)
+        fields["experts"] = jax.ShapeDtypeStruct(taken, jnp.int16)
+    batch = Batch(
+        tokens=whole,
+        positions=whole,
+        segment_ids=whole,
+        completion_ids=whole,
+        num_targets=jax.ShapeDtypeStruct((), jnp.float32),
+        microbatches=jax.ShapeDtypeStruct((), jnp.int32),
+        **fields,
+    )
+    found: Batch = with_shardings(batch, batch_shardings(batch, mesh))
+    return found
+
+
+def kernels_of(trained: Trainable, *, backward: bool) -> tuple[str, ...]:
+    """Names of the kernels that attention over packed rows must show in a program."""
+    if trained.kernel != "splash":
+        return ()
+    return ("splash_mha_fwd", *(("splash_mha_dq", "splash_mha_dkv") if backward else ()))
+
+
+def supervised(
+    trained: Trainable,
+    step: jax.stages.Wrapped,
+    assumed: Assumed,
+    *,
+    completions: int,
+    pack_length: int,
+    microbatch_rows: int,
+    logits_chunk: int,
+    more: Sequence[str] = (),
+) -> tuple[Planned, str]:
+    """An update on so many texts, packed; and what was assumed."""
+    mesh, model = trained.model.mesh, trained.model.config
+    assert mesh is not None, "a plan is made for a mesh"
+    mean = min(assumed.completion or pack_length // 4, pack_length)
+    tokens = completions * mean
+    used = -(-tokens // (pack_length // mean * mean))
+    microbatches = -(-used // microbatch_rows)
+    shape = 1 << (microbatches - 1).bit_length(), microbatch_rows, pack_length
+    batch = abstract_batch(shape, completions, mesh, *more, model=model)
+    chunks = -(-tokens // (microbatches * microbatch_rows * logits_chunk)) if logits_chunk else 0
+    held = state_bytes(trained) | {"batch": bytes_of(batch)}
+    program = Planned(
+        "update",
+        lambda: step.lower(trained.state, batch),
+        1,
+        held,
+        loops={MICROBATCHES: microbatches, HEAD_CHUNKS: chunks},
+        kernels=kernels_of(trained, backward=True),
+        model_flops=model_flops(model, tokens, mean, 3),
+    )
+    return program, (
+        f"an update has {tokens:,} tokens in {completions:,} texts of {mean:,}, in {used:,} rows"
+        f" of {pack_length:,}: {microbatches} microbatches of {microbatch_rows}"
+    )
+
+
+def updates_of(total_steps: int, epochs: float, batch_size: int, assumed: Assumed) -> int:
+    """What the config says, or what so many rows of data come to."""
+    if not (total_steps or assumed.rows):
+        raise ConfigError("the config counts epochs: --rows says how many rows its data have")
+    return total_steps or math.ceil(epochs * assumed.rows / batch_size)

@@ -1,0 +1,118 @@
+"""FLOPs, bytes and collectives of compiled programs, against counts by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax.machines.mesh import make_mesh
+from r1jax.machines.program_cost import Cost, cost_of
+
+N = 64
+
+
+def cost(function: Any, *shapes: Any, loops: Any = None, mesh: Any = None) -> Cost:
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    return cost_of(text, mesh, loops)
+
+
+def square(*dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def test_products_in_loops_are_multiplied_out() -> None:
+    def scanned(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    assert cost(scanned, square(8, N), square(5, N, N)).flops == 5 * 2 * 8 * N * N
+
+    def nested(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 3, lambda _, x: scanned(x, weights), x)
+
+    assert cost(nested, square(8, N), square(5, N, N)).flops == 15 * 2 * 8 * N * N
+
+
+def test_loops_whose_length_is_a_value() -> None:
+    def repeated(x: jax.Array, w: jax.Array, times: jax.Array) -> jax.Array:
+        with jax.named_scope("rounds"):
+            return jax.lax.fori_loop(0, times, lambda _, x: jnp.tanh(x @ w), x)
+
+    shapes = square(8, N), square(N, N), jax.ShapeDtypeStruct((), jnp.int32)
+    assert cost(repeated, *shapes, loops={"rounds": 7}).flops == 7 * 2 * 8 * N * N
+    once = cost(repeated, *shapes)
+    assert once.flops == 2 * 8 * N * N
+    assert len(once.unknown_loops) == 1
+
+
+def test_gradients_cost_twice_as_much_again() -> None:
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(jnp.sin(x @ w) @ w))
+
+    # Forward two products; backward two for the weights and one for the first one's output.
+    assert cost(jax.grad(loss), square(N, N), square(8, N)).flops == 5 * 2 * 8 * N * N
+
+
+def test_batched_products() -> None:
+    def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+        return jnp.einsum("bhqd,bhkd->bhqk", q, k)
+
+    assert cost(scores, square(2, 3, 8, 16), square(2, 3, 32, 16)).flops == 2 * 6 * 8 * 32 * 16
+
+
+def test_bytes_of_a_plain_product() -> None:
+    found = cost(lambda x, w: x @ w, square(256, 128), square(128, 512)).bytes
+    assert found == pytest.approx(4 * (256 * 128 + 128 * 512 + 256 * 512), rel=0.01)
+
+
+def test_a_slice_is_not_the_whole() -> None:
+    def one_row(table: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(table, (index, 0), (1, N)) * 2.0
+
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    assert cost(one_row, square(10_000, N), index).bytes < 10 * 4 * N
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "sent"),
+    [
+        ("all-gather", ("fsdp",), 1 / 2),  # a device sends the half that it has
+        ("all-gather", ("fsdp", "tensor"), 3 / 4),  # its quarter, and on two others
+        ("all-reduce", ("tensor",), 1),  # a half for the sums, a half of the sums
+        ("reduce-scatter", ("data",), 1 / 2),
+    ],
+)
+def test_collectives_by_axis(kind: str, axes: tuple[str, ...], sent: float) -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+
+    def one(x: jax.Array) -> jax.Array:
+        if kind == "all-gather":
+            return jax.lax.all_gather(x, axes, tiled=True)
+        if kind == "all-reduce":
+            return jax.lax.psum(x, axes)
+        return jax.lax.psum_scatter(x, axes, tiled=True)
+
+    spec = PartitionSpec(axes if kind == "all-gather" else None)
+    out = PartitionSpec(axes if kind == "reduce-scatter" else None)
+    function = jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)
+    shape = jax.ShapeDtypeStruct((2 * N, N), jnp.float32, sharding=NamedSharding(mesh, spec))
+    found = cost(function, shape, mesh=mesh)
+    key = kind, ",".join(axes)
+    assert set(found.collectives) == {key}
+    assert found.collectives[key] == 4 * 2 * N * N * sent
+    assert found.calls[key] == 1
+
+
+def test_collectives_in_loops() -> None:
+    mesh = make_mesh({"fsdp": 2, "tensor": 4}, jax.devices())
+
+    def step(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, _: (jax.lax.psum(x, "tensor") / 3, None), x, None, 6)[0]
+
+    spec = PartitionSpec()
+    function = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    found = cost(function, square(N, N), mesh=mesh)
+    assert found.calls == {("all-reduce", "tensor"): 6}
+    assert found.collective_bytes == 6 * 2 * 4 * N * N * 3 / 4
