@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError
@@ -65,11 +66,21 @@ def _stages(config: Any) -> dict[str, tuple[Any, Callable[..., Any]]]:
     configs = {"": config}
     if config.get("stage") == "pipeline":
         checked(config)
-        configs = {f"{name}": one for name, one in config.stages.items()}
+        configs = {f"{name}": _with_shapes(name, config.stages) for name in config.stages}
     found = {name: (one, of) for name, one in configs.items() if (of := planned(one))}
     if not found:
         raise ConfigError(f"config.stage {config.stage!r} runs nothing on a TPU")
     return found
+
+
+def _with_shapes(name: str, stages: Any) -> Any:
+    """A stage's config whose model, where another stage makes it, is what that one begins from."""
+    config = ConfigDict(stages[name].to_dict())
+    while "path" in (model := config.get("model", {})) and str(model["path"]).startswith("@"):
+        source = stages[model["path"].removeprefix("@").partition("/")[0]].model.to_dict()
+        override = source.get("override", {}) | dict(model.get("override", {}))
+        config.model = ConfigDict(source | {"override": override})
+    return config
 
 
 if __name__ == "__main__":

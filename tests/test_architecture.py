@@ -78,7 +78,7 @@ IMPORTS = {module: imports_of(path) - {module} for module, path in MODULES.items
 
 
 def test_the_reader_of_imports_sees_something() -> None:
-    assert {"losses.policy", "data.packing", "training.run"} <= IMPORTS["stages.grpo"]
+    assert {"losses.policy", "data.packing", "training.run"} <= IMPORTS["stages.grpo_updates"]
     assert "types" not in IMPORTS["tasks.math_task"]  # under TYPE_CHECKING only
 
 

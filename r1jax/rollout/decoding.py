@@ -28,6 +28,8 @@ from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig, sample, uniforms
 
+DECODE_STEPS = "decode_steps"  # the name, in programs, of the loop over a chunk's steps
+
 
 @struct.dataclass
 class Slots:
@@ -97,7 +99,8 @@ class Decoder:
 
         # Angles are carried: where a step makes them, XLA makes them in every layer.
         start = jnp.int32(0), slots, self._angles(slots), self._empty_report(slots, steps)
-        taken, slots, _, report = jax.lax.while_loop(unfinished, step, start)
+        with jax.named_scope(DECODE_STEPS):
+            taken, slots, _, report = jax.lax.while_loop(unfinished, step, start)
         return slots, replace(report, done=slots.done, steps=taken)
 
     def ahead(

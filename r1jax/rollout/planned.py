@@ -15,6 +15,7 @@ import numpy as np
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.params import abstract_params, model_flops, param_shardings
 from r1jax.models.transformer import Transformer
+from r1jax.rollout.decoding import DECODE_STEPS
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.memory import FREE_SHARE, MIB
 from r1jax.rollout.sampling import SamplingConfig
@@ -92,7 +93,15 @@ def rollout_programs(
     return [
         Planned("prepare", lambda: by.prepare.lower(trained), 1, before, apart),
         Planned("prefill", prefill, loads, held, beside + bytes_of(slots), model_flops=of_prompts),
-        Planned("decode", decode, steps / config.chunk, held, beside, model_flops=of_chunk),
+        Planned(
+            "decode",
+            decode,
+            steps / config.chunk,
+            held,
+            beside,
+            {DECODE_STEPS: config.chunk},
+            model_flops=of_chunk,
+        ),
     ], [
         f"completions have {mean:,} tokens in the mean, at most {asked.max_tokens:,}, and"
         f" log-normal lengths; prompts {assumed.prompt:,}",
