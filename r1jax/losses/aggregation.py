@@ -27,6 +27,15 @@ def add_partial(one: tuple[Any, Metrics], two: tuple[Any, Metrics]) -> tuple[Any
     return jax.tree.map(jnp.add, one[0], two[0]), merged
 
 
+def sum_partial(part: tuple[Any, Metrics], axes: tuple[str, ...]) -> tuple[Any, Metrics]:
+    """add_partial over the devices along these axes of a mesh, within shard_map."""
+    metrics = {
+        name: jax.lax.pmax(value, axes) if name.endswith("_max") else jax.lax.psum(value, axes)
+        for name, value in part[1].items()
+    }
+    return jax.lax.psum(part[0], axes), metrics
+
+
 def sequence_mean(batch: Batch, max_tokens: int) -> jax.Array:
     """1/C sum_i 1/|o_i| sum_t (DeepSeekMath eq 3; the GRPO of the paper) -> [B, L]."""
     return batch.loss_mask / (_lengths(batch)[batch.completion_ids] * _count(batch))

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from r1jax.losses.aggregation import Metrics, add_partial
+from r1jax.losses.aggregation import Metrics, add_partial, sum_partial
 from r1jax.losses.router import routing_metrics
-from r1jax.machines.mesh import constrain
+from r1jax.machines.mesh import MESH_AXES, RULES, spec_of
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
 
@@ -29,19 +30,22 @@ def token_logprobs(
     """(log-probabilities, entropies) of the targets [B, L] under log_softmax(logits / temperature).
 
     Entry l is log p(tokens[l] | the tokens before it), 0 where the loss mask is 0. The head is
-    applied to `chunk` positions at a time and recomputed in the backward pass: no [B, L, V] array
-    exists. The entropies carry no gradient.
+    applied to `chunk` positions at a time, on every device to its own, and recomputed in the
+    backward pass: no [B, L, V] array exists. The entropies carry no gradient.
     """
     hidden_BLD = _hidden(model, params, batch)
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
 
-    def of_chunk(h_BCD: jax.Array, tokens_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
+    def of_chunk(
+        head_DV: jax.Array, h_BCD: jax.Array, tokens_BC: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits_BCV = _logits(h_BCD, head_DV, temperature)
         logprobs_BC, entropy_BC = _of_targets(logits_BCV, tokens_BC)[:2]
         return logprobs_BC, jax.lax.stop_gradient(entropy_BC)
 
     targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
-    logprobs_BL, entropy_BL = _of_chunks(of_chunk, (hidden_BLD, targets_BL), batch, chunk)
+    given = head_DV, (hidden_BLD, targets_BL)
+    logprobs_BL, entropy_BL = _of_chunks(of_chunk, *given, batch, chunk, model.mesh)
     return logprobs_BL, entropy_BL
 
 
@@ -57,23 +61,40 @@ def _output(model: Transformer, params: Any, batch: Batch, **how: bool) -> Outpu
     return forward(model, params, *place, recorded_SBLk=recorded, **how)
 
 
-def _of_chunks(function: Callable[..., Any], arrays: Any, batch: Batch, chunk: int) -> Any:
-    """`function` of `chunk` columns of the arrays [B, L, ...] at a time -> [B, L], at targets.
+def _of_chunks(
+    function: Callable[..., Any],
+    heads: Any,
+    arrays: Any,
+    batch: Batch,
+    chunk: int,
+    mesh: Mesh | None,
+) -> Any:
+    """`function` of the heads and `chunk` columns of the arrays [B, L, ...] at a time -> [B, L].
 
     Its outcomes are float32 [B, C]. It is skipped for chunks that predict no target, is recomputed
     in the backward pass, and 0 stands wherever there is no target.
     """
     order_BL = _targets_first(batch)
     mask_BL = batch.loss_mask > 0
-    mask_NBC, *chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, chunk)
+    columns = _columns(chunk, mask_BL.shape[1], mesh)
+    chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, columns)
 
-    @jax.checkpoint
-    def one(_: None, x: Any) -> tuple[None, Any]:
-        mask_BC, *args = x
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *args))
-        return None, jax.lax.cond(jnp.any(mask_BC), function, lambda *_: zeros, *args)
+    def all_of(heads: Any, chunks: Any) -> Any:
+        @jax.checkpoint
+        def one(_: None, x: Any) -> tuple[None, Any]:
+            mask_BC, *args = x
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, heads, *args))
+            wanted = jnp.any(mask_BC)
+            return None, jax.lax.cond(wanted, function, lambda *_: zeros, heads, *args)
 
-    _, found = jax.lax.scan(one, None, (mask_NBC, *chunks))
+        return jax.lax.scan(one, None, chunks)[1]
+
+    if _is_split(mesh):
+        specs = jax.tree.map(lambda _: PartitionSpec(), heads), _chunk_specs(chunks)
+        all_of = jax.shard_map(
+            all_of, mesh=mesh, in_specs=specs, out_specs=OF_CHUNKS, check_vma=False
+        )
+    found = all_of(heads, chunks)
     back_BL = jnp.argsort(order_BL, axis=1)
 
     def in_place(x_NBC: jax.Array) -> jax.Array:
@@ -95,7 +116,6 @@ def _targets_first(batch: Batch) -> jax.Array:
 def _chunks(tree: Any, order_BL: jax.Array, chunk: int) -> Any:
     """Leaves [B, L, ...] -> [N, B, chunk, ...]: columns in this order, padded with zeros."""
     length = order_BL.shape[1]
-    chunk = min(chunk, length)
     padded = -(-length // chunk) * chunk
 
     def one(x_BL: jax.Array) -> jax.Array:
@@ -107,9 +127,30 @@ def _chunks(tree: Any, order_BL: jax.Array, chunk: int) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any, mesh: Any) -> jax.Array:
+# The head on several devices: each has its own rows (the batch's axes) and, of a chunk, columns
+# (`tensor`), to which it applies the whole head, gathered once. So nothing is sent within the loop
+# over chunks, where a head that is split would send sums of every chunk.
+OF_CHUNKS = spec_of((None, "batch", "chunk"))
+
+
+def _is_split(mesh: Mesh | None) -> bool:
+    return mesh is not None and mesh.size > 1
+
+
+def _columns(chunk: int, length: int, mesh: Mesh | None) -> int:
+    """Of a chunk, on all devices together: `chunk` on each, if there are so many."""
+    parts = mesh.shape["tensor"] if mesh is not None else 1
+    return min(chunk, -(-length // parts)) * parts
+
+
+def _chunk_specs(tree: Any) -> Any:
+    """Of leaves [N, B, C, ...], and of others, which every device has whole."""
+    return jax.tree.map(lambda x: OF_CHUNKS if x.ndim >= 3 else PartitionSpec(), tree)
+
+
+def _logits(h_BCD: jax.Array, head_DV: jax.Array, temperature: Any) -> jax.Array:
     logits = jnp.einsum("bcd,dv->bcv", h_BCD, head_DV, preferred_element_type=jnp.float32)
-    return constrain(logits / temperature, mesh, "batch", "length", "vocab")
+    return logits / temperature
 
 
 def _of_targets(
@@ -179,6 +220,7 @@ def _loss_of_hidden(
 ) -> tuple[jax.Array, Metrics]:
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
     order_BL = _targets_first(batch)
+    chunk = _columns(chunk, order_BL.shape[1], mesh)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
     predicted = jax.tree.map(
         lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
@@ -209,15 +251,43 @@ def _head_loss_forward(
     batch: Batch,
     temperature: Any,
     loss: TokenLoss,
-    mesh: Any,
+    mesh: Mesh | None,
 ) -> tuple[tuple[jax.Array, Metrics], tuple[jax.Array, jax.Array]]:
+    given = hidden_NBCD, head_DV, batch, temperature
+    if not _is_split(mesh):
+        return _head_loss_here(*given, loss=loss)
+    whole, head = PartitionSpec(), spec_of(("embed", "vocab"))
+    embed, vocab = RULES["embed"], RULES["vocab"]
+    others = tuple(axis for axis in MESH_AXES if axis not in (*embed, *vocab))
+
+    def one_device(*given: Any) -> Any:
+        result, (hidden_grad_NBCD, head_grad_DV) = _head_loss_here(*given, loss=loss)
+        head_grad_DV = jax.lax.psum_scatter(head_grad_DV, embed, scatter_dimension=0, tiled=True)
+        head_grad_DV = jax.lax.psum_scatter(head_grad_DV, vocab, scatter_dimension=1, tiled=True)
+        grads = hidden_grad_NBCD, jax.lax.psum(head_grad_DV, others)
+        return sum_partial(result, MESH_AXES), grads
+
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(OF_CHUNKS, whole, _chunk_specs(batch), whole),
+        out_specs=(whole, (OF_CHUNKS, head)),
+        check_vma=False,
+    )(*given)
+
+
+def _head_loss_here(
+    hidden_NBCD: jax.Array, head_DV: jax.Array, batch: Batch, temperature: Any, *, loss: TokenLoss
+) -> tuple[tuple[jax.Array, Metrics], tuple[jax.Array, jax.Array]]:
+    """On one device: its rows and columns, the whole head."""
+
     def chunk_of(index: Any) -> Batch:
         return jax.tree.map(lambda x: x[index] if x.ndim == 3 else x, batch)
 
     def one(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_grad_NBCD, head_grad_DV, total = carry
         h_BCD, part = hidden_NBCD[index], chunk_of(index)
-        logits_BCV = _logits(h_BCD, head_DV, temperature, mesh)
+        logits_BCV = _logits(h_BCD, head_DV, temperature)
         logprobs_BC, entropy_BC, lse_BC = _of_targets(logits_BCV, part.tokens)
         found, weights_BC = jax.value_and_grad(loss, has_aux=True)(logprobs_BC, entropy_BC, part)
         hit_BCV = part.tokens[..., None] == jnp.arange(head_DV.shape[1])
@@ -279,14 +349,17 @@ def teacher_kl(
     teachers_head_DV = jax.lax.stop_gradient(head_weights(teacher_params))
     teachers_head_DV = teachers_head_DV.astype(teachers_BLD.dtype)
 
-    def of_chunk(h_BCD: jax.Array, teachers_BCD: jax.Array) -> jax.Array:
-        logits_BCV = _logits(h_BCD, head_DV, temperature, model.mesh)
-        teachers_BCV = _logits(teachers_BCD, teachers_head_DV, temperature, model.mesh)
+    def of_chunk(
+        heads: tuple[jax.Array, jax.Array], h_BCD: jax.Array, teachers_BCD: jax.Array
+    ) -> jax.Array:
+        logits_BCV = _logits(h_BCD, heads[0], temperature)
+        teachers_BCV = _logits(teachers_BCD, heads[1], temperature)
         wanted_BCV = jax.nn.log_softmax(teachers_BCV)
         gap_BCV = wanted_BCV - jax.nn.log_softmax(logits_BCV)
         return jnp.sum(jnp.exp(wanted_BCV) * gap_BCV, axis=-1)
 
-    kl_BL: jax.Array = _of_chunks(of_chunk, (hidden_BLD, teachers_BLD), batch, chunk)
+    given = (head_DV, teachers_head_DV), (hidden_BLD, teachers_BLD)
+    kl_BL: jax.Array = _of_chunks(of_chunk, *given, batch, chunk, model.mesh)
     return kl_BL
 
 

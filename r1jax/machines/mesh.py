@@ -24,6 +24,7 @@ MESH_AXES = ("data", "fsdp", "expert", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "length": (),
+    "chunk": ("tensor",),  # of columns that the head is applied to
     "layers": (),
     "embed": ("fsdp", "expert"),
     "embed_act": (),
