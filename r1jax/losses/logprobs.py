@@ -76,7 +76,7 @@ def _of_chunks(
     """
     order_BL = _targets_first(batch)
     mask_BL = batch.loss_mask > 0
-    columns = _columns(chunk, mask_BL.shape[1], mesh)
+    columns = chunk_columns(chunk, mask_BL.shape[1], mesh)
     chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, columns)
 
     def all_of(heads: Any, chunks: Any) -> Any:
@@ -137,7 +137,7 @@ def _is_split(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.size > 1
 
 
-def _columns(chunk: int, length: int, mesh: Mesh | None) -> int:
+def chunk_columns(chunk: int, length: int, mesh: Mesh | None) -> int:
     """Of a chunk, on all devices together: `chunk` on each, if there are so many."""
     parts = mesh.shape["tensor"] if mesh is not None else 1
     return min(chunk, -(-length // parts)) * parts
@@ -220,7 +220,7 @@ def _loss_of_hidden(
 ) -> tuple[jax.Array, Metrics]:
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
     order_BL = _targets_first(batch)
-    chunk = _columns(chunk, order_BL.shape[1], mesh)
+    chunk = chunk_columns(chunk, order_BL.shape[1], mesh)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
     predicted = jax.tree.map(
         lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch

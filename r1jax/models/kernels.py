@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -148,16 +149,19 @@ class SeenByCudnn:
 # -- FLOPs of kernels, by the shapes of their operands: programs don't show their inside -----------
 
 
+FLOATS = ("bf16", "f32")
+
+
 def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
     """Of causal attention: `products` names the width that each of its products runs over, q for
     that of keys and v for that of values.
     """
 
     def flops(operands: Sequence[Any], _: Sequence[Any]) -> float:
-        q, k, v = [x.dims for x in operands if len(x.dims) == 4 and x.dtype != "s8"][:3]
+        # [.., heads, tokens, width]; behind them segments and what the backward pass is given.
+        q, k, v = [x.dims for x in operands if len(x.dims) > 2 and x.dtype in FLOATS][:3]
         widths = sum({"q": q[-1], "v": v[-1]}[name] for name in products)
-        seen = q[2] * k[2] / 2
-        return 2.0 * q[0] * q[1] * seen * widths
+        return 2.0 * math.prod(q[:-2]) * q[-2] * k[-2] / 2 * widths
 
     return flops
 

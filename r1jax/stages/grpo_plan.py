@@ -7,7 +7,7 @@ import math
 
 from jax.sharding import Mesh
 
-from r1jax.losses.logprobs import HEAD_CHUNKS
+from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.mesh import check_divisible
 from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
 from r1jax.models.params import model_flops
@@ -56,8 +56,9 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     tokens = completions * mean + prompts * assumed.prompt
     used = max(math.ceil(tokens / length), math.ceil(completions / (length // min(mean, length))))
     microbatches = math.ceil(used / rows)
-    targets = math.ceil(completions * mean / (microbatches * rows) / config.logits_chunk)
-    loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: targets}
+    columns = chunk_columns(config.logits_chunk, length, mesh)
+    chunks = math.ceil(completions * mean / (microbatches * rows) / columns)
+    loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: chunks}
     held = state | {"batch": bytes_of(batch)}
     reference = state.get("reference", 0.0)
     others = state["moments"] + reference

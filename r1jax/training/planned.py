@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError
-from r1jax.losses.logprobs import HEAD_CHUNKS
+from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import model_flops
@@ -109,14 +109,17 @@ def supervised(
     microbatches = -(-used // microbatch_rows)
     shape = 1 << (microbatches - 1).bit_length(), microbatch_rows, pack_length
     batch = abstract_batch(shape, completions, mesh, *more, model=model)
-    chunks = -(-tokens // (microbatches * microbatch_rows * logits_chunk)) if logits_chunk else 0
+    loops = {MICROBATCHES: float(microbatches)}
+    if logits_chunk:
+        columns = chunk_columns(logits_chunk, pack_length, mesh)
+        loops[HEAD_CHUNKS] = -(-tokens // (microbatches * microbatch_rows * columns))
     held = state_bytes(trained) | {"batch": bytes_of(batch)}
     program = Planned(
         "update",
         lambda: step.lower(trained.state, batch),
         1,
         held,
-        loops={MICROBATCHES: microbatches, HEAD_CHUNKS: chunks},
+        loops=loops,
         kernels=kernels_of(trained, backward=True),
         model_flops=model_flops(model, tokens, mean, 3),
     )
