@@ -113,7 +113,7 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
         ("grpo", {"microbatch_rows": -2}, "config.microbatch_rows -2 must be at least 1"),
         ("sft", {"log_every": 0}, "config.log_every 0 must be at least 1"),
         ("sft", {"checkpoint_every": -1}, "config.checkpoint_every -1 must be at least 0"),
-        ("sft", {"logits_chunk": 0}, "config.logits_chunk 0 must be at least 1"),
+        ("sft", {"logits_chunk": -1}, "config.logits_chunk -1 must be at least 0"),
         ("grpo", {"total_steps": -1}, "config.total_steps -1 must be at least 1"),
         ("grpo", {"group_size": 1}, "config.group_size 1 leaves every advantage at 0"),
         ("grpo", {"rewards": {"format": math.nan}}, "weight of 'format' is nan, not a number"),

@@ -29,6 +29,7 @@ from r1jax.stages.grpo_config import (
     GrpoConfig,
     Packing,
     check,
+    chosen,
     longest_completion,
     packing_of,
     sampling_at,
@@ -41,7 +42,23 @@ from r1jax.types import Batch, Completion, Rollout, TrainState
 
 
 def config_of(**changes: Any) -> GrpoConfig:
-    return section(GrpoConfig, grpo_config("unread", **changes))
+    return chosen(section(GrpoConfig, grpo_config("unread", **changes)), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "given", "shares"),
+    [
+        ("cpu", 32_768, None, True),
+        ("tpu", 1024, None, True),  # the mask of a short row may be an array
+        ("tpu", 32_768, None, False),
+        ("gpu", 32_768, None, False),
+        ("tpu", 32_768, True, True),
+        ("cpu", 8, False, False),
+    ],
+)
+def test_who_shares_prompts(platform: str, length: int, given: bool | None, shares: bool) -> None:
+    asked = grpo_config("unread", sampling={"max_tokens": length}, share_prompts=given)
+    assert chosen(section(GrpoConfig, asked), platform).shares_prompts is shares
 
 
 def rollout(prompt: int, sample: int, reward: float = 0.0, cut: bool = False) -> Rollout:

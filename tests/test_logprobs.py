@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_transformer import make_params
 
-from r1jax.losses.logprobs import teacher_kl, token_logprobs, token_loss
+from r1jax.losses.logprobs import chunk_columns, teacher_kl, token_logprobs, token_loss
 from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.losses.supervised import nll_loss
+from r1jax.machines.mesh import MESH_AXES
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
@@ -240,3 +241,29 @@ def test_no_array_over_rows_length_and_vocabulary_exists() -> None:
 
     assert largest(dense) >= everything  # the walk would see it
     assert largest(chunked) < everything
+
+
+@pytest.mark.parametrize(
+    ("platform", "axes", "rows", "length", "columns"),
+    [
+        ("cpu", {"data": 4, "tensor": 2}, 8, 4096, 256),  # 128 on each device
+        ("cpu", {"data": 8}, 8, 100, 100),  # there are no more
+        ("tpu", {"data": 8}, 8, 4096, 1024),  # a row on each device
+        ("tpu", {"data": 2, "tensor": 4}, 8, 4096, 1024),  # four rows, 256 columns of each
+        ("tpu", {"fsdp": 8}, 512, 4096, 128),
+    ],
+)
+def test_columns_of_a_chunk(
+    platform: str, axes: dict[str, int], rows: int, length: int, columns: int
+) -> None:
+    class Device:
+        pass
+
+    class OnDevices:
+        shape = dict.fromkeys(MESH_AXES, 1) | axes
+        devices = np.array([Device()])
+
+    Device.platform = platform  # type: ignore[attr-defined]
+    mesh: Any = OnDevices()
+    assert chunk_columns(0, rows, length, mesh) == columns
+    assert chunk_columns(7, rows, length, mesh) == 7 * OnDevices.shape["tensor"]

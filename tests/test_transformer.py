@@ -370,7 +370,7 @@ def test_a_bad_config_is_refused(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"remat": "some"}, "remat 'some' is not one of none, full, dots"),
+        ({"remat": "some"}, "remat 'some' is not one of auto, none, full, dots"),
         ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
         ({"attention": "x"}, "attention 'x' is not one of auto, xla, splash, cudnn"),
     ],

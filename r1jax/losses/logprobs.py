@@ -7,6 +7,7 @@ of it: policy.py, supervised.py, scalar.py.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +23,12 @@ from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
 
 HEAD_CHUNKS = "head_chunks"  # the name, in programs, of the loop over a microbatch's chunks
+CPU_CHUNK = 128  # columns
+ROWS_OF_LOGITS = 1024  # tokens that the head of an accelerator is applied to at once
 
 
 def token_logprobs(
-    model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 128
+    model: Transformer, params: Any, batch: Batch, temperature: float = 1.0, chunk: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """(log-probabilities, entropies) of the targets [B, L] under log_softmax(logits / temperature).
 
@@ -76,7 +79,8 @@ def _of_chunks(
     """
     order_BL = _targets_first(batch)
     mask_BL = batch.loss_mask > 0
-    columns = chunk_columns(chunk, mask_BL.shape[1], mesh)
+    rows, length = mask_BL.shape
+    columns = chunk_columns(chunk, rows, length, mesh)
     chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, columns)
 
     def all_of(heads: Any, chunks: Any) -> Any:
@@ -137,9 +141,18 @@ def _is_split(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.size > 1
 
 
-def chunk_columns(chunk: int, length: int, mesh: Mesh | None) -> int:
-    """Of a chunk, on all devices together: `chunk` on each, if there are so many."""
-    parts = mesh.shape["tensor"] if mesh is not None else 1
+def chunk_columns(chunk: int, rows: int, length: int, mesh: Mesh | None) -> int:
+    """Of a chunk of so many rows, on all devices together: `chunk` on each, if there are so many.
+
+    0 is what the platform wants: each chunk reads and writes the head and its gradient, which is
+    little for a CPU, whose caches want few logits, and most of the traffic of an accelerator.
+    """
+    parts, split = 1, 1
+    if mesh is not None:
+        parts, split = mesh.shape["tensor"], math.prod(mesh.shape[a] for a in RULES["batch"])
+    if not chunk and (mesh is None or mesh.devices.flat[0].platform == "cpu"):
+        chunk = CPU_CHUNK
+    chunk = chunk or max(ROWS_OF_LOGITS * split // rows, CPU_CHUNK)
     return min(chunk, -(-length // parts)) * parts
 
 
@@ -185,7 +198,7 @@ def token_loss(
     batch: Batch,
     loss: TokenLoss,
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 0,
     ahead: AheadLoss | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """`loss` of `token_logprobs`, for a loss that is a sum over tokens, to be differentiated.
@@ -220,7 +233,8 @@ def _loss_of_hidden(
 ) -> tuple[jax.Array, Metrics]:
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
     order_BL = _targets_first(batch)
-    chunk = chunk_columns(chunk, order_BL.shape[1], mesh)
+    rows, length = order_BL.shape
+    chunk = chunk_columns(chunk, rows, length, mesh)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
     predicted = jax.tree.map(
         lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
@@ -336,7 +350,7 @@ def teacher_kl(
     teacher_params: Any,
     batch: Batch,
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 0,
 ) -> jax.Array:
     """KL(teacher || student) of the targets' distributions [B, L]; 0 where the loss mask is 0.
 

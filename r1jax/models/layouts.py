@@ -14,7 +14,7 @@ from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
 
 DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "full", "dots")
+REMAT_POLICIES = ("auto", "none", "full", "dots")
 KERNELS = ("auto", "xla", "splash", "cudnn")
 
 
@@ -23,7 +23,9 @@ class Compute:
     """How a model is computed. None of it changes a result beyond rounding."""
 
     dtype: str = "float32"  # of activations; parameters are float32 masters
-    remat: str = "none"  # what the backward pass recomputes: none, full, dots (no products)
+    # What the backward pass computes again: none, full (all but the layers' inputs), dots (all but
+    # products); auto: none, but full for long rows on accelerators.
+    remat: str = "auto"
     attention: str = "auto"  # kernel for packed rows: auto (by platform), xla, splash, cudnn
     scan_layers: bool = True  # one stacked parameter per kind, or one per layer (engine)
 

@@ -31,6 +31,7 @@ from r1jax.models.packed_attention import ATTENTION, Span
 from r1jax.models.rope import rotary
 
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")
+KEPT_LENGTH = 2048  # tokens of rows of which the backward pass keeps all, where it may choose
 
 
 @struct.dataclass
@@ -106,7 +107,8 @@ class Transformer(nn.Module):
         next_BL = jnp.roll(tokens_BL, -1, axis=1)  # behind a sequence's end nobody sees it
         embedded_BLD = jnp.take(table_VD, next_BL, axis=0).astype(self.compute.dtype)
         given = hidden_BLD, embedded_BLD
-        mtp = _remat(MultiTokenPrediction, self.compute.remat)(c, self.compute, self.mesh, name=MTP)
+        mtp = self._remat(MultiTokenPrediction, tokens_BL.shape[1])
+        mtp = mtp(c, self.compute, self.mesh, name=MTP)
         ahead_BLD, (_, own) = mtp(*(jax.lax.stop_gradient(given) if alone else given), context)
         return Output(hidden_BLD, layers, _joined(routing, own), ahead_BLD)
 
@@ -141,7 +143,7 @@ class Transformer(nn.Module):
         self, stack: Stack, x_BLD: jax.Array, context: Context, recorded: jax.Array | None
     ) -> tuple[jax.Array, Routing | None]:
         scanned = nn.scan(
-            _remat(Block, self.compute.remat),
+            self._remat(Block, x_BLD.shape[1]),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast if recorded is None else 0),
@@ -160,7 +162,7 @@ class Transformer(nn.Module):
         cache: Cache | None,
         recorded: jax.Array | None,
     ) -> tuple[jax.Array, list[RowCache], Routing | None]:
-        block, caches, routings = nn.jit(_remat(Block, self.compute.remat)), [], []
+        block, caches, routings = nn.jit(self._remat(Block, x_BLD.shape[1])), [], []
         given = self.config, self.compute, self.mesh, stack.sparse
         for place, i in enumerate(stack.layers):
             before = None if cache is None else cache.layer(i)
@@ -171,6 +173,20 @@ class Transformer(nn.Module):
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *routings)
         return x_BLD, caches, stacked
 
+    def _remat(self, block: type[nn.Module], length: int) -> Any:
+        """The block, what its backward pass does not keep computed again."""
+        policy = self.compute.remat
+        if policy == "auto":
+            on_cpu = self.mesh is None or self.mesh.devices.flat[0].platform == "cpu"
+            policy = "none" if on_cpu or length <= KEPT_LENGTH else "full"
+        if policy == "none":
+            return block
+        policies = jax.checkpoint_policies
+        dots = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION)
+        )
+        return nn.remat(block, policy=dots if policy == "dots" else None, prevent_cse=False)
+
 
 def _joined(routing: Routing | None, last: Routing | None) -> Routing | None:
     """With one layer's behind those of many, of which no choices were recorded."""
@@ -180,16 +196,6 @@ def _joined(routing: Routing | None, last: Routing | None) -> Routing | None:
         none = jnp.zeros_like(routing.compared[0])
         last = replace(last, compared=none, differing=none)
     return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), routing, last)
-
-
-def _remat(block: type[nn.Module], policy: str) -> Any:
-    if policy == "none":
-        return block
-    policies = jax.checkpoint_policies
-    dots = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION)
-    )
-    return nn.remat(block, policy=dots if policy == "dots" else None, prevent_cse=False)
 
 
 def forward(model: Transformer, params: Any, *args: Any, **kwargs: Any) -> Output:

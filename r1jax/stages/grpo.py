@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import section
@@ -26,7 +27,7 @@ from r1jax.files import absolute
 from r1jax.machines.mesh import check_divisible
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.stages.grpo_config import GrpoConfig, check, check_lengths
+from r1jax.stages.grpo_config import GrpoConfig, check, check_lengths, chosen
 from r1jax.stages.grpo_evaluation import held_out_of, open_evaluation
 from r1jax.stages.grpo_plan import planned as planned
 from r1jax.stages.grpo_rollouts import (
@@ -81,6 +82,10 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
     """All of it but the tables and figures."""
     config = section(GrpoConfig, config_dict)
     check(config)
+    platform = jax.devices()[0].platform
+    config = chosen(config, platform)
+    if platform != "cpu":
+        logging.info("completions share their prompt in a row: %s", config.shares_prompts)
     choose_sandbox(config.graders.sandbox)
     examples = checked_stream(config)
     opened = open_known(config.model)
@@ -90,14 +95,14 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         benchmarks = held_out_of(config, opened.tokenizer, opened.config.max_length)
     use_ref = config.loss.kl_coef > 0 or (config.critic is not None and config.critic.kl_coef > 0)
     with (
-        open_run(config, config_dict, workdir, SHOWN, use_ref, config.share_prompts) as stage,
+        open_run(config, config_dict, workdir, SHOWN, use_ref, config.shares_prompts) as stage,
         open_evaluation(config, stage, benchmarks) as (sampler, held_out),
     ):
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
         check_lengths(config, stage.trained.model.config.max_length)
         critic = None
         if config.critic is not None:
-            critic = open_critic(config.critic, config, stage, config.share_prompts)
+            critic = open_critic(config.critic, config, stage, config.shares_prompts)
         programs = Programs(config, stage.trained, stage.mesh, critic)
         source = Rollouts(config, stage, sampler, examples)
         held_out.run_benchmarks(0)

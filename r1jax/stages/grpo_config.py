@@ -27,6 +27,7 @@ from r1jax.weights.load import ModelSource
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
 NORMALISE = ("sum", "each")
 OVERLONG = ("error", "drop")
+MASKED_LENGTH = 2048  # tokens of rows whose attention may have a mask as an array
 SPLITS = ("question", "output")  # what a minibatch is a part of (the paper can be read both ways)
 
 
@@ -102,8 +103,10 @@ class GrpoConfig:
     # row lengths an update may take, down to 3/4 of it; all compiled first
     pack_choices: Annotated[int, Bounds(1, 8)] = 1
     microbatch_rows: Size = 8  # packed rows in memory at once
-    share_prompts: bool = True  # one copy of a prompt per row for its completions
-    logits_chunk: Size = 128  # positions whose logits exist at once
+    # One copy of a prompt per row for its completions; None = where attention to that needs no
+    # array of length x length that would be large: on CPUs, and elsewhere for short rows.
+    share_prompts: bool | None = None
+    logits_chunk: Count = 0  # of a row, tokens whose logits exist at once; 0 = by platform
     seed: Seed = 0  # of the order of questions, of the samples, of a fresh model
     # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
@@ -113,6 +116,12 @@ class GrpoConfig:
     keep_rollouts: Count = 0  # iterations whose rollout files stay; 0 = all
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Of a config that was `chosen`."""
+        assert self.share_prompts is not None, "the platform has not chosen yet"
+        return self.share_prompts
 
 
 def check(config: GrpoConfig) -> None:
@@ -187,6 +196,17 @@ def check_lengths(config: GrpoConfig, limit: int) -> None:
         )
 
 
+def chosen(config: GrpoConfig, platform: str) -> GrpoConfig:
+    """With all that the config leaves to the platform of the devices decided.
+
+    The kernels of accelerators do not know completions that share a prompt.
+    """
+    if config.share_prompts is not None:
+        return config
+    length = packing_of(replace(config, share_prompts=False)).lengths[0]
+    return replace(config, share_prompts=platform == "cpu" or length <= MASKED_LENGTH)
+
+
 # -- the packed rows of an update -------------------------------------------------------------
 
 
@@ -208,7 +228,7 @@ def packing_of(config: GrpoConfig) -> Packing:
     length, parts = config.pack_length or longest, 4 * config.pack_choices
     choices = {length * (parts - less) // parts for less in range(config.pack_choices)}
     lengths = sorted((each for each in choices if each >= longest), reverse=True)
-    shared = config.share_prompts
+    shared = config.shares_prompts
     span = Span(config.max_prompt_tokens, completion) if shared else Span(0, longest)
     return Packing(
         tuple(lengths),

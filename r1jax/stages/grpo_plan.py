@@ -12,7 +12,13 @@ from r1jax.machines.mesh import check_divisible
 from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
 from r1jax.models.params import model_flops
 from r1jax.rollout.planned import Asked, rollout_programs
-from r1jax.stages.grpo_config import GrpoConfig, check_lengths, longest_completion, packing_of
+from r1jax.stages.grpo_config import (
+    GrpoConfig,
+    check_lengths,
+    chosen,
+    longest_completion,
+    packing_of,
+)
 from r1jax.stages.grpo_updates import Programs
 from r1jax.training.planned import abstract_batch, imagined, kernels_of, state_bytes
 from r1jax.training.train_state import MICROBATCHES
@@ -24,12 +30,13 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
 
     `memory` is a device's, in bytes. A critic and reward models are not planned.
     """
+    config = chosen(config, mesh.devices.flat[0].platform)
     check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
     opened = open_shapes(config.model)
     check_lengths(config, opened.config.max_length)
     use_ref = config.loss.kl_coef > 0
     trained = imagined(
-        opened, config.optimizer, config.total_steps, mesh, config.share_prompts, use_ref
+        opened, config.optimizer, config.total_steps, mesh, config.shares_prompts, use_ref
     )
     state = state_bytes(trained)
     asked = Asked(
@@ -52,11 +59,11 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     lowered = functools.cache(lambda: programs.lower(trained, batch, policies))
 
     mean = assumed.completion or asked.max_tokens // 4
-    prompts = config.prompts_per_update if config.share_prompts else completions
+    prompts = config.prompts_per_update if config.shares_prompts else completions
     tokens = completions * mean + prompts * assumed.prompt
     used = max(math.ceil(tokens / length), math.ceil(completions / (length // min(mean, length))))
     microbatches = math.ceil(used / rows)
-    columns = chunk_columns(config.logits_chunk, length, mesh)
+    columns = chunk_columns(config.logits_chunk, rows, length, mesh)
     chunks = math.ceil(completions * mean / (microbatches * rows) / columns)
     loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: chunks}
     held = state | {"batch": bytes_of(batch)}

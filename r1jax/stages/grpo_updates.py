@@ -132,7 +132,7 @@ class Programs:
                 self.packing.lengths,
                 config.microbatch_rows,
                 -(-self.packing.rows // config.microbatch_rows),
-                config.share_prompts,
+                config.shares_prompts,
                 minibatch.advantages,
             )
             packed = {

@@ -107,7 +107,7 @@ def planned(config: RewardModelConfig, mesh: Mesh, assumed: Assumed, memory: flo
         completions=config.batch_size * (2 if config.kind == "pairwise" else 1),
         pack_length=config.pack_length,
         microbatch_rows=config.microbatch_rows,
-        logits_chunk=0,
+        logits_chunk=None,
         more=("labels",),
     )
     return Iteration([update], steps, [note])

@@ -115,7 +115,7 @@ class SftConfig:
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
     log_every: Size = 1  # updates between two lines of metrics.jsonl
-    logits_chunk: Size = 128  # positions whose logits exist at once
+    logits_chunk: Count = 0  # of a row, tokens whose logits exist at once; 0 = by platform
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 

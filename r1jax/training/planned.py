@@ -97,7 +97,7 @@ def supervised(
     completions: int,
     pack_length: int,
     microbatch_rows: int,
-    logits_chunk: int,
+    logits_chunk: int | None,
     more: Sequence[str] = (),
 ) -> tuple[Planned, str]:
     """An update on so many texts, packed; and what was assumed."""
@@ -110,8 +110,8 @@ def supervised(
     shape = 1 << (microbatches - 1).bit_length(), microbatch_rows, pack_length
     batch = abstract_batch(shape, completions, mesh, *more, model=model)
     loops = {MICROBATCHES: float(microbatches)}
-    if logits_chunk:
-        columns = chunk_columns(logits_chunk, pack_length, mesh)
+    if logits_chunk is not None:  # the loss has a head of words
+        columns = chunk_columns(logits_chunk, microbatch_rows, pack_length, mesh)
         loops[HEAD_CHUNKS] = -(-tokens // (microbatches * microbatch_rows * columns))
     held = state_bytes(trained) | {"batch": bytes_of(batch)}
     program = Planned(
