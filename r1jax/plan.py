@@ -11,16 +11,13 @@ and a roofline of an iteration and the run. Exit code 0: it fits; 3: it does not
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from r1jax.cli import define_config, run_command
-from r1jax.config import ConfigError
 from r1jax.machines.topology import CHIPS, slices_of
-from r1jax.stages import checked, planned
+from r1jax.stages import checked, to_plan
 
 CONFIG = define_config("FILE.py[:arg,arg=value] to plan.")
 TOPOLOGY = flags.DEFINE_string(
@@ -48,7 +45,7 @@ def main() -> None:
     config, slices = CONFIG.value, slices_of(TOPOLOGY.value, SLICES.value)
     assumed = Assumed(MEAN.value, PROMPT.value, ROWS.value)
     found: dict[str, Any] = {}
-    for name, (one, programs_of) in _stages(config).items():
+    for name, (one, programs_of) in to_plan(config).items():
         mesh = make_mesh(one.get("mesh"), slices.devices)
         iteration = programs_of(checked(one), mesh, assumed, slices.chip.hbm)
         plan = make_plan(iteration, slices, mesh)
@@ -59,28 +56,6 @@ def main() -> None:
         write_json(found.get("", {"fits": fits, "stages": found}), OUTPUT.value)
     if not fits:
         sys.exit(3)
-
-
-def _stages(config: Any) -> dict[str, tuple[Any, Callable[..., Any]]]:
-    """The configs to plan, by their name in a pipeline (of a single stage by ""), and how."""
-    configs = {"": config}
-    if config.get("stage") == "pipeline":
-        checked(config)
-        configs = {f"{name}": _with_shapes(name, config.stages) for name in config.stages}
-    found = {name: (one, of) for name, one in configs.items() if (of := planned(one))}
-    if not found:
-        raise ConfigError(f"config.stage {config.stage!r} runs nothing on a TPU")
-    return found
-
-
-def _with_shapes(name: str, stages: Any) -> Any:
-    """A stage's config whose model, where another stage makes it, is what that one begins from."""
-    config = ConfigDict(stages[name].to_dict())
-    while "path" in (model := config.get("model", {})) and str(model["path"]).startswith("@"):
-        source = stages[model["path"].removeprefix("@").partition("/")[0]].model.to_dict()
-        override = source.get("override", {}) | dict(model.get("override", {}))
-        config.model = ConfigDict(source | {"override": override})
-    return config
 
 
 if __name__ == "__main__":

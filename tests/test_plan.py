@@ -14,6 +14,7 @@ import pytest
 from helpers import MODEL, grpo_config, sft_config
 from ml_collections import ConfigDict
 
+from experiments.mini import r1
 from r1jax.config import ConfigError, UserError
 from r1jax.machines.mesh import make_mesh
 from r1jax.machines.planned import Assumed, Iteration, Planned
@@ -22,7 +23,7 @@ from r1jax.models.params import count_params
 from r1jax.models.zoo import MODELS
 from r1jax.reports.plan import Plan, advice, as_json, as_text, make_plan
 from r1jax.rollout.planned import decode_steps
-from r1jax.stages import checked, planned
+from r1jax.stages import checked, to_plan
 from r1jax.weights.load import ModelFields, ModelSource, open_shapes
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +37,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def iteration_of(config: ConfigDict, assumed: Assumed | None = None, **mesh: int) -> Any:
-    found = planned(config)
-    assert found is not None
+    ((config, found),) = to_plan(config).values()
     where = make_mesh(mesh or {"fsdp": 4, "tensor": 2}, jax.devices())
     return found(checked(config), where, assumed or Assumed(prompt=20), CHIP.hbm), where
 
@@ -202,6 +202,17 @@ def test_only_a_config_is_read(tmp_path: Path) -> None:
     assert count_params(open_shapes(ModelSource(path=str(tmp_path))).config) > 1e6
 
 
+def test_stages_of_a_pipeline() -> None:
+    """Models that other stages make have the shapes of what those begin from."""
+    found = to_plan(r1.get_config("smoke"))
+    stages = r1.get_config("smoke").stages
+    kinds = {name: stages[name].stage for name in found}
+    assert set(kinds.values()) == {"grpo", "sft", "rejection", "reward_model"}
+    for name, (config, _) in found.items():
+        assert not config.model.get("path", "").startswith("@"), name
+        assert open_shapes(checked(config).model).config.num_layers > 0
+
+
 @pytest.mark.parametrize(
     ("topology", "said"),
     [
@@ -256,8 +267,7 @@ def test_splash_counts_by_formula() -> None:
         "tie_embeddings": False,
     }  # fmt: skip
     sft = sft_config("", model={"config": config}, batch_size=4, pack_length=512, microbatch_rows=4)
-    found = planned(sft)
-    assert found is not None
+    ((_, found),) = to_plan(sft).values()
     iteration = found(checked(sft), mesh, Assumed(completion=512), slices.chip.hbm)
     (update,) = make_plan(iteration, slices, mesh).programs
     weights = 3 * (4 * 128 * 256 + 3 * 128 * 256) + 128 * 512

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
+from ml_collections import ConfigDict
+
 from r1jax.config import ConfigError, check_choice, section
 
 STAGES = {
@@ -43,12 +45,6 @@ def stage_of(config: Any, path: str = "config") -> Stage:
     return cast(Stage, importlib.import_module(STAGES[config["stage"]]))
 
 
-def planned(config: Any, path: str = "config") -> Callable[..., Any] | None:
-    """The stage's own `planned`; None where it runs nothing on a device."""
-    found: Callable[..., Any] | None = getattr(stage_of(config, path), "planned", None)
-    return found
-
-
 def checked(config: Any, path: str = "config") -> Any:
     """The config as its stage's dataclass, as far as it can be checked without its data."""
     module = stage_of(config, path)
@@ -56,3 +52,36 @@ def checked(config: Any, path: str = "config") -> Any:
     if hasattr(module, "check"):
         module.check(found)
     return found
+
+
+Planner = Callable[..., Any]  # a stage's `planned`
+
+
+def to_plan(config: Any) -> dict[str, tuple[Any, Planner]]:
+    """The configs that run something on devices, and what plans each.
+
+    Of a pipeline they have the names of its stages, a single stage has "".
+    """
+    configs = {"": config}
+    if config.get("stage") == "pipeline":
+        checked(config)
+        configs = {str(name): _with_shapes(name, config.stages) for name in config.stages}
+    found = {}
+    for name, one in configs.items():
+        module = stage_of(one, f"config.stages.{name}" if name else "config")
+        if hasattr(module, "planned"):
+            found[name] = one, cast(Planner, module.planned)
+    if not found:
+        raise ConfigError(f"config.stage {config.stage!r} runs nothing that can be planned")
+    return found
+
+
+def _with_shapes(name: str, stages: Any) -> Any:
+    """A stage's config whose model, where another stage makes it, is what that one begins from."""
+    config = ConfigDict(stages[name].to_dict())
+    model = config.get("model")
+    while isinstance(model, ConfigDict) and str(model.get("path", "")).startswith("@"):
+        source = stages[model.path.removeprefix("@").partition("/")[0]].model.to_dict()
+        override = source.get("override", {}) | model.to_dict().get("override", {})
+        model = config.model = ConfigDict(source | {"override": override})
+    return config

@@ -368,7 +368,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
 
 
 def open_shapes(source: ModelSource) -> OpenModel:
-    """The model in shapes alone, whose files need not be there: neither weights nor tokenizer.
+    """The model in shapes alone; neither weights nor tokenizer need be there.
 
     Of a Hugging Face directory its config.json is read, of a workdir its model.json; of what does
     not exist the name says which model of models/zoo.py it is (models/DeepSeek-V3-Base).
@@ -385,6 +385,8 @@ def open_shapes(source: ModelSource) -> OpenModel:
             fields = dataclasses.asdict(config_from_hf(root))
         else:
             fields = dataclasses.asdict(_of_zoo(root.name, source.path))
+    elif "vocab_size" not in fields and source.tokenizer is not None:
+        fields["vocab_size"] = load_tokenizer(source.tokenizer).vocab_size
     elif "vocab_size" not in fields:
         raise ConfigError(
             "config.model.config has no vocab_size, which its tokenizer would say: set it to plan"
