@@ -66,11 +66,12 @@ def slices_of(topology: str, count: int = 1) -> Slices:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("the TPU's compiler is not installed: pip install -e '.[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody is asked for a TPU's metadata
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans may be made at a time
     from jax.experimental import topologies
 
     more = {"num_slices": count} if count > 1 else {}
     try:
         devices = topologies.get_topology_desc(topology, "tpu", **more).devices
     except Exception as error:
-        raise ConfigError(f"--topology {topology} is no slice that exists: {error}") from error
+        raise ConfigError(f"--topology {topology}: the TPU's compiler says {error}") from error
     return Slices(topology, count, CHIPS[kind], devices)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, UserError
@@ -124,8 +126,9 @@ def make_plan(iteration: Iteration, slices: Slices, mesh: Mesh) -> Plan:
     """Compiles an iteration's programs, side by side. UserError where a kernel is missing."""
     key = f"{slices.name} x {slices.count}, libtpu {_version('libtpu')}, jax {_version('jax')}"
     lowered = [program.lower() for program in iteration.programs]  # Python's part, one by one
+    names = [program.name for program in iteration.programs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = list(pool.map(functools.partial(_compiled, key), lowered))
+        compiled = list(pool.map(functools.partial(_compiled, key), names, lowered))
     programs = [
         _program(planned, found, slices, mesh)
         for planned, found in zip(iteration.programs, compiled, strict=True)
@@ -140,14 +143,16 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _compiled(key: str, lowered: Any) -> Compiled:
+def _compiled(key: str, program: str, lowered: Any) -> Compiled:
     """From the cache of plans, or compiled and put there."""
     name = hashlib.sha256((key + lowered.as_text()).encode()).hexdigest()[:32]
     cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
     file = Path(cache) / "plans" / name
     if cache and file.exists():
         return Compiled(**json.loads(zlib.decompress(file.read_bytes())))
+    began = time.perf_counter()
     found = _compile(lowered)
+    logging.info("%s: compiled in %.0f s", program, time.perf_counter() - began)
     if cache:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{name}.{os.getpid()}")
@@ -206,7 +211,7 @@ def as_json(plan: Plan, price: float = 0.0) -> dict[str, Any]:
         "slices": plan.slices.count,
         "chips": plan.chips,
         "fits": plan.fits,
-        "hbm_bytes": plan.slices.chip.hbm,
+        "hbm_bytes_of_chip": plan.slices.chip.hbm,
         "hbm_bytes_peak": plan.hbm_peak,
         "programs": [_program_json(plan, program) for program in plan.programs],
         "iteration_seconds": plan.iteration_seconds,
@@ -244,6 +249,32 @@ def _program_json(plan: Plan, program: ProgramPlan) -> dict[str, Any]:
     }
 
 
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _columns(first: str, *others: str | float) -> str:
+    cells = (other if isinstance(other, str) else _number(other) for other in others)
+    return f"{first:14}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _program_text(plan: Plan, program: ProgramPlan) -> str:
+    cost = program.cost
+    return _columns(
+        program.planned.name,
+        program.hbm / GIB,
+        program.planned.runs,
+        cost.flops / 1e12,
+        cost.bytes / 1e9,
+        cost.collective_bytes / 1e9,
+        program.compute_seconds,
+        program.memory_seconds,
+        program.link_seconds,
+        program.total_seconds,
+        100 * plan.utilisation(program),
+    )
+
+
 def as_text(plan: Plan, price: float = 0.0) -> str:
     """The tables of a plan."""
     chip = plan.slices.chip
@@ -251,34 +282,31 @@ def as_text(plan: Plan, price: float = 0.0) -> str:
     lines = [
         f"{plan.slices.name}{several}: {plan.chips} chips of {chip.hbm / GIB:.1f} GiB",
         "",
-        f"{'program':14}{'GiB':>8}{'runs':>9}{'TFLOP':>9}{'GB':>9}{'GB sent':>9}{'compute s':>11}"
-        f"{'memory s':>10}{'links s':>9}{'iteration s':>13}{'MFU':>6}",
+        _columns(
+            *("program", "GiB", "runs", "TFLOP", "GB", "GB sent", "compute s", "memory s"),
+            *("links s", "iteration s", "MFU %"),
+        ),
+        *(_program_text(plan, program) for program in plan.programs),
     ]
-    for program in plan.programs:
-        p, cost = program, program.cost
-        lines.append(
-            f"{p.planned.name:14}{p.hbm / GIB:8.1f}{p.planned.runs:9,.0f}{cost.flops / 1e12:9.2f}"
-            f"{cost.bytes / 1e9:9.2f}{cost.collective_bytes / 1e9:9.2f}{p.compute_seconds:11.4f}"
-            f"{p.memory_seconds:10.4f}{p.link_seconds:9.4f}{p.total_seconds:13.1f}"
-            f"{100 * plan.utilisation(p):5.0f}%"
-        )
     worst = max(plan.programs, key=lambda program: program.hbm)
     lines += ["", f"memory of a chip during {worst.planned.name!r}, the largest (GiB):"]
     for kind, size in sorted(worst.held.items(), key=lambda item: -item[1]):
-        lines.append(f"  {kind:20}{size / GIB:8.2f}")
+        lines.append(f"  {kind:20}{_number(size / GIB):>10}")
     moved = [
         (size * p.planned.runs, f"{p.planned.name}: {kind} along {axes or 'none'}")
         for p in plan.programs
         for (kind, axes), size in p.cost.collectives.items()
     ]
     lines += ["", "collectives of an iteration, the largest (GB a chip):"]
-    lines += [f"  {what:44}{size / 1e9:10.1f}" for size, what in sorted(moved, reverse=True)[:6]]
+    lines += [
+        f"  {what:44}{_number(size / 1e9):>10}" for size, what in sorted(moved, reverse=True)[:6]
+    ]
     days = plan.chip_hours / plan.chips / 24
     cost_said = f", {plan.chip_hours * price:,.0f} dollars" if price else ""
     lines += [
         "",
-        f"an iteration {plan.iteration_seconds:,.1f} s, the run's {plan.iterations:,.0f}"
-        f" {plan.chip_hours:,.0f} chip-hours, {days:,.1f} days{cost_said}",
+        f"an iteration {_number(plan.iteration_seconds)} s, the run's {plan.iterations:,.0f}"
+        f" {_number(plan.chip_hours)} chip-hours, {_number(days)} days{cost_said}",
         *(f"assumed: {note}" for note in plan.notes),
     ]
     if unknown := {loop for program in plan.programs for loop in program.cost.unknown_loops}:
