@@ -1,4 +1,4 @@
-"""Dev1: DeepSeek-V3-Base fine-tuned on the cold-start data (3.2, B.4).
+"""Dev1: DeepSeek-V3-Base fine-tuned on the cold-start data (B.3.2, B.4).
 
     python -m r1jax.train --config experiments/r1/dev1.py --workdir runs/r1/dev1
 

@@ -7,7 +7,7 @@ R1's 41K H800 hours (Table 7). `:smoke` runs four updates of a tiny model of V3'
 
 Brings: Dev1 (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (README.md).
 To reach (Table 3): AIME 2024 74.0, MATH-500 95.9, GPQA Diamond 70.7, LiveCodeBench 63.5; language
-consistency near 0.99 (Figure 7).
+consistency near 0.99 (Figure 7, of a model of 7B).
 
 Left open by the paper: the number of steps ("until convergence"; 2,528 here, 158 rollouts: at
 R1-Zero's hours a step, 41K hours are 4,222 steps, of which the last stage takes 1,700), the prompt

@@ -1,4 +1,4 @@
-"""Preference pairs for the helpful reward model, judged by DeepSeek-V3 (3.1, B.2, B.3.1).
+"""Preference pairs for the helpful reward model, judged by DeepSeek-V3 (B.2, B.3.1).
 
     python -m r1jax.train --config experiments/r1/preferences.py --workdir runs/r1/preferences
 

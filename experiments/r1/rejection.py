@@ -13,7 +13,7 @@ Brings: Dev2 (`:model=PATH`), reasoning.jsonl or judged.jsonl of `:data=DIR` (RE
 the latter DeepSeek-V3 (`:v3=PATH` or the address of a server). To reach: about 600,000 rows
 (Table 5: maths 395,285, code 211,129, STEM 10,124, logic 10,395).
 
-Left open by the paper: samples a question ("multiple"; 16, and all that pass are kept, since the
+Left open by the paper: samples a question (several; 16, and all that pass are kept, since the
 maths questions of Table 4 must come to 15 rows each), their temperature (1, as in Dev2's training),
 and the filters' limits: 95 % of the thoughts' words in the question's language, no paragraph of
 more than 1,000 characters, no code block in the thoughts.

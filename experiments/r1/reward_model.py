@@ -1,4 +1,4 @@
-"""The helpful and the safety reward model: R1's architecture with a scalar head (3.1, eq 5 and 6).
+"""The helpful and the safety reward model: R1's architecture with a scalar head (eq 5 and 6).
 
     CONFIG=experiments/r1/reward_model.py
     python -m r1jax.train --config $CONFIG:kind=helpful --workdir runs/r1/helpful
