@@ -18,7 +18,8 @@ To reach, as statistics.json prints it (Table 5):
     Total     804,745      1.0  5,355.3
 
 Rows that share ten words in a row with a benchmark's question or solution are left out. Left open
-by the paper: its data (the general half comes from DeepSeek-V3's SFT set), what a word of a 10-gram is.
+by the paper: its data (the general half is of DeepSeek-V3's SFT set) and what a word of a 10-gram
+is.
 """
 
 from ml_collections import ConfigDict

@@ -66,10 +66,10 @@ def get_config(arg: str = "") -> ConfigDict:
         "dev3": stage(dev3, model=base, data="@sft_set"),
         "r1": stage(r1, model="@dev3", data=data, helpful="@helpful", safety="@safety"),
     }
-    for name, label in MODELS.items():
+    for name in ("zero", "r1") if args.smoke else MODELS:
         template = "r1_zero" if name == "zero" else "r1"
         stages[f"eval_{name}"] = stage(
-            evaluate, model=f"@{name}", data=data, template=template, label=label
+            evaluate, model=f"@{name}", data=data, template=template, label=MODELS[name]
         )
     config = ConfigDict()
     config.stage = "pipeline"
