@@ -24,7 +24,13 @@ V3 = _NARROW | {
     "head_dim": 24,
     "tie_embeddings": False,
     "mtp": True,
-    "rope_scaling": {"kind": "yarn", "factor": 40.0, "original_length": 4096, "mscale": 1.0},
+    "rope_scaling": {
+        "kind": "yarn",
+        "factor": 40.0,
+        "original_length": 4096,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
     "latent": {"kv_rank": 32, "q_rank": 48, "nope_dim": 16, "rope_dim": 8, "value_dim": 16},
     "experts": {
         "num_experts": 8,

@@ -8,8 +8,9 @@ Hardware, an assumption: as many v5p chips as STUDENTS says. Plan: not made yet.
 The paper prints no hours for it: 12,574 updates an epoch. `:smoke` makes three updates of a tiny
 model of the same family.
 
-Brings: the base (`:base=PATH`) and data.jsonl of `:data=DIR`, which is the workdir of
-experiments/r1/mixture.py, or rows like its (experiments/r1/README.md). To reach (Table 15):
+To bring: the base (`:base=PATH`) and data.jsonl of `:data=DIR`, which is the workdir of
+experiments/r1/mixture.py, or rows like its (experiments/r1/README.md). To reach (Table 15;
+experiments/r1/evaluate.py:dense measures it):
 
     model       AIME 2024   cons@64   MATH-500   GPQA Diamond   LiveCodeBench
     qwen-1.5b        28.9      52.7       83.9           33.8            16.9

@@ -6,7 +6,7 @@
 Hardware: 64 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints no
 hours for it. `:smoke` runs four updates of a tiny model of Qwen2's shape.
 
-Brings: Qwen2.5-32B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`: mathematics, code and STEM
+To bring: Qwen2.5-32B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`: mathematics, code and STEM
 (experiments/r1/README.md). To reach (Table 16): AIME 2024 47.0 (cons@64 60.0), MATH-500 91.6, GPQA
 Diamond 55.0, LiveCodeBench 40.2; the distilled Qwen-32B has 72.6 (83.3), 94.3, 62.1 and 57.2.
 

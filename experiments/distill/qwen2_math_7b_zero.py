@@ -7,9 +7,9 @@ The question it answers: whether a base that cannot have read o1's traces learns
 too. Hardware: 8 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints
 no hours for it. `:smoke` runs four updates of a tiny model of Qwen2's shape.
 
-Brings: Qwen2-Math-7B (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (experiments/r1/README.md).
-To reach (Table 17): AIME 2024 22.3 and AIME 2025 18.1, where Qwen2-Math-7B-Instruct has 7.9 and 4.6
-and GPT-4o 9.3 on AIME 2024.
+To bring: Qwen2-Math-7B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`
+(experiments/r1/README.md). To reach (Table 17): AIME 2024 22.3 and AIME 2025 18.1, where
+Qwen2-Math-7B-Instruct has 7.9 and 4.6 and GPT-4o 9.3 on AIME 2024.
 
 Published is the number of updates alone, about 10,000. Everything else is Qwen2.5-32B-Zero's
 (qwen25_32b_zero.py), the nearest model of which the paper prints numbers: learning rate, KL, batch,

@@ -5,7 +5,7 @@
 Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper: 5K H800
 hours for all of SFT data's making (Table 7). `:smoke` samples from a tiny model of V3's shape.
 
-Brings: R1-Zero (`:model=PATH`), DeepSeek-V3 (`:v3=PATH` or the address of a server, which leaves
+To bring: R1-Zero (`:model=PATH`), DeepSeek-V3 (`:v3=PATH` or the address of a server, which leaves
 all memory to R1-Zero), and of `:data=DIR` cold_start.jsonl: thousands of diverse questions
 (README.md). To reach: "thousands" of long chains of thought.
 

@@ -5,11 +5,11 @@
 Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints no
 hours for it alone. `:smoke` makes three updates of a tiny model of V3's shape.
 
-Brings: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is cold_start.py's workdir or
+To bring: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is cold_start.py's workdir or
 thousands of rows like its (README.md).
 To reach (Table 3): AIME 2024 59.0, MATH-500 94.2, IF-Eval 71.7, below R1-Zero's in reasoning.
 
-Left open by the paper: the epochs (2 to 3; 2 here, as version 1 says of the second SFT), how many
+Left open by the paper: the epochs (2 to 3; 2 here, as version 1 of the paper has them), how many
 rows there are, warm-up (none), what becomes of longer rows (they are left out), multi-token
 prediction's loss (`mtp_coef` = 0) and the router's balance (`router` = 0, 0).
 """

@@ -5,7 +5,7 @@
 Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper: a part of
 R1's 41K H800 hours (Table 7). `:smoke` runs four updates of a tiny model of V3's shape.
 
-Brings: Dev1 (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (README.md).
+To bring: Dev1 (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (README.md).
 To reach (Table 3): AIME 2024 74.0, MATH-500 95.9, GPQA Diamond 70.7, LiveCodeBench 63.5; language
 consistency near 0.99 (Figure 7, of a model of 7B).
 

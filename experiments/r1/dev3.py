@@ -6,7 +6,7 @@ Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. 
 hours for it alone: 4.31 billion tokens an epoch, of 6,287 updates. `:smoke` makes three updates of
 a tiny model of V3's shape.
 
-Brings: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is mixture.py's workdir.
+To bring: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is mixture.py's workdir.
 To reach (Table 3): AIME 2024 78.1, MATH-500 95.4, AlpacaEval 2.0 62.1, Aider 44.8.
 
 Its schedule is the cold start's (dev1.py), and so are the choices that the paper leaves open.

@@ -5,7 +5,7 @@
 Hardware: one host's CPUs. Plan: not made yet. Measured: not run. `:smoke` mixes the mini world's
 rows.
 
-Brings: rejection.py's two workdirs (`:reasoning=DIR,judged=DIR`), a MODEL whose tokenizer counts
+To bring: rejection.py's two workdirs (`:reasoning=DIR,judged=DIR`), a MODEL whose tokenizer counts
 (`:model=PATH`), and of `:data=DIR` general_sft.jsonl and the benchmarks eval/*.jsonl (README.md).
 To reach, as statistics.json prints it (Table 5):
 

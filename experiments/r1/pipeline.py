@@ -16,7 +16,7 @@ config can be changed as `--config.stages.NAME.key=value`. Hardware: 256 v5p chi
 Plan: not made yet. Measured: not run. The paper: 147K H800 hours (Table 7). `:smoke` runs every
 stage at a few steps, from a tiny base of V3's shape.
 
-Brings: V3-Base (`:model=PATH`), V3 (`:v3=PATH` or the address of a server) and all of `:data=DIR`.
+To bring: V3-Base (`:model=PATH`), V3 (`:v3=PATH` or a server's address) and all of `:data=DIR`.
 """
 
 from types import ModuleType

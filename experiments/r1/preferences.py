@@ -8,7 +8,7 @@ responses are made equally long. Hardware: 256 v5p chips (an assumption), or non
 Plan: not made yet. Measured: not run. `:smoke` asks the mini world's base, whose verdicts nobody
 can read, so no pair is left.
 
-Brings: DeepSeek-V3 (`:v3=PATH` or the address of a server) and prompts.jsonl of `:data=DIR`, on
+To bring: DeepSeek-V3 (`:v3=PATH` or the address of a server) and prompts.jsonl of `:data=DIR`, on
 anything but reasoning (README.md). To reach: 66,000 pairs.
 
 Left open by the paper: the scale of verdicts (2, 1, 0, -1, -2), who writes the responses (V3 too;

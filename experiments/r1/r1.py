@@ -7,7 +7,7 @@ of them invites reward hacking. Hardware: 256 v5p chips (an assumption). Plan: n
 Measured: not run. The paper: a part of R1's 41K H800 hours (Table 7). `:smoke` runs four updates of
 a tiny model of V3's shape, without reward models where none are named.
 
-Brings: Dev3 (`:model=PATH`), the reward models (`:helpful=PATH,safety=PATH`), and of `:data=DIR`
+To bring: Dev3 (`:model=PATH`), the reward models (`:helpful=PATH,safety=PATH`), and of `:data=DIR`
 reasoning.jsonl and general.jsonl (README.md).
 To reach (Table 3): AIME 2024 79.8, MATH-500 97.3, GPQA Diamond 71.5, LiveCodeBench 65.9, AlpacaEval
 2.0 87.6, ArenaHard 92.3.

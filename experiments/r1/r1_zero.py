@@ -6,7 +6,7 @@ Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. 
 hours (Table 7); 10,400 steps are 650 rollouts, about 31.5 billion sampled tokens (Figure 1b).
 `:smoke` runs four updates of a tiny model of V3's shape.
 
-Brings: MODEL (`:model=PATH`), and of `:data=DIR` reasoning.jsonl and eval/*.jsonl (README.md).
+To bring: MODEL (`:model=PATH`), and of `:data=DIR` reasoning.jsonl and eval/*.jsonl (README.md).
 To reach (Table 3): AIME 2024 77.9 (cons@64 86.7), MATH-500 95.9, GPQA Diamond 75.8, LiveCodeBench
 50.0; the curve's pass@1 15.6 -> 77.3 % from step 200 to 10,000 (Figure 1a), mean length 549 ->
 13,648 tokens (Figure 1b).

@@ -9,7 +9,7 @@ with the reference. Hardware: 256 v5p chips (an assumption). Plan: not made yet.
 The paper: 5K H800 hours for all of SFT data's making (Table 7). `:smoke` samples from a tiny model
 of V3's shape.
 
-Brings: Dev2 (`:model=PATH`), reasoning.jsonl or judged.jsonl of `:data=DIR` (README.md), and for
+To bring: Dev2 (`:model=PATH`), reasoning.jsonl or judged.jsonl of `:data=DIR` (README.md), and for
 the latter DeepSeek-V3 (`:v3=PATH` or the address of a server). To reach: about 600,000 rows
 (Table 5: maths 395,285, code 211,129, STEM 10,124, logic 10,395).
 

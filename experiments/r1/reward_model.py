@@ -7,7 +7,7 @@
 Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. `:smoke` makes three
 updates of a tiny model of V3's shape.
 
-Brings: MODEL (`:model=PATH`), and of `:data=DIR` pairs.jsonl (helpful: preferences.py's workdir,
+To bring: MODEL (`:model=PATH`), and of `:data=DIR` pairs.jsonl (helpful: preferences.py's workdir,
 66,000 pairs) or labels.jsonl (safety: 106,000 labelled responses; README.md). An epoch is 258 and
 415 updates. The paper prints no figure for the models themselves; Figure 6 shows the helpful one
 being hacked in 700 steps of RL.
