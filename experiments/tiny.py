@@ -56,7 +56,7 @@ LLAMA = (
         "rope_theta": 5e5,
     }
 )
-CUT = {"max_prompt_tokens": 512, "engine": {"slots": 16, "chunk": 8, "bucket": 64}}
+CUT = {"max_prompt_tokens": 256, "engine": {"slots": 16, "chunk": 8, "bucket": 64}}
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def shrink_evaluate(config: ConfigDict, model: str) -> None:
 
 def shrink_benchmarks(benchmarks: dict) -> dict:
     """Two samples of four problems."""
-    few = {"data": questions(4, "test"), "num_samples": 2, "max_prompt_tokens": 512}
+    few = {"data": questions(4, "test"), "num_samples": 2, "max_prompt_tokens": 256}
     return {
         name: benchmark | few | {"sampling": benchmark["sampling"] | {"max_tokens": 16}}
         for name, benchmark in benchmarks.items()
