@@ -48,14 +48,8 @@ V3 = _NARROW | {
 }
 _GROUPED = {"num_layers": 2, "num_kv_heads": 2, "head_dim": 16, "tie_embeddings": False}
 QWEN2 = _NARROW | _GROUPED | {"qkv_bias": True}
-LLAMA = (
-    _NARROW
-    | _GROUPED
-    | {
-        "rope_scaling": {"kind": "llama3", "factor": 8.0, "original_length": 8192},
-        "rope_theta": 5e5,
-    }
-)
+_STRETCHED = {"kind": "llama3", "factor": 8.0, "original_length": 8192}
+LLAMA = _NARROW | _GROUPED | {"rope_theta": 5e5, "rope_scaling": _STRETCHED}
 CUT = {"max_prompt_tokens": 256, "engine": {"slots": 16, "chunk": 8, "bucket": 64}}
 
 
@@ -190,7 +184,8 @@ def shrink_evaluate(config: ConfigDict, model: str) -> None:
 
 def shrink_benchmarks(benchmarks: dict) -> dict:
     """Two samples of four problems."""
-    few = {"data": questions(4, "test"), "num_samples": 2, "max_prompt_tokens": 256}
+    few = {"data": questions(4, "test"), "num_samples": 2}
+    few["max_prompt_tokens"] = CUT["max_prompt_tokens"]
     return {
         name: benchmark | few | {"sampling": benchmark["sampling"] | {"max_tokens": 16}}
         for name, benchmark in benchmarks.items()

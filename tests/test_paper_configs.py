@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -14,6 +17,10 @@ from r1jax.config import ConfigError, load_config
 from r1jax.data.datasets import DataConfig, check_located, finite_examples, messages_of
 from r1jax.judges.preferences import MIN_DELTA
 from r1jax.machines.cpu import quick_compile
+from r1jax.machines.mesh import MESH_AXES, check_divisible
+from r1jax.models.params import param_axes
+from r1jax.models.transformer import Transformer
+from r1jax.models.zoo import MODELS
 from r1jax.stages import checked, reward_model, sft, stage_of
 
 ROOT = Path(__file__).parents[1]
@@ -105,21 +112,29 @@ def test_mesh_splits_rows(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "chips"),
+    ("spec", "model", "chips"),
     [
-        ("r1/r1_zero.py", 256),
-        ("distill/distill.py:model=qwen-1.5b", 8),
-        ("distill/distill.py:model=qwen-7b", 8),
-        ("distill/distill.py:model=qwen-14b", 16),
-        ("distill/distill.py:model=qwen-32b", 64),
-        ("distill/distill.py:model=llama-8b", 8),
-        ("distill/distill.py:model=llama-70b", 128),
-        ("distill/qwen25_32b_zero.py", 64),
-        ("distill/qwen2_math_7b_zero.py", 8),
+        ("r1/r1_zero.py", "deepseek-v3", 256),
+        ("distill/distill.py:model=qwen-1.5b", "qwen2.5-math-1.5b", 8),
+        ("distill/distill.py:model=qwen-7b", "qwen2.5-math-7b", 8),
+        ("distill/distill.py:model=qwen-14b", "qwen2.5-14b", 16),
+        ("distill/distill.py:model=qwen-32b", "qwen2.5-32b", 64),
+        ("distill/distill.py:model=llama-8b", "llama-3.1-8b", 8),
+        ("distill/distill.py:model=llama-70b", "llama-3.3-70b", 128),
+        ("distill/qwen25_32b_zero.py", "qwen2.5-32b", 64),
+        ("distill/qwen2_math_7b_zero.py", "qwen2.5-math-7b", 8),  # Qwen2-Math-7B's shape
     ],
 )
-def test_chips(spec: str, chips: int) -> None:
-    assert math.prod(load_config(str(ROOT / "experiments" / spec)).mesh.values()) == chips
+def test_mesh_splits_parameters(spec: str, model: str, chips: int) -> None:
+    """Evenly, those of the paper's model of the full size."""
+    sizes = load_config(str(ROOT / "experiments" / spec)).mesh.to_dict()
+    assert math.prod(sizes.values()) == chips
+    mesh = SimpleNamespace(shape=dict.fromkeys(MESH_AXES, 1) | sizes)
+    shape = replace(MODELS[model], mtp=MODELS[model].latent is not None)
+    shapes, axes = param_axes(Transformer(shape))
+    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    for leaf, axis in zip(jax.tree.leaves(shapes), names, strict=True):
+        check_divisible(leaf.shape, axis, mesh, model)
 
 
 def test_pipeline_is_the_files_configs() -> None:

@@ -30,23 +30,14 @@ from r1jax.config import parse_args
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = parse_args(
-        arg,
-        smoke=False,
-        seed=0,
-        model="",
-        data="data",
-        reasoning="",
-        judged="",
-    )
+    args = parse_args(arg, smoke=False, seed=0, model="", data="data", reasoning="", judged="")
+    made = {name: args[name] or f"{parts.RUNS}/{name}" for name in ("reasoning", "judged")}
     config = ConfigDict()
     config.stage = "mixture"
     config.seed = args.seed
     config.sources = {
-        "reasoning": {
-            "data": {"path": f"{args.reasoning or f'{parts.RUNS}/reasoning'}/data.jsonl"}
-        },
-        "judged": {"data": {"path": f"{args.judged or f'{parts.RUNS}/judged'}/data.jsonl"}},
+        "reasoning": {"data": {"path": f"{made['reasoning']}/data.jsonl"}},
+        "judged": {"data": {"path": f"{made['judged']}/data.jsonl"}},
         "general": {"data": {"path": f"{args.data}/general_sft.jsonl"}, "domain": "general"},
     }
     config.tokenizer = args.model or parts.BASE
