@@ -20,10 +20,11 @@ experiments/r1/evaluate.py:dense measures it):
     llama-8b         50.4      80.0       89.1           49.0            39.6
     llama-70b        70.0      86.7       94.5           65.2            57.5
 
-Left open by the paper: the epochs (2 to 3; 2 here), warm-up (none), longer rows (left out), the
-tokens of R1's template, which the students' tokenizers lack (written out as text;
-`--config.model.tokenizer=PATH` takes another tokenizer). Departure: the released Qwen-1.5B has a
-head of its own, here it stays tied to the embedding as in its base.
+Left open by the paper: the epochs (2 to 3; `epochs` 2), warm-up (`optimizer.warmup_steps` 0),
+longer rows (`overlong`: left out), and the tokens of R1's `template`, which a student's tokenizer
+may lack (then they are written out as text; `--config.model.tokenizer=PATH` takes another
+tokenizer). Departure: the released Qwen-1.5B has a head of its own, here it stays tied to the
+embedding as in its base.
 """
 
 from dataclasses import dataclass

@@ -10,8 +10,8 @@ To bring: Qwen2.5-32B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`: mathem
 (experiments/r1/README.md). To reach (Table 16): AIME 2024 47.0 (cons@64 60.0), MATH-500 91.6, GPQA
 Diamond 55.0, LiveCodeBench 40.2; the distilled Qwen-32B has 72.6 (83.3), 94.3, 62.1 and 57.2.
 
-Left open by the paper: the number of steps ("over 10K"; 10,000 here), the clipping epsilon (0.2),
-the prompt (R1-Zero's) and the format reward (R1-Zero's, of the same weight).
+Left open by the paper: the number of steps ("over 10K"; `total_steps` 10,000), the clipping epsilon
+(`loss.clip_eps_*` 0.2), `template` and the format's part in `rewards` (both R1-Zero's).
 """
 
 from ml_collections import ConfigDict

@@ -9,10 +9,11 @@ To bring: R1-Zero (`:model=PATH`), DeepSeek-V3 (`:v3=PATH` or the address of a s
 all memory to R1-Zero), and of `:data=DIR` cold_start.jsonl: thousands of diverse questions
 (README.md). To reach: "thousands" of long chains of thought.
 
-Left open by the paper: how many questions and samples (4 each, one of them kept), what counts as a
-repetition (8 words in a row that came before: at most a fifth of them) and as mixed languages (95 %
-of the thoughts' words in the question's). Departures: the summary stands in <answer> tags, where
-stage rejection's writer puts it; people's rewriting and verification have no place here.
+Left open by the paper: how many questions and samples (`num_samples` 4, `per_prompt` 1), what
+counts as repetition (`minimum.repetition` -0.2: at most a fifth of the runs of 8 words came before)
+and as mixed languages (`minimum.language` 0.95 of the thoughts' words in the question's), the
+writer's temperature (`writer.sampling`: 0.6). Departures: the summary stands in <answer> tags,
+where stage rejection's writer puts it; people's rewriting and verification have no place here.
 """
 
 from ml_collections import ConfigDict

@@ -9,9 +9,10 @@ To bring: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is cold_sta
 thousands of rows like its (README.md).
 To reach (Table 3): AIME 2024 59.0, MATH-500 94.2, IF-Eval 71.7, below R1-Zero's in reasoning.
 
-Left open by the paper: the epochs (2 to 3; 2 here, as version 1 of the paper has them), how many
-rows there are, warm-up (none), what becomes of longer rows (they are left out), multi-token
-prediction's loss (`mtp_coef` = 0) and the router's balance (`router` = 0, 0).
+Left open by the paper: the epochs (2 to 3; `epochs` 2, as its version 1 has them), how many rows
+there are, warm-up (`optimizer.warmup_steps` 0), longer rows (`overlong`: they are left out), the
+prompt (`template`: R1's own, which opens <think>), multi-token prediction (`mtp_coef` 0) and the
+router's balance (`router.*` 0).
 """
 
 from ml_collections import ConfigDict

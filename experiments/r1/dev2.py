@@ -9,10 +9,11 @@ To bring: Dev1 (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (README.md).
 To reach (Table 3): AIME 2024 74.0, MATH-500 95.9, GPQA Diamond 70.7, LiveCodeBench 63.5; language
 consistency near 0.99 (Figure 7, of a model of 7B).
 
-Left open by the paper: the number of steps ("until convergence"; 2,528 here, 158 rollouts: at
-R1-Zero's hours a step, 41K hours are 4,222 steps, of which the last stage takes 1,700), the prompt
-(R1's own template, which opens <think>), and whether an answer counts out of its form (it does:
-`accuracy` and `r1_format` are rewarded apart; `accuracy_in_r1_format` is the other reading).
+Left open by the paper: the number of steps ("until convergence"; `total_steps` 2,528, 158 rollouts:
+at R1-Zero's hours a step, 41K hours are 4,222 steps, of which the last stage takes 1,700), the
+prompt (`template`: R1's own, which opens <think>), and whether an answer counts out of its form (it
+does: `rewards` have `accuracy` and `r1_format` apart; `accuracy_in_r1_format` is the other
+reading).
 """
 
 from ml_collections import ConfigDict

@@ -11,8 +11,9 @@ can read, so no pair is left.
 To bring: DeepSeek-V3 (`:v3=PATH` or the address of a server) and prompts.jsonl of `:data=DIR`, on
 anything but reasoning (README.md). To reach: 66,000 pairs.
 
-Left open by the paper: the scale of verdicts (2, 1, 0, -1, -2), who writes the responses (V3 too;
-rows may bring their own two), both temperatures (0.6, top-p 0.95).
+Left open by the paper: the scale of verdicts (2, 1, 0, -1, -2), who writes the responses (`policy`:
+V3 too; rows may bring their own two), temperatures (`judge.sampling`, `policy.sampling`: 0.6, top-p
+0.95).
 """
 
 from ml_collections import ConfigDict

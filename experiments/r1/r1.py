@@ -12,11 +12,11 @@ reasoning.jsonl and general.jsonl (README.md).
 To reach (Table 3): AIME 2024 79.8, MATH-500 97.3, GPQA Diamond 71.5, LiveCodeBench 65.9, AlpacaEval
 2.0 87.6, ArenaHard 92.3.
 
-What it does not name it retains from dev2.py. Left open by the paper: the mix of prompts (each as
-often as any other of Table 4's text: 88,000 of reasoning, 78,000 general ones), the weight of the
-reward models beside the rules (1, as the sum of eq 8 has it; their scores have no fixed scale). The
-prompts change at the next rollout, that is at step 1,312 instead of 1,300. `accuracy` is 0 on
-general prompts, which have no reference.
+What it does not name it retains from dev2.py. Left open by the paper: the mix of prompts
+(`data_at`: each as often as any other of Table 4's text, 88,000 of reasoning and 78,000 general
+ones), the reward models' `weight` beside the rules (1, as in the sum of eq 8; their scores have no
+fixed scale). The prompts change at the next rollout, that is behind step 1,312 instead of 1,300.
+`accuracy` is 0 on general prompts, which have no reference.
 """
 
 from ml_collections import ConfigDict

@@ -11,11 +11,12 @@ To reach (Table 3): AIME 2024 77.9 (cons@64 86.7), MATH-500 95.9, GPQA Diamond 7
 50.0; the curve's pass@1 15.6 -> 77.3 % from step 200 to 10,000 (Figure 1a), mean length 549 ->
 13,648 tokens (Figure 1b).
 
-Left open by the paper, beside experiments/README.md's table: the clipping epsilon (0.2 here; 10 is
-printed for the next RL stage), which questions it was trained on (1.6 epochs would be of 208,000,
-Table 4 has about 80,000; here 10,400 steps of whatever file), the longest prompt (4,096 tokens;
-longer ones are left out), the curve's temperature (that of the evaluation). The length changes at
-the next rollout, that is at step 8,208.
+Left open by the paper, beside experiments/README.md's table: the clipping epsilon
+(`loss.clip_eps_*` 0.2; 10 is printed for the next RL stage), which questions it was trained on (1.6
+epochs would be of 208,000, Table 4 has about 80,000; here 10,400 steps of whatever is in `data`),
+the longest prompt (`max_prompt_tokens` 4,096; `overlong_prompts` leaves longer ones out), the
+curve's temperature (`evaluation.curve.aime24.sampling`: that of the evaluation). The length changes
+at the next rollout, that is behind step 8,208.
 """
 
 from ml_collections import ConfigDict

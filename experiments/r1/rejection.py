@@ -10,13 +10,14 @@ The paper: 5K H800 hours for all of SFT data's making (Table 7). `:smoke` sample
 of V3's shape.
 
 To bring: Dev2 (`:model=PATH`), reasoning.jsonl or judged.jsonl of `:data=DIR` (README.md), and for
-the latter DeepSeek-V3 (`:v3=PATH` or the address of a server). To reach: about 600,000 rows
-(Table 5: maths 395,285, code 211,129, STEM 10,124, logic 10,395).
+the latter DeepSeek-V3 (`:v3=PATH` or the address of a server). To reach: about 600,000 rows (Table
+5: maths 395,285, code 211,129, STEM 10,124, logic 10,395).
 
-Left open by the paper: samples a question (several; 16, and all that pass are kept, since the
-maths questions of Table 4 must come to 15 rows each), their temperature (1, as in Dev2's training),
-and the filters' limits: 95 % of the thoughts' words in the question's language, no paragraph of
-more than 1,000 characters, no code block in the thoughts.
+Left open by the paper: samples a question (several; `num_samples` 16, of which `per_prompt` keeps
+all that pass, since the maths questions of Table 4 must come to 15 rows each),
+`sampling.temperature` (1, as in Dev2's training), and the limits in `minimum`: 0.95 of the
+thoughts' words in the question's language, no paragraph of more than 1,000 characters, no code
+block in the thoughts.
 """
 
 from ml_collections import ConfigDict

@@ -13,8 +13,9 @@ To bring: MODEL (`:model=PATH`), and of `:data=DIR` pairs.jsonl (helpful: prefer
 being hacked in 700 steps of RL.
 
 Left open by the paper: the losses (Bradley-Terry and binary cross-entropy), which weights they
-start from (V3-Base's), the schedule (constant), and how a conversation is written (`plain`, the
-prompt and the response behind it, which refuses no completion and has place for one question).
+start from (`model`: V3-Base's), the schedule (`optimizer.schedule` constant), longer rows
+(`overlong`: left out), and how a conversation is written (`template` plain: the prompt and the
+response behind it, which refuses no completion and has place for one question).
 """
 
 from ml_collections import ConfigDict
