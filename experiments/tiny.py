@@ -50,6 +50,7 @@ _GROUPED = {"num_layers": 2, "num_kv_heads": 2, "head_dim": 16, "tie_embeddings"
 QWEN2 = _NARROW | _GROUPED | {"qkv_bias": True}
 _STRETCHED = {"kind": "llama3", "factor": 8.0, "original_length": 8192}
 LLAMA = _NARROW | _GROUPED | {"rope_theta": 5e5, "rope_scaling": _STRETCHED}
+ROWS = 8  # packed rows in memory at once: split evenly over 1, 2, 4 or 8 devices
 CUT = {"max_prompt_tokens": 256, "engine": {"slots": 16, "chunk": 8, "bucket": 64}}
 
 
@@ -106,7 +107,7 @@ def shrink_grpo(config: ConfigDict, model: str, shape: dict) -> None:
     _small(config, model, shape)
     config.data = questions()
     config.update({"total_steps": 4, "updates_per_rollout": 2, "ref_every": 2})
-    config.update({"prompts_per_update": 2, "group_size": 4, "microbatch_rows": 2})
+    config.update({"prompts_per_update": 2, "group_size": 4, "microbatch_rows": ROWS})
     config.update({"logits_chunk": 64, "checkpoint_every": 4, **CUT})
     config.sampling.max_tokens = 16
     if "max_tokens_at" in config:
@@ -119,7 +120,7 @@ def shrink_sft(config: ConfigDict, model: str, data: str, shape: dict) -> None:
     _small(config, model, shape)
     if not data:
         config.data = conversations()
-    config.update({"total_steps": 3, "batch_size": 4, "pack_length": 512, "microbatch_rows": 2})
+    config.update({"total_steps": 3, "batch_size": 4, "pack_length": 512, "microbatch_rows": ROWS})
     config.logits_chunk = 64
 
 
@@ -127,7 +128,7 @@ def shrink_reward_model(config: ConfigDict, model: str, shape: dict) -> None:
     """Three updates, on the mini world's pairs or labels."""
     _small(config, model, shape)
     config.data = pairs() if config.kind == "pairwise" else labels()
-    config.update({"total_steps": 3, "batch_size": 4, "pack_length": 512, "microbatch_rows": 2})
+    config.update({"total_steps": 3, "batch_size": 4, "pack_length": 512, "microbatch_rows": ROWS})
 
 
 def shrink_rejection(config: ConfigDict, model: str, shape: dict) -> None:
@@ -162,7 +163,7 @@ def shrink_mixture(config: ConfigDict, args: ConfigDict) -> None:
 def shrink_preference_rewards(config: ConfigDict, args: ConfigDict) -> None:
     """The named reward models, and their prompts from the second rollout on."""
     config.reward_models = {
-        name: term | {"microbatch_rows": 2}
+        name: term | {"microbatch_rows": ROWS}
         for name, term in config.reward_models.to_dict().items()
         if args[name]
     }
@@ -183,8 +184,8 @@ def shrink_evaluate(config: ConfigDict, model: str) -> None:
 
 
 def shrink_benchmarks(benchmarks: dict) -> dict:
-    """Two samples of four problems."""
-    few = {"data": questions(4, "test"), "num_samples": 2}
+    """Four samples of four problems: the shapes of training, for fewer programs."""
+    few = {"data": questions(4, "test"), "num_samples": 4}
     few["max_prompt_tokens"] = CUT["max_prompt_tokens"]
     return {
         name: benchmark | few | {"sampling": benchmark["sampling"] | {"max_tokens": 16}}
@@ -202,7 +203,7 @@ def base_model() -> dict:
         "total_steps": 2,
         "batch_size": 4,
         "pack_length": 512,
-        "microbatch_rows": 2,
+        "microbatch_rows": ROWS,
         "overlong": "drop",
         "mesh": {"data": -1},
     }
