@@ -203,7 +203,7 @@ def chosen(config: GrpoConfig, platform: str) -> GrpoConfig:
     """
     if config.share_prompts is not None:
         return config
-    length = packing_of(replace(config, share_prompts=False)).lengths[0]
+    length = config.pack_length or config.max_prompt_tokens + longest_completion(config)
     return replace(config, share_prompts=platform == "cpu" or length <= MASKED_LENGTH)
 
 
