@@ -22,6 +22,7 @@ from r1jax.judges.reward_model import (
     RewardModel,
     Scorer,
     pack_labelled,
+    sampled,
     to_group,
 )
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
@@ -464,3 +465,21 @@ def test_a_summary_is_what_stands_in_the_tags(tokenizer_dir: str) -> None:
         for text in texts
     }
     assert len(pieces) == 1
+
+
+@pytest.mark.parametrize("template", ["r1", "plain", "r1_zero"])
+@pytest.mark.parametrize("reads", ["summary", "response"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a</think> 5", "<think>\n<think>a</think> 5", "x <think> y </think> z", "x <think> y",
+        "<think>a</think> b <think> c", "<think><think><think>", "</think></think>", "",
+    ],
+)  # fmt: skip
+def test_whatever_a_policy_writes_is_read(
+    tokenizer_dir: str, template: str, reads: str, text: str
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    messages = [{"role": "user", "content": "2 + 3?"}]
+    group = to_group(messages, [sampled(text)], tokenizer, template, reads)
+    assert group.pieces[0].loss_mask.sum() == 1

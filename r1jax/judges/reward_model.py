@@ -26,6 +26,7 @@ from r1jax.training.train_state import on_mesh
 from r1jax.types import Batch, Example, Message, Rollout
 from r1jax.weights.load import open_model
 
+THOUGHTS = "<think>"
 ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
 Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response
 
@@ -56,6 +57,14 @@ def to_group(
         mask[-1] = 1.0
         pieces.append(Piece(np.asarray(tokens, np.int32), mask))
     return Group(pieces, np.asarray(prompt[:-1], np.int32))
+
+
+def sampled(response: str) -> str:
+    """A policy's text as it can be rendered: what opens thoughts elsewhere than at its beginning,
+    which no template has a place for, is read without the tags that do.
+    """
+    rest = response.lstrip().removeprefix(THOUGHTS)
+    return response.replace(THOUGHTS, "") if THOUGHTS in rest else response
 
 
 def size_of(group: Group) -> int:
@@ -131,7 +140,7 @@ class RewardModel:
     def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """float32 [N], of (messages, response); logits for a pointwise model."""
         groups = [
-            to_group(messages, [response], self._tokenizer, self._template, self._reads)
+            to_group(messages, [sampled(response)], self._tokenizer, self._template, self._reads)
             for messages, response in conversations
         ]
         return self._scorer(self._params, groups)
