@@ -231,6 +231,8 @@ def _finish(axes: Sequence[Axes], percent: bool = False) -> None:
             ax.set_ylim(-2, 102)
         elif not any((values < 0).any() for values in _values_on(ax)):
             ax.set_ylim(bottom=0)
+            if not any((values > 0).any() for values in _values_on(ax)):
+                ax.set_ylim(-0.02, 1.0)  # the line at 0 is seen
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
 
