@@ -16,10 +16,10 @@ times the mean (`v3_base/metrics.jsonl`). Made into files by
         --dtype bfloat16
 
 R1-Zero on it, three seeds of r1_zero.py:base=experiments/mini/v3_base with engine.speculative:
-lenient pass@1 13.6 -> 68.5 +- 1.4 %, strict 4.4 -> 68.2 +- 1.3 %, length 18.3 -> 51.5 +- 0.7 tokens,
-8 to 17 minutes on a core (`measured/v3-zero.jsonl`). All three runs: of the experts that the sampler
-took the update takes the same (float32), 90 % of the drafts are right from the first update to the
-last, the busiest expert of a batch has 1.3 to 1.5 times the mean.
+lenient pass@1 13.6 -> 68.5 +- 1.4 %, strict 4.4 -> 68.2 +- 1.3 %, length 18.3 -> 51.5 +- 0.7
+tokens, 8 minutes on a core with nothing beside it (`measured/v3-zero.jsonl`). In all three the
+update takes the very experts that the sampler took (float32), 90 % of the drafts are right from the
+first update to the last, and the busiest expert of a batch has 1.3 to 1.5 times the mean.
 """
 
 from ml_collections import ConfigDict
