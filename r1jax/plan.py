@@ -46,11 +46,11 @@ def main() -> None:
     assumed = Assumed(MEAN.value, PROMPT.value, ROWS.value)
     found: dict[str, Any] = {}
     for name, (one, programs_of) in to_plan(config).items():
-        mesh = make_mesh(one.get("mesh"), slices.devices)
-        iteration = programs_of(checked(one), mesh, assumed, slices.chip.hbm)
-        plan = make_plan(iteration, slices, mesh)
+        settings = checked(one, f"config.stages.{name}" if name else "config")
+        mesh = make_mesh(settings.mesh, slices.devices)
+        plan = make_plan(programs_of(settings, mesh, assumed, slices.chip.hbm), slices, mesh)
         found[name] = as_json(plan, PRICE.value)
-        print(f"{name}: " * (len(found) > 1 or name != "") + as_text(plan, PRICE.value) + "\n")
+        print((f"{name}: " if name else "") + as_text(plan, PRICE.value) + "\n", flush=True)
     fits = all(one["fits"] for one in found.values())
     if OUTPUT.value:
         write_json(found.get("", {"fits": fits, "stages": found}), OUTPUT.value)

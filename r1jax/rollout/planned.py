@@ -45,17 +45,11 @@ def rollout_programs(
 
     `memory` is a device's, in bytes; `state` is what stays there meanwhile, by kind.
     """
-    mesh = model.mesh
-    assert mesh is not None, "a plan is made for a mesh"
     trained = with_shardings(abstract_params(model), param_shardings(model))
-    held, beside = dict(state), sum(state.values())
-    laid_out = bytes_of(_prepared(Engine(model, [0], config), trained))
-    held["rollout parameters"] = laid_out
-    if not config.slots and not config.memory_mib:  # what the engine would find free
-        free = max(int(FREE_SHARE * (memory - beside - laid_out)) // MIB, 1)
-        config = replace(config, memory_mib=free)
-    engine = Engine(model, [0], config)
-    by, params = engine.programs, _prepared(engine, trained)
+    beside = sum(state.values())
+    engine, params = _engine(model, config, memory - beside, trained)
+    by, config = engine.programs, engine.config
+    held = dict(state) | {"rollout parameters": bytes_of(params)}
     prompts = [np.zeros(asked.max_prompt_tokens, np.int32)] * asked.questions
     plan = engine.memory(prompts, [asked.max_tokens], asked.group_size)
     rows = asked.questions * asked.group_size
@@ -110,10 +104,17 @@ def rollout_programs(
     ]
 
 
-def _prepared(engine: Engine, trained: Any) -> Any:
-    """The parameters as the engine lays them out."""
+def _engine(
+    model: Transformer, config: EngineConfig, memory: float, trained: Any
+) -> tuple[Engine, Any]:
+    """An engine for so much memory of a device, and the parameters as it lays them out."""
+    engine = Engine(model, [0], config)
     shapes = jax.eval_shape(engine.programs.prepare, trained)
-    return with_shardings(shapes, engine.programs.param_shardings())
+    params = with_shardings(shapes, engine.programs.param_shardings())
+    if not config.slots and not config.memory_mib:  # it takes a share of what it finds free
+        free = max(int(FREE_SHARE * (memory - bytes_of(params))) // MIB, 1)
+        engine = Engine(model, [0], replace(config, memory_mib=free))
+    return engine, params
 
 
 def decode_steps(rows: float, slots: int, mean: float, most: int) -> float:

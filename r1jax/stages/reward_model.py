@@ -104,10 +104,8 @@ def planned(config: RewardModelConfig, mesh: Mesh, assumed: Assumed, memory: flo
         trained,
         trained.make_step(make_loss(trained.model, config.kind)),
         assumed,
-        completions=config.batch_size * (2 if config.kind == "pairwise" else 1),
-        pack_length=config.pack_length,
-        microbatch_rows=config.microbatch_rows,
-        logits_chunk=None,
+        config,
+        config.batch_size * (2 if config.kind == "pairwise" else 1),
         more=("labels",),
     )
     return Iteration([update], steps, [note])

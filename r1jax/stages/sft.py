@@ -141,10 +141,9 @@ def planned(config: SftConfig, mesh: Mesh, assumed: Assumed, memory: float) -> I
         trained,
         trained.make_step(loss_fn, config.router),
         assumed,
-        completions=config.batch_size,
-        pack_length=config.pack_length,
-        microbatch_rows=config.microbatch_rows,
-        logits_chunk=config.logits_chunk,
+        config,
+        config.batch_size,
+        config.logits_chunk,
     )
     return Iteration([update], steps, [note])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -89,18 +89,29 @@ def kernels_of(trained: Trainable, *, backward: bool) -> tuple[str, ...]:
     return ("splash_mha_fwd", *(("splash_mha_dq", "splash_mha_dkv") if backward else ()))
 
 
+class Packed(Protocol):
+    """What configs of supervised stages say of their rows."""
+
+    @property
+    def pack_length(self) -> int: ...
+    @property
+    def microbatch_rows(self) -> int: ...
+
+
 def supervised(
     trained: Trainable,
     step: jax.stages.Wrapped,
     assumed: Assumed,
-    *,
+    config: Packed,
     completions: int,
-    pack_length: int,
-    microbatch_rows: int,
-    logits_chunk: int | None,
+    logits_chunk: int | None = None,
     more: Sequence[str] = (),
 ) -> tuple[Planned, str]:
-    """An update on so many texts, packed; and what was assumed."""
+    """An update on so many texts, packed; and what was assumed.
+
+    `logits_chunk` is the config's where the loss is of words; `more` are fields of its batches.
+    """
+    pack_length, microbatch_rows = config.pack_length, config.microbatch_rows
     mesh, model = trained.model.mesh, trained.model.config
     assert mesh is not None, "a plan is made for a mesh"
     mean = min(assumed.completion or pack_length // 4, pack_length)
@@ -110,7 +121,7 @@ def supervised(
     shape = 1 << (microbatches - 1).bit_length(), microbatch_rows, pack_length
     batch = abstract_batch(shape, completions, mesh, *more, model=model)
     loops = {MICROBATCHES: float(microbatches)}
-    if logits_chunk is not None:  # the loss has a head of words
+    if logits_chunk is not None:
         columns = chunk_columns(logits_chunk, microbatch_rows, pack_length, mesh)
         loops[HEAD_CHUNKS] = -(-tokens // (microbatches * microbatch_rows * columns))
     held = state_bytes(trained) | {"batch": bytes_of(batch)}
