@@ -7,23 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import grpo_config
 from test_transformer import make_params
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, section
 from r1jax.data.packing import pack, sequence_group
-from r1jax.losses.router import moved_bias, read_metrics, routing_metrics
+from r1jax.losses.router import BALANCE, LOAD, moved_bias, read_metrics, routing_metrics
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.moe import ROUTER_BIAS, choose, sequence_balance
 from r1jax.models.transformer import Transformer, forward
 from r1jax.stages import sft
+from r1jax.stages.grpo_config import GrpoConfig, chosen
+from r1jax.stages.grpo_updates import make_loss
 from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.train_state import (
     OptimizerConfig,
     make_optimizer,
     make_schedule,
     make_step,
+    microbatch,
     new_state,
     on_mesh,
     state_shardings,
@@ -203,6 +207,20 @@ def test_no_gradient_moves_the_bias() -> None:
         np.testing.assert_array_equal(after[stack][ROUTER_BIAS], before[stack][ROUTER_BIAS])
         assert np.abs(after[stack]["router"] - before[stack]["router"]).max() > 1e-2
     assert found[0]["router/balance"] > 1.0
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_rl_counts_the_load(ratio: str) -> None:
+    """Whatever the ratio is of: every token of the batch, in each layer with experts."""
+    asked = grpo_config("unread", loss={"ratio": ratio}, sampling={"max_tokens": 16})
+    config = chosen(section(GrpoConfig, asked), "cpu")
+    rng, params = np.random.default_rng(0), make_params(TINY)
+    groups = [sequence_group(rng.integers(1, 31, 12), [0.0] * 4 + [1.0] * 8) for _ in range(4)]
+    batch = microbatch(pack(groups, 32, 2, advantages=np.ones(4, np.float32)), 0)
+    loss_fn = make_loss(config, Transformer(TINY))
+    _, metrics = jax.jit(loss_fn)(params, batch)
+    np.testing.assert_array_equal(metrics[LOAD].sum(axis=1), 2 * 48)
+    assert float(metrics[BALANCE]) > 0
 
 
 def test_the_balance_loss_evens_it_too() -> None:

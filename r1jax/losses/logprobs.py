@@ -25,6 +25,8 @@ from r1jax.types import Batch
 HEAD_CHUNKS = "head_chunks"  # the name, in programs, of the loop over a microbatch's chunks
 CPU_CHUNK = 128  # columns
 ROWS_OF_LOGITS = 1024  # tokens that the head of an accelerator is applied to at once
+# (log-probabilities [B, C], entropies [B, C], batch of these tokens) -> (partial sum, metrics)
+TokenLoss = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
 
 def token_logprobs(
@@ -37,6 +39,33 @@ def token_logprobs(
     backward pass: no [B, L, V] array exists. The entropies carry no gradient.
     """
     hidden_BLD = _hidden(model, params, batch)
+    return _logprobs(hidden_BLD, params, batch, temperature, chunk, model.mesh)
+
+
+def whole_loss(
+    model: Transformer,
+    params: Any,
+    batch: Batch,
+    loss: TokenLoss,
+    temperature: float = 1.0,
+    chunk: int = 0,
+) -> tuple[jax.Array, Metrics]:
+    """`loss` of `token_logprobs`, for a loss that is no sum over tokens; metrics as token_loss."""
+    output = _output(model, params, batch)
+    how = temperature, chunk, model.mesh
+    found, metrics = loss(*_logprobs(output.hidden, params, batch, *how), batch)
+    return found, metrics | routing_metrics(output.routing)
+
+
+def _logprobs(
+    hidden_BLD: jax.Array,
+    params: Any,
+    batch: Batch,
+    temperature: float,
+    chunk: int,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, jax.Array]:
+    """As token_logprobs has it."""
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
 
     def of_chunk(
@@ -48,7 +77,7 @@ def token_logprobs(
 
     targets_BL = jnp.roll(batch.tokens, -1, axis=1)  # hidden l predicts token l + 1
     given = head_DV, (hidden_BLD, targets_BL)
-    logprobs_BL, entropy_BL = _of_chunks(of_chunk, *given, batch, chunk, model.mesh)
+    logprobs_BL, entropy_BL = _of_chunks(of_chunk, *given, batch, chunk, mesh)
     return logprobs_BL, entropy_BL
 
 
@@ -177,10 +206,6 @@ def _of_targets(
     entropy_BC = lse_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1) / total_BC
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     return chosen_BC - lse_BC, entropy_BC, lse_BC
-
-
-# (log-probabilities [B, C], entropies [B, C], batch of these tokens) -> (partial sum, metrics)
-TokenLoss = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, Metrics]]
 
 
 @dataclass(frozen=True)

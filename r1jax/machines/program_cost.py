@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -29,6 +30,7 @@ FREE = {
     "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "add-dependency",
     "copy-done", "async-done", "async-update", "domain",
 }  # fmt: skip
+UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
 SLICING = ("dynamic-slice", "slice", "gather")
 # (operands, outputs) of a kernel's call -> FLOPs, by what its name begins with
 KernelFormula = Callable[[Sequence["Shape"], Sequence["Shape"]], float]
@@ -99,6 +101,10 @@ class Instruction:
 Computation = Mapping[str, Instruction]
 
 
+def _totals() -> Any:
+    return defaultdict(float)
+
+
 @dataclass
 class Cost:
     """Of a program, or a part of it, on one device."""
@@ -106,21 +112,19 @@ class Cost:
     flops: float = 0.0  # of matrix products and kernels
     bytes: float = 0.0  # read from and written to its memory
     # Bytes sent, and how often, by kind of collective and the mesh's axes: ("all-gather", "fsdp").
-    collectives: Counter[tuple[str, str]] = field(default_factory=Counter)
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    kernels: Counter[str] = field(default_factory=Counter)  # calls by name
+    collectives: dict[tuple[str, str], float] = field(default_factory=_totals)
+    calls: dict[tuple[str, str], float] = field(default_factory=_totals)
+    kernels: dict[str, float] = field(default_factory=_totals)  # calls by name
     unknown_loops: set[str] = field(default_factory=set)  # counted once, for want of a number
 
     def add(self, other: Cost, times: float = 1) -> None:
         self.flops += times * other.flops
         self.bytes += times * other.bytes
-        for mine, theirs in (
-            (self.collectives, other.collectives),
-            (self.calls, other.calls),
-            (self.kernels, other.kernels),
-        ):
-            for key, value in theirs.items():
-                mine[key] += times * value  # type: ignore[assignment,index]
+        for key, value in other.collectives.items():
+            self.collectives[key] += times * value
+            self.calls[key] += times * other.calls[key]
+        for name, count in other.kernels.items():
+            self.kernels[name] += times * count
         self.unknown_loops |= other.unknown_loops
 
     @property
@@ -246,7 +250,7 @@ class _Walk:
             return
         if kind in COLLECTIVES:
             key = kind, self._axes(it)
-            total.collectives[key] += _sent(kind, it, operands, self._group_size(it))  # type: ignore[assignment]
+            total.collectives[key] += _sent(kind, it, operands, self._group_size(it))
             total.calls[key] += 1
         elif it.opcode == "fusion":
             for name in it.called("calls"):
@@ -287,9 +291,7 @@ class _Walk:
 
     def _moved(self, it: Instruction, operands: Sequence[Instruction]) -> float:
         """Bytes read and written by an instruction that is not fused."""
-        if it.opcode in ("custom-call",) and re.search(
-            r'target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"', it.attributes
-        ):
+        if it.opcode == "custom-call" and re.search(UNMOVED, it.attributes):
             return 0.0
         if it.opcode == "copy-start":  # (to, from, a flag)
             return it.outputs[0].hbm_bytes + it.outputs[1].hbm_bytes

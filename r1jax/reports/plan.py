@@ -236,7 +236,7 @@ def _program_json(plan: Plan, program: ProgramPlan) -> dict[str, Any]:
         "collective_bytes": cost.collective_bytes,
         "collectives": [
             {"kind": kind, "axes": axes, "bytes": size, "calls": cost.calls[kind, axes]}
-            for (kind, axes), size in cost.collectives.most_common()
+            for (kind, axes), size in sorted(cost.collectives.items(), key=lambda item: -item[1])
         ],
         "seconds": program.seconds,
         "compute_seconds": program.compute_seconds,

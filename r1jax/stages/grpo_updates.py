@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from r1jax.config import ConfigError
 from r1jax.data.packing import Group, completion_group, pack, padding_share
 from r1jax.losses.aggregation import Metrics
-from r1jax.losses.logprobs import token_logprobs, token_loss
+from r1jax.losses.logprobs import token_logprobs, token_loss, whole_loss
 from r1jax.losses.policy import grpo_loss
 from r1jax.losses.supervised import ahead_loss
 from r1jax.machines.mesh import spec_of
@@ -239,7 +239,7 @@ def make_loss(
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
         how = (config.sampling.temperature, config.logits_chunk)
         if config.loss.ratio == "sequence":  # of all of its tokens: no sum over them
-            return of_tokens(*token_logprobs(model, params, batch, *how), batch)
+            return whole_loss(model, params, batch, of_tokens, *how)
         return token_loss(model, params, batch, of_tokens, *how, ahead)
 
     return loss_fn
