@@ -423,14 +423,14 @@ def test_compiled_ahead(
 
 
 @pytest.mark.slow
-def test_ten_thousand_completions_need_no_more_memory() -> None:
-    """Nor more programs, whatever the lengths: 20 calls of 500, with one prompt of 60 tokens."""
+def test_thousands_of_completions_need_no_more_memory() -> None:
+    """Nor more programs, whatever the lengths: 12 calls of 500, with one prompt of 60 tokens."""
     by = Engine(
         Transformer(CONFIG), STOP, EngineConfig(slots=64, chunk=8, bucket=16, prefill_batch=4)
     )
     rng = np.random.default_rng(0)
     programs, memory = [], []
-    for call in range(20):
+    for call in range(12):
         lengths = [60, *rng.integers(1, 40, 124)]
         prompts = [rng.integers(0, VOCAB, n).astype(np.int32) for n in lengths]
         found = by.generate(
@@ -443,7 +443,7 @@ def test_ten_thousand_completions_need_no_more_memory() -> None:
     assert memory[-1] <= memory[4] * 1.01
     assert by.programs.decode._cache_size() <= 24  # type: ignore[attr-defined]
     assert programs[-1] - programs[0] <= 40  # most of them resize, from one size to the next
-    assert programs[-1] - programs[9] <= 6  # sizes that come up late
+    assert programs[-1] - programs[7] <= 6  # sizes that come up late
     with open("/proc/self/statm", encoding="ascii") as file:
         resident = int(file.read().split()[1]) * 4096
     assert resident < 6 << 30

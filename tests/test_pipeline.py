@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,16 @@ def test_a_wrong_value_in_a_late_stage_is_found_first(tmp_path: Path) -> None:
     assert RUNS == []
 
 
+@pytest.fixture
+def thorough_compiler() -> Iterator[None]:
+    """As commands have it, unlike tests (conftest.py)."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("thorough_compiler")
 @pytest.mark.parametrize("fails", [False, True])
 def test_quick_compile_holds_for_the_stages_of_this_pipeline(tmp_path: Path, fails: bool) -> None:
     found = config(a={"fails": fails})

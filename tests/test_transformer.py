@@ -235,7 +235,7 @@ def test_cached_is_uncached(family: dict[str, Any], kind: type[RowCache]) -> Non
     trained = replace(TINY, **family)
     params = make_params(trained)
     compute = Compute(remat="full").for_rollouts()
-    assert compute == Compute(scan_layers=False)
+    assert compute == Compute(remat="none", scan_layers=False)
     model = Transformer(trained, compute=compute)
     layers = unstack_layers(params, TINY)
     tokens = random_tokens(2)
