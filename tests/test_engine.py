@@ -407,9 +407,9 @@ def test_compiled_ahead(
     config = EngineConfig(slots, chunk=8, bucket=16, compile_ahead=True)
     by = Engine(Transformer(CONFIG, devices), STOP, config)
     ahead = []
-    compile_decode = by.programs.compile_decode
+    lower_decode = by.programs.lower_decode
     monkeypatch.setattr(
-        by.programs, "compile_decode", lambda *args: ahead.append(args) or compile_decode(*args)
+        by.programs, "lower_decode", lambda *args: ahead.append(args) or lower_decode(*args)
     )
     prompts = prompts_of([5, 9, 3])
     with jax.log_compiles():  # of this thread

@@ -228,9 +228,9 @@ def test_decoding_keeps_its_cache_in_place(
 
     params = jax.eval_shape(engine.programs.prepare, abstract_params(model))
     params = jax.tree.map(with_sharding, params, engine.programs.param_shardings())
-    program = engine.programs.compile_decode(
+    program = engine.programs.lower_decode(
         params, (slots, columns), (prompts, 128, 8), SamplingConfig(max_tokens=1), 8
-    )
+    ).compile()
     layers = engine.programs.empty.eval_shape(2 * slots, columns).layers
     layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
     memory = program.memory_analysis()

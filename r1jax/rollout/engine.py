@@ -103,6 +103,10 @@ class Shapes:
     readers: int  # of a prompt
 
 
+def _compiled(lower: Callable[..., jax.stages.Lowered], *shapes: Any) -> jax.stages.Compiled:
+    return lower(*shapes).compile()
+
+
 def _readers(group_size: int) -> int:
     """Places for the readers of a prompt row: a power of two."""
     return min(1 << (group_size - 1).bit_length(), MOST_READERS)
@@ -305,7 +309,7 @@ class Engine:
         for columns in own:
             for slots, read in zip(sizes, prompts, strict=True):
                 shape = (slots, columns), (read, held, min(places, slots)), sampling, chunk
-                jobs["decode", shape] = partial(by.compile_decode, params, *shape)
+                jobs["decode", shape] = partial(_compiled, by.lower_decode, params, *shape)
         new = [key for key in jobs if key not in self._compiled]
         self._compiled.update(new)
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -166,17 +166,6 @@ class Programs:
             places=jnp.zeros((self.shards, 0), jnp.int32),
         )
 
-    def compile_decode(
-        self,
-        params: Any,
-        size: tuple[int, int],
-        prefix: tuple[int, int, int],
-        sampling: SamplingConfig,
-        steps: int,
-    ) -> jax.stages.Compiled:
-        """`decode` of these shapes, which a call then finds compiled."""
-        return self.lower_decode(params, size, prefix, sampling, steps).compile()
-
     def lower_decode(
         self,
         params: Any,
@@ -185,7 +174,10 @@ class Programs:
         sampling: SamplingConfig,
         steps: int,
     ) -> jax.stages.Lowered:
-        """`decode` for (slots a shard, columns) and (prompts, columns, readers of a prompt)."""
+        """`decode` for (slots a shard, columns) and (prompts, columns, readers of a prompt).
+
+        Once it is compiled, a call of these shapes finds it so.
+        """
         (slots, columns), (prompts, prompt_columns, readers) = size, prefix
 
         def indices(*shape: int) -> Any:
