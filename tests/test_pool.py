@@ -55,8 +55,9 @@ def moody(example, text, *, length, finish_reason):
     if text == "forge":
         from r1jax.rewards import Grade
         reply = pickle.dumps((1, Grade(9.0, {})))
-        for descriptor in range(3, 20):
-            try: os.write(descriptor, len(reply).to_bytes(4, "big") + reply)
+        for descriptor in os.listdir("/proc/self/fd"):
+            if int(descriptor) < 3: continue
+            try: os.write(int(descriptor), len(reply).to_bytes(4, "big") + reply)
             except OSError: pass
         return 0.0
     if text == "pid":
@@ -282,12 +283,15 @@ def test_what_a_reward_prints_is_not_seen(workers: int, capfd: pytest.CaptureFix
 
 
 def test_a_reward_that_writes_to_the_pipe_shifts_no_grades() -> None:
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]  # so the pipe's number is high
     with pool_of({"pool_user:moody": 1.0}, workers=1) as pool:
         forged = grade_all(pool, ["forge"])["forge"]
         assert forged.failure is not None and forged.failure.kind == "crash"
         for texts in (["a"], ["nan", "b", "c"]):
             rewards = {text: grade.reward for text, grade in grade_all(pool, texts).items()}
             assert rewards == {text: float(text != "nan") for text in texts}
+    for descriptor in many:
+        os.close(descriptor)
 
 
 def test_a_first_batch_of_timeouts_does_not_stop_the_run() -> None:
