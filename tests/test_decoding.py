@@ -23,7 +23,8 @@ from test_engine import (
 from r1jax.config import ConfigError
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 
 

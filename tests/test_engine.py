@@ -25,7 +25,8 @@ from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig, kept, row_keys, sample, uniforms
 from r1jax.training.metrics import process_use
 from r1jax.training.train_state import microbatch
@@ -203,7 +204,7 @@ def test_latent_attention_and_experts(mesh: str) -> None:
     by = engine(8, 4, 8, 2, mesh, V3)
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=4)
     assert by.programs.row_cache is by.programs.prompt_cache is LatentCache
-    assert by.programs.empty.eval_shape(8, 16).layers[0].latents.shape == (8, 16, 12)
+    assert by.programs.empty.eval_shape(8, 16).held.layers[0].latents.shape == (8, 16, 12)
     for (p, _), completion in found.items():
         assert_equal(completion, prompts[p], SAMPLINGS["plain"], V3)
 
@@ -416,7 +417,7 @@ def test_compiled_ahead(
         found = generate(by, prompts, SAMPLINGS["plain"], 3)
         generate(by, [(prompt + 1) % VOCAB for prompt in prompts], SAMPLINGS["plain"], 3)
     assert len(ahead) == sizes
-    for name in ("decode", "keep", "keep_prefix", "resize_layer"):
+    for name in ("decode", "keep", "keep_seen", "keep_prefix", "resize_layer"):
         assert compilations(name, caplog) == 0, name
     for (p, _), completion in found.items():
         assert_equal(completion, prompts[p], SAMPLINGS["plain"])

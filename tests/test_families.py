@@ -14,7 +14,8 @@ import pytest
 
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.transformer import Transformer, forward, head_weights
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.weights.hf import open_checkpoint, save_hf
 from r1jax.weights.load import open_model

@@ -16,7 +16,8 @@ from r1jax.data.chat import render_prompt
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.models.config import ModelConfig
 from r1jax.models.transformer import Transformer
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.weights.hf import open_checkpoint, save_hf
 from r1jax.weights.layout import parameters

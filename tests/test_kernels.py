@@ -19,7 +19,8 @@ from r1jax.models.layouts import Compute
 from r1jax.models.packed_attention import Span, packed_mask, see
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import sft
 from r1jax.training.train_state import abstract_state, batch_shardings, make_step, state_shardings

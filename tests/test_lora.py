@@ -29,7 +29,8 @@ from r1jax.models.layouts import Compute, unstack_layers
 from r1jax.models.lora import is_adapter, merged, without_adapters
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer, forward
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import grpo, reward_model, sft
 from r1jax.training.run import Trainable

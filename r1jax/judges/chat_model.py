@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError, Positive, Seed, Size
 from r1jax.data.chat import Template, render_prompt
 from r1jax.machines.mesh import make_mesh
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Message

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from r1jax.machines.program_cost import KernelFormula
+
 
 @dataclass(frozen=True)
 class Assumed:
@@ -31,6 +33,7 @@ class Planned:
     loops: Mapping[str, float] = field(default_factory=dict)  # trips, where they are a value
     kernels: tuple[str, ...] = ()  # whose names must be in it
     model_flops: float = 0.0  # of a run on all devices, without what is computed twice
+    formulas: Mapping[str, KernelFormula] = field(default_factory=dict)  # of kernels' costs
 
 
 @dataclass(frozen=True)

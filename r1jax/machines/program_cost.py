@@ -32,8 +32,8 @@ FREE = {
 }  # fmt: skip
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
 SLICING = ("dynamic-slice", "slice", "gather")
-# (operands, outputs) of a kernel's call -> FLOPs, by what its name begins with
-KernelFormula = Callable[[Sequence["Shape"], Sequence["Shape"]], float]
+# (operands, outputs) of a kernel's call -> FLOPs, or FLOPs and bytes, by what its name begins with
+KernelFormula = Callable[[Sequence["Shape"], Sequence["Shape"]], float | tuple[float, float]]
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _BEGIN = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
@@ -260,14 +260,26 @@ class _Walk:
         elif it.opcode == "convolution":
             total.flops += _convolution_flops(it, operands)
         elif it.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in it.attributes:
-            name = re.sub(r"[.\d]+$", "", it.name)
-            total.kernels[name] += 1
-            for begin, formula in self._kernels.items():
-                if name.startswith(begin):
-                    shapes = [shape for operand in operands for shape in operand.outputs]
-                    total.flops += formula(shapes, it.outputs)
+            flops, moved = self._of_kernel(total, it, operands)
+            total.flops += flops
+            total.bytes += moved
+            return
         if not fused:
             total.bytes += self._moved(it, operands)
+
+    def _of_kernel(
+        self, total: Cost, it: Instruction, operands: Sequence[Instruction]
+    ) -> tuple[float, float]:
+        """FLOPs and bytes; what no formula says is read and written whole."""
+        name = re.sub(r"[.\d]+$", "", it.name)
+        total.kernels[name] += 1
+        flops, moved = 0.0, self._moved(it, operands)
+        for begin, formula in self._kernels.items():
+            if name.startswith(begin):
+                shapes = [shape for operand in operands for shape in operand.outputs]
+                found = formula(shapes, it.outputs)
+                flops, moved = found if isinstance(found, tuple) else (found, moved)
+        return flops, moved
 
     def _trips(self, loop: Instruction, total: Cost) -> float:
         """How often a loop runs: a number that its condition compares with, or one of `loops`."""

@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from flax import struct
 
-from r1jax.models.caches import Continued, RowCache
+from r1jax.models.caches import Before, RowCache
 from r1jax.models.grouped_query import GroupedQueryAttention
 from r1jax.models.latent_attention import MultiHeadLatentAttention
 from r1jax.models.layer import Layer
@@ -40,7 +40,7 @@ class Block(Layer):
         self,
         x_BLD: jax.Array,
         context: Context,
-        before: Continued | None = None,
+        before: Before | None = None,
         recorded_BLk: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
         """x, what all layers share, and of this one what came before and the recorded experts."""

@@ -213,24 +213,55 @@ class Cache:
         return Continued(self.layers[index], self.column, self.mask, shared)
 
 
+class Before(Protocol):
+    """What one layer continues, in columns or in pages."""
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether many tokens come at once, and none of those before is shared with other rows."""
+        ...
+
+    def written(self, *new: jax.Array) -> Any:
+        """What is kept, with new tokens [B, L, ...]: as RowCache.write has them."""
+        ...
+
+    def attend(
+        self, q_BLHN: jax.Array, new: tuple[jax.Array, ...], scale: float
+    ) -> tuple[jax.Array, Any]:
+        """New tokens to themselves and all before: mixed [B, L, H, O], and what is kept then."""
+        ...
+
+    def latents(self, held: Any, length: int) -> tuple[jax.Array, jax.Array]:
+        """Latent vectors of all tokens of each row [B, T, C], and which of them `length` new ones
+        see [B, L, T].
+        """
+        ...
+
+
 @struct.dataclass
 class Continued:
-    """What one layer continues: fields as Cache's."""
+    """What one layer continues in columns: fields as Cache's."""
 
     cache: Any  # RowCache
     column: jax.Array
     mask: jax.Array
     shared: tuple[Any, SharedPrefix] | None  # the prompts' RowCache, and who reads it
 
+    @property
+    def is_prompt(self) -> bool:
+        return self.shared is None and self.mask.shape[1] > 1
+
     def written(self, *new: jax.Array) -> RowCache:
-        """The cache with new tokens [B, L, ...]."""
         cache: RowCache = self.cache.write(self.column, *new)
         return cache
+
+    def latents(self, held: Any, length: int) -> tuple[jax.Array, jax.Array]:
+        assert isinstance(held, LatentCache) and self.mask.shape[1] == length
+        return held.latents, self.mask
 
     def attend(
         self, q_BLHN: jax.Array, new: tuple[jax.Array, ...], scale: float
     ) -> tuple[jax.Array, RowCache]:
-        """New tokens to themselves and all before: mixed [B, L, H, O], and the cache with them."""
         cache = self.written(*new)
         own = cache.attend(q_BLHN, self.mask, scale)
         if self.shared is None:

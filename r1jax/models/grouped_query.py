@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 from flax import linen as nn
 
-from r1jax.models.caches import Continued
+from r1jax.models.caches import Before
 from r1jax.models.layer import Attended, AttentionLayer
 from r1jax.models.packed_attention import Seen
 from r1jax.models.rope import SinCos, rope
@@ -19,7 +19,7 @@ class GroupedQueryAttention(AttentionLayer):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, sin_cos: SinCos, seen: Seen | None, before: Continued | None
+        self, x_BLD: jax.Array, sin_cos: SinCos, seen: Seen | None, before: Before | None
     ) -> Attended:
         c = self.config
         q_BLHN = rope(self._heads(x_BLD, "query", c.num_heads, "heads"), sin_cos)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from r1jax.models.attention import attend
-from r1jax.models.caches import Continued, LatentCache
+from r1jax.models.caches import Before
 from r1jax.models.config import LatentAttention
 from r1jax.models.layer import Attended, AttentionLayer
 from r1jax.models.packed_attention import Seen
@@ -30,7 +30,7 @@ class MultiHeadLatentAttention(AttentionLayer):
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, sin_cos: SinCos, seen: Seen | None, before: Continued | None
+        self, x_BLD: jax.Array, sin_cos: SinCos, seen: Seen | None, before: Before | None
     ) -> Attended:
         c, scale = self.config, self.config.score_scale
         q_BLHN = self._queries(x_BLD, sin_cos)
@@ -43,18 +43,18 @@ class MultiHeadLatentAttention(AttentionLayer):
             assert seen is not None
             k_BHLN, v_BHLO = self._keys_values(latents_BLC, up_CHN)
             return self.output(seen.attend(q_BLHN, k_BHLN, v_BHLO, scale)), None
-        if x_BLD.shape[1] > 1 and before.shared is None:
-            cache = before.written(latents_BLC)
-            assert isinstance(cache, LatentCache)
-            k_BHTN, v_BHTO = self._keys_values(cache.latents.astype(x_BLD.dtype), up_CHN)
-            mixed_BLHO, _ = attend(q_BLHN, k_BHTN, v_BHTO, before.mask, scale)
-            return self.output(mixed_BLHO), cache
+        if before.is_prompt:
+            held = before.written(latents_BLC)
+            latents_BTC, seen_BLT = before.latents(held, x_BLD.shape[1])
+            k_BHTN, v_BHTO = self._keys_values(latents_BTC.astype(x_BLD.dtype), up_CHN)
+            mixed_BLHO, _ = attend(q_BLHN, k_BHTN, v_BHTO, seen_BLT, scale)
+            return self.output(mixed_BLHO), held
         key_up_CHN, value_up_CHO = jnp.split(up_CHN, [self._latent.nope_dim], axis=2)
         nope_BLHN, rotated_BLHP = jnp.split(q_BLHN, [self._latent.nope_dim], axis=3)
         absorbed_BLHC = jnp.einsum("blhn,chn->blhc", nope_BLHN, key_up_CHN)
         q_BLHC = jnp.concatenate([absorbed_BLHC, rotated_BLHP], axis=3)
-        mixed_BLHC, cache = before.attend(q_BLHC, (latents_BLC,), scale)
-        return self.output(jnp.einsum("blhc,cho->blho", mixed_BLHC, value_up_CHO)), cache
+        mixed_BLHC, held = before.attend(q_BLHC, (latents_BLC,), scale)
+        return self.output(jnp.einsum("blhc,cho->blho", mixed_BLHC, value_up_CHO)), held
 
     @property
     def _latent(self) -> LatentAttention:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from r1jax.models.block import Block, Context
-from r1jax.models.caches import Continued, RowCache
+from r1jax.models.caches import Before, RowCache
 from r1jax.models.layer import Layer
 from r1jax.models.lora import without_adapters
 from r1jax.models.moe import Routing
@@ -35,7 +35,7 @@ class MultiTokenPrediction(Layer):
         hidden_BLD: jax.Array,
         embedded_BLD: jax.Array,
         context: Context,
-        before: Continued | None = None,
+        before: Before | None = None,
     ) -> tuple[jax.Array, tuple[RowCache | None, Routing | None]]:
         """`embedded` are the tokens behind those of `hidden` -> what the head takes."""
         c = self.config

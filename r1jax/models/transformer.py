@@ -28,6 +28,7 @@ from r1jax.models.layouts import Compute
 from r1jax.models.moe import Routing
 from r1jax.models.mtp import MTP, MultiTokenPrediction
 from r1jax.models.packed_attention import ATTENTION, Span
+from r1jax.models.pages import PagedCache
 from r1jax.models.rope import rotary
 
 SCALAR_PARAMS = ("scalar_head", "scalar_bias")
@@ -39,7 +40,7 @@ class Output:
     """What a forward pass gives; the head is applied by whoever needs logits."""
 
     hidden: jax.Array  # [B, L, D], after the final norm
-    cache: tuple[Any, ...] | None = None  # per layer a RowCache
+    cache: tuple[Any, ...] | None = None  # per layer a RowCache or LayerPages
     routing: Routing | None = None  # of the layers with experts, stacked; that of `ahead` last
     ahead: jax.Array | None = None  # [B, L, D], of which the head says the token after the next
 
@@ -47,10 +48,11 @@ class Output:
 class Transformer(nn.Module):
     """`apply({"params": params}, tokens, positions, segment_ids)` -> Output.
 
-    Without a cache, rows are packed sequences (types.Batch). With a cache, row b continues the one
-    sequence of the cache's row b (see caches.Cache), and `segment_ids` is not read. Rows packed
-    so that no token sees more than a `span` need less work where the kernel can use it. `ahead`
-    runs multi-token prediction too; `alone` no gradient goes from there to the rest of the model.
+    Without a cache, rows are packed sequences (types.Batch). With a cache (caches.Cache or
+    pages.PagedCache), row b continues the one of its row b, and `segment_ids` is not read. Rows
+    packed so that no token sees more than a `span` need less work where the kernel can use it.
+    `ahead` runs multi-token prediction too; `alone` no gradient goes from there to the rest of the
+    model.
     """
 
     config: ModelConfig
@@ -68,7 +70,7 @@ class Transformer(nn.Module):
         positions_BL: jax.Array,
         segment_ids_BL: jax.Array | None = None,
         completion_ids_BL: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: Cache | PagedCache | None = None,
         recorded_SBLk: jax.Array | None = None,
         ahead: bool = False,
         alone: bool = False,
@@ -116,7 +118,7 @@ class Transformer(nn.Module):
         self,
         x_BLD: jax.Array,
         context: Context,
-        cache: Cache | None,
+        cache: Cache | PagedCache | None,
         recorded_SBLk: jax.Array | None,
     ) -> tuple[jax.Array, tuple[RowCache, ...] | None, Routing | None]:
         """Through all layers: x, their caches, and the routing of those with experts."""
@@ -159,7 +161,7 @@ class Transformer(nn.Module):
         stack: Stack,
         x_BLD: jax.Array,
         context: Context,
-        cache: Cache | None,
+        cache: Cache | PagedCache | None,
         recorded: jax.Array | None,
     ) -> tuple[jax.Array, list[RowCache], Routing | None]:
         block, caches, routings = nn.jit(self._remat(Block, x_BLD.shape[1])), [], []

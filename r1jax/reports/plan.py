@@ -184,7 +184,7 @@ def _compile(lowered: Any) -> Compiled:
 def _program(planned: Planned, compiled: Compiled, slices: Slices, mesh: Mesh) -> ProgramPlan:
     chip, cost = slices.chip, Cost()
     if compiled.text:
-        cost = cost_of(compiled.text, mesh, planned.loops, KERNEL_FLOPS)
+        cost = cost_of(compiled.text, mesh, planned.loops, {**KERNEL_FLOPS, **planned.formulas})
         for kernel in planned.kernels:
             if not any(name.startswith(kernel) for name in cost.kernels):
                 raise UserError(

@@ -1,6 +1,6 @@
 """A chunk of decoding on the device, a token a step or, with drafts, up to two.
 
-Shape legend: B rows that decode; T columns of a cache; W tokens fed in a step, 1 or 2; C tokens of
+Shape legend: B rows that decode; W tokens fed in a step, 1 or 2; C tokens of
 a chunk, W a step; V vocabulary; D model; S layers with experts, k experts of a token.
 
 Speculative decoding with multi-token prediction (DeepSeek-V3, section 2.2): a step feeds the last
@@ -12,8 +12,9 @@ is the same with drafts and without, up to rounding, and its distribution is the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ from flax import struct
 
 from r1jax.machines.mesh import constrain
 from r1jax.models.block import Context
-from r1jax.models.caches import Cache, RowCache, SharedPrefix
+from r1jax.models.caches import Cache
 from r1jax.models.moe import Routing
 from r1jax.models.mtp import MTP, MultiTokenPrediction
+from r1jax.models.pages import PagedCache
 from r1jax.models.rope import rotary
 from r1jax.models.transformer import Transformer, forward, head_weights
 from r1jax.rollout.sampling import SamplingConfig, sample, uniforms
@@ -31,13 +33,27 @@ from r1jax.rollout.sampling import SamplingConfig, sample, uniforms
 DECODE_STEPS = "decode_steps"  # the name, in programs, of the loop over a chunk's steps
 
 
+class Held(Protocol):
+    """What is kept of the rows' tokens: columns.Ring or pages.Pool. A pytree."""
+
+    def begun(self, slots: jax.Array) -> Self:
+        """With new rows in these slots, of which nothing is kept yet."""
+        ...
+
+    def cache(self, slots: Slots, shared: Any, width: int) -> Cache | PagedCache:
+        """What a step of so many tokens a row continues; `shared` stays as it is."""
+        ...
+
+    def after(self, layers: Sequence[Any], is_own_BW: jax.Array) -> Self:
+        """With the layers that a step gave, and which of its tokens are part of their row."""
+        ...
+
+
 @struct.dataclass
 class Slots:
     """The rows that decode. A row feeds `token` at `position` and samples the one after it."""
 
-    layers: tuple[Any, ...]  # per layer a RowCache of T columns; last that of the drafts
-    seen: jax.Array  # bool [B, T], columns that hold a row's own tokens
-    column: jax.Array  # int32 scalar, the ring's first column of the next step
+    held: Any  # Held
     token: jax.Array  # int32 [B]
     position: jax.Array  # int32 [B]
     ahead: jax.Array  # [B, D], of which the head says the draft; [B, 0] without drafts
@@ -76,7 +92,7 @@ class Decoder:
         self,
         params: Any,
         slots: Slots,
-        prefix: SharedPrefix,
+        shared: Any,
         sampling: SamplingConfig,
         steps: int,
     ) -> tuple[Slots, Report]:
@@ -84,7 +100,7 @@ class Decoder:
 
         def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             i, slots, sin_cos, report = carry
-            slots, taken = self._step(params, slots, prefix, sampling, sin_cos)
+            slots, taken = self._step(params, slots, shared, sampling, sin_cos)
             report = jax.tree.map(
                 lambda all_BC, new_BW: jax.lax.dynamic_update_slice_in_dim(
                     all_BC, new_BW, i * new_BW.shape[1], 1
@@ -109,10 +125,10 @@ class Decoder:
         hidden_BLD: jax.Array,
         next_BL: jax.Array,
         positions_BL: jax.Array,
-        cache: Cache,
-    ) -> tuple[jax.Array, RowCache]:
-        """What multi-token prediction makes of tokens and those behind them [B, L, D], and its
-        cache, which is the last layer's.
+        cache: Cache | PagedCache,
+    ) -> tuple[jax.Array, Any]:
+        """What multi-token prediction makes of tokens and those behind them [B, L, D], and what is
+        kept of them, as the last layer.
         """
         c, compute = self.model.config, self.model.compute
         mtp = MultiTokenPrediction(c, compute, self.model.mesh)
@@ -128,14 +144,14 @@ class Decoder:
         self,
         params: Any,
         slots: Slots,
-        prefix: SharedPrefix,
+        shared: Any,
         sampling: SamplingConfig,
         sin_cos: tuple[jax.Array, jax.Array],
     ) -> tuple[Slots, Report]:
         """The slots after a step, and what it adds to the report, W tokens a row."""
-        width, mesh = self.width, self.model.mesh
+        width = self.width
         fed_BW, positions_BW = self._fed(params, slots, sampling), self._positions(slots)
-        cache = Cache(slots.layers, slots.column, self._mask(slots), prefix, sin_cos)
+        cache = replace(slots.held.cache(slots, shared, width), sin_cos=sin_cos)
         output = forward(self.model, params, fed_BW, positions_BW, cache=cache)
         layers: Any = output.cache
         tokens_BW, logprobs_BW = self._draw(
@@ -155,13 +171,10 @@ class Decoder:
             ahead_BD = jnp.take_along_axis(ahead_BWD, last_B1[..., None], axis=1)[:, 0]
             layers = (*layers, own)
         is_own_BW = jnp.concatenate([jnp.ones_like(busy_B1), right_BW], axis=1)
-        seen_BT = jax.lax.dynamic_update_slice_in_dim(slots.seen, is_own_BW, slots.column, 1)
         last_B = jnp.take_along_axis(tokens_BW, last_B1, axis=1)[:, 0]
         after = replace(
             slots,
-            layers=tuple(layer.pinned(mesh) for layer in layers),
-            seen=seen_BT,
-            column=(slots.column + width) % slots.seen.shape[1],
+            held=slots.held.after(layers, is_own_BW),
             token=jnp.where(slots.done, slots.token, last_B),
             position=slots.position + new_B,
             ahead=ahead_BD,
@@ -207,14 +220,6 @@ class Decoder:
 
     def _angles(self, slots: Slots) -> tuple[jax.Array, jax.Array]:
         return rotary(self._positions(slots), self.model.config)
-
-    def _mask(self, slots: Slots) -> jax.Array:
-        """What the tokens of a step see of their row's own columns, bool [B, W, T]."""
-        step_T = jnp.arange(slots.seen.shape[1]) - slots.column  # 0 .. W - 1 are this step's
-        is_step_T = (step_T >= 0) & (step_T < self.width)
-        before_BT = slots.seen & ~is_step_T
-        own_WT = is_step_T & (step_T <= jnp.arange(self.width)[:, None])
-        return before_BT[:, None] | own_WT
 
     def _experts(self, routing: Routing | None, tokens_BW: jax.Array) -> jax.Array:
         """The experts that were taken to sample these tokens, int16 [B, W, S, k]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
+from r1jax.models.paged_kernels import paged_costs
 from r1jax.models.params import abstract_params, model_flops, param_shardings
 from r1jax.models.transformer import Transformer
+from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.decoding import DECODE_STEPS
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.memory import FREE_SHARE, MIB
-from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.store import Need
 
 SPREAD = 0.8  # standard deviation of the logarithms of completions' lengths
 
@@ -50,34 +52,15 @@ def rollout_programs(
     engine, params = _engine(model, config, memory - beside, trained)
     by, config = engine.programs, engine.config
     held = dict(state) | {"rollout parameters": bytes_of(params)}
-    prompts = [np.zeros(asked.max_prompt_tokens, np.int32)] * asked.questions
-    plan = engine.memory(prompts, [asked.max_tokens], asked.group_size)
     rows = asked.questions * asked.group_size
-    shapes = engine.shapes(plan, asked.max_prompt_tokens, asked.max_tokens, asked.group_size, rows)
-    slots = by.empty.eval_shape(by.shards * shapes.slots, shapes.columns)
-    prefix = by.empty_prefix.eval_shape(shapes.prompts, shapes.prompt_columns)
-    held["caches"] = bytes_of(slots) + bytes_of(prefix)
-
-    def indices(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((by.shards, *shape), np.int32)
-
-    def prefill() -> Any:
-        size, chunk = config.prefill_batch, min(config.prefill_chunk, shapes.prompt_columns)
-        tokens, places = indices(size, chunk), (indices(size), indices(size))
-        begin = jax.ShapeDtypeStruct((), np.int32)
-        return by.prefill.lower(params, prefix, tokens, tokens, places, begin)
-
-    def decode() -> Any:
-        return by.lower_decode(
-            params,
-            (shapes.slots, shapes.columns),
-            (shapes.prompts, shapes.prompt_columns, shapes.readers),
-            SamplingConfig(max_tokens=1),
-            config.chunk,
-        )
-
+    need = Need(asked.max_prompt_tokens, asked.max_tokens, asked.group_size, -(-rows // by.shards))
+    lowered = engine.keeping.lowered(params, need, engine.memory(need))
+    held["caches"] = bytes_of(lowered.caches)
     c, mean = by.model.config, assumed.completion or asked.max_tokens // 4
-    steps = decode_steps(rows / by.shards, shapes.slots, mean, asked.max_tokens)
+    lengths = imagined_lengths(rows / by.shards, mean, asked.max_tokens)
+    steps = decode_steps(lengths, lowered.slots)
+    # Tokens that a row sees in the mean, of the slots that decode.
+    live = sum(n * (assumed.prompt + n / 2) for n in lengths) / (steps * lowered.slots)
     loads = -(-asked.questions // (by.shards * config.prefill_batch))
     loads *= -(-assumed.prompt // config.prefill_chunk)
     of_prompts = model_flops(c, asked.questions * assumed.prompt, assumed.prompt, 1) / loads
@@ -86,21 +69,31 @@ def rollout_programs(
     apart = beside - bytes_of(trained)
     return [
         Planned("prepare", lambda: by.prepare.lower(trained), 1, before, apart),
-        Planned("prefill", prefill, loads, held, beside + bytes_of(slots), model_flops=of_prompts),
+        Planned(
+            "prefill",
+            lowered.prefill,
+            loads,
+            held,
+            beside + bytes_of(lowered.apart),
+            formulas=paged_costs(assumed.prompt / asked.max_prompt_tokens),
+            model_flops=of_prompts,
+        ),
         Planned(
             "decode",
-            decode,
+            lowered.decode,
             steps / config.chunk,
             held,
             beside,
             {DECODE_STEPS: config.chunk},
+            kernels=lowered.kernels,
+            formulas=paged_costs(live / lowered.row_tokens) if lowered.row_tokens else {},
             model_flops=of_chunk,
         ),
     ], [
         f"completions have {mean:,} tokens in the mean, at most {asked.max_tokens:,}, and"
         f" log-normal lengths; prompts {assumed.prompt:,}",
-        f"{by.shards * shapes.slots:,} rows decode together: {steps:,.0f} steps for {rows:,}"
-        f" completions, each at the cost of the largest caches, {shapes.columns:,} columns",
+        f"{by.shards * lowered.slots:,} rows decode together: {steps:,.0f} steps for {rows:,}"
+        f" completions, {lowered.said}; rows that decode have {live:,.0f} tokens in the mean",
     ]
 
 
@@ -117,15 +110,19 @@ def _engine(
     return engine, params
 
 
-def decode_steps(rows: float, slots: int, mean: float, most: int) -> float:
-    """Until the last of `rows` completions has ended, where `slots` decode at a time.
-
-    Their lengths are the quantiles of a log-normal distribution of this mean, cut at `most`.
+def imagined_lengths(rows: float, mean: float, most: int) -> list[float]:
+    """Of so many completions: quantiles of a log-normal distribution of this mean, cut at `most`,
+    in a random order.
     """
     count = max(math.ceil(rows), 1)
     ranks = (np.random.default_rng(0).permutation(count) + 0.5) / count
     normal = NormalDist(math.log(mean) - SPREAD**2 / 2, SPREAD)
-    ends = [0.0] * min(slots, count)
-    for rank in ranks:
-        heapq.heapreplace(ends, ends[0] + min(math.exp(normal.inv_cdf(rank)), most))
+    return [min(math.exp(normal.inv_cdf(rank)), most) for rank in ranks]
+
+
+def decode_steps(lengths: Sequence[float], slots: int) -> float:
+    """Until the last completion has ended, where `slots` decode at a time."""
+    ends = [0.0] * min(slots, len(lengths))
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length)
     return max(ends)

@@ -30,6 +30,15 @@ class Row:
     tokens: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     experts: list[np.ndarray] = field(default_factory=list)
+    # Where tokens lie in pages:
+    shared: list[int] = field(default_factory=list)  # those of its prompt
+    pages: list[int] = field(default_factory=list)  # behind them, its own
+    stored: int = 0  # how many the host keeps of it while it is suspended
+
+    def last_token(self, prompt: np.ndarray) -> int:
+        """What is fed next."""
+        sampled = next((part for part in reversed(self.tokens) if part.size), prompt)
+        return int(sampled[-1])
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ class Schedule:
                 if row is not None:
                     yield shard, slot, row
 
+    def unfinished(self) -> bool:
+        return bool(self.queue) or any(True for _ in self.busy())
+
     def refill(self) -> tuple[list[Load], list[Start]]:
         """Takes from the queue, in its order, for as long as there are slots and prompt rows."""
         self._drop_finished_prompts()
@@ -100,10 +112,12 @@ class Schedule:
             if self.prompts[shard][prompt_row] is None:
                 self.prompts[shard][prompt_row] = prompt_index
                 loads.append(Load(shard, prompt_row, prompt_index))
+                self._loaded(loads[-1])
             slot = self.rows[shard].index(None)
             row = Row(prompt_index, sample_index, prompt_row)
             self.rows[shard][slot] = row
             starts.append(Start(shard, slot, row))
+            self._begun(starts[-1])
             self.queue.popleft()
         return loads, starts
 
@@ -112,7 +126,7 @@ class Schedule:
         free = [rows.count(None) for rows in self.rows]
         room = []
         for shard, held in enumerate(self.prompts):
-            if not free[shard]:
+            if not free[shard] or not self._has_room(shard, prompt_index):
                 continue
             reading = Counter(row.prompt_row for row in self.rows[shard] if row is not None)
             for prompt_row, prompt in enumerate(held):
@@ -124,6 +138,16 @@ class Schedule:
             return None
         shard = max(room, key=lambda z: (free[z], -z))
         return shard, self.prompts[shard].index(None)
+
+    def _has_room(self, shard: int, prompt_index: int) -> bool:
+        """Whether a row of this prompt may begin, if there is a slot."""
+        return True
+
+    def _loaded(self, load: Load) -> None:
+        """Called for each prompt that is taken in."""
+
+    def _begun(self, start: Start) -> None:
+        """Called for each row that begins."""
 
     def _drop_finished_prompts(self) -> None:
         """Frees the rows of prompts that nobody reads or will read."""
@@ -163,7 +187,8 @@ class Schedule:
         self.rows = [[r[i] for i in k] for r, k in zip(self.rows, kept, strict=True)]
         self.prompts = [[p[i] for i in k] for p, k in zip(self.prompts, kept_prompts, strict=True)]
         for shard, _, row in self.busy():
-            row.prompt_row = kept_prompts[shard].index(row.prompt_row)
+            if row.prompt_row >= 0:
+                row.prompt_row = kept_prompts[shard].index(row.prompt_row)
         return np.asarray(kept, np.int32), np.asarray(kept_prompts, np.int32)
 
     def readers(self, places: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,8 @@ from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderConfig
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout

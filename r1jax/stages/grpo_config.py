@@ -16,7 +16,7 @@ from r1jax.losses.policy import RATIOS, SURROGATES, GrpoLossConfig
 from r1jax.models.packed_attention import Span
 from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderConfig
-from r1jax.rollout.engine import EngineConfig
+from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.training.balancing import RouterConfig
 from r1jax.training.critic import CriticConfig

@@ -50,7 +50,8 @@ from r1jax.models.params import abstract_params, param_shardings
 from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rewards.pool import GraderConfig, GraderPool
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.config import EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.planned import Asked, rollout_programs
 from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
 from r1jax.rollout.sampling import SamplingConfig
