@@ -147,9 +147,9 @@ def page_kind(config: ModelConfig) -> type[LayerPages]:
     return KeyValuePages if config.latent is None else LatentPages
 
 
-def kernel_fits(config: ModelConfig) -> bool:
-    """Whether the kernels for TPUs can read the pages of such a model."""
-    return config.latent is not None or config.head_dim % LANES == 0
+def has_kernel(config: ModelConfig, platform: str) -> bool:
+    """Whether a kernel reads the pages of such a model there."""
+    return platform == "tpu" and (config.latent is not None or config.head_dim % LANES == 0)
 
 
 def page_bytes(config: ModelConfig, compute: Compute, size: int, tensor: int) -> int:

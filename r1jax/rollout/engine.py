@@ -22,7 +22,7 @@ from absl import logging
 from r1jax.config import ConfigError
 from r1jax.models.caches import LayerCache, cache_kind
 from r1jax.models.lane_cache import LaneCache
-from r1jax.models.pages import kernel_fits
+from r1jax.models.pages import has_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.column_programs import ColumnPrograms
 from r1jax.rollout.columns import Columns
@@ -60,7 +60,7 @@ class Engine:
             raise ConfigError(
                 f"engine.bucket {self.config.bucket} must be even with engine.speculative"
             )
-        kernel = platform == "tpu" and kernel_fits(model.config)
+        kernel = has_kernel(model.config, platform)
         self.keeping: Keeping
         if self.config.cache == "pages" or (self.config.cache == "auto" and kernel):
             pages = PagePrograms(model, stop_ids, drafts, self.config.page, kernel)

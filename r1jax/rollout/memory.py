@@ -137,7 +137,7 @@ def plan_pages(model: Transformer, demand: PageDemand, allowed: Budget) -> Memor
 
     if pages(1) < demand.worst(1):
         raise ConfigError(
-            f"one row of {demand.prompt + demand.own} pages needs"
+            f"one row with its prompt needs {demand.worst(1)} pages, or"
             f" {-(-(demand.worst(1) * demand.page + row) // MIB)} MiB, more than the"
             f" {budget // MIB} MiB for the rollout (engine.memory_mib); allow more, or fewer"
             " max_tokens"

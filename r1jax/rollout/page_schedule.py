@@ -40,7 +40,12 @@ class PageSizes:
         return self.pages(prompt - 1 + min(count + self.step, limit + self.width - 1))
 
     def most(self, prompt: int, limit: int) -> int:
+        """Of all tokens that a row ever has."""
         return self.row(prompt, limit, limit)
+
+    def own(self, tokens: int) -> int:
+        """That a row of so many tokens needs beside those that it shares, whatever its prompt."""
+        return self.pages(self.page - 1 + tokens + self.width - 1)
 
 
 @dataclass(frozen=True)

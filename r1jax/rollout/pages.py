@@ -40,12 +40,11 @@ class Pages:
 
     def plan(self, need: Need, budget: Budget) -> Memory:
         sizes, model = self.sizes, self.programs.model
-        shared = sizes.shared(need.prompt)
         mean = min(self.config.mean_tokens or -(-need.limit // 4), need.limit)
         demand = PageDemand(
             prompt=sizes.prompt(need.prompt),
-            own=sizes.most(need.prompt, need.limit) - shared,
-            mean=sizes.row(need.prompt, mean, need.limit) - shared,
+            own=sizes.own(need.limit),
+            mean=sizes.own(min(mean + sizes.step, need.limit)),
             group_size=need.group_size,
             rows=need.rows,
             tokens=sizes.width,
