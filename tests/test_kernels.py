@@ -21,7 +21,8 @@ from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.memory import Memory
+from r1jax.rollout.store import Need
 from r1jax.stages import sft
 from r1jax.training.train_state import abstract_state, batch_shardings, make_step, state_shardings
 from r1jax.types import Batch
@@ -214,8 +215,9 @@ def test_a_training_step_uses_splash(
 @tpu_compiler
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("kind", ["plain", "drafts", "latent"])
+@pytest.mark.parametrize("cache", ["columns", "pages"])
 def test_decoding_keeps_its_cache_in_place(
-    topology: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    topology: str, cache: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mesh = tpu_mesh(topology, {"data": 2, "tensor": 2}, monkeypatch)
     # With one head a kv head XLA copies the caches; 134 MB a device do not fit beside the cores.
@@ -224,17 +226,20 @@ def test_decoding_keeps_its_cache_in_place(
         latent = LatentAttention(kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128)
         config = replace(config, num_kv_heads=8, head_dim=192, latent=latent)
     model = Transformer(config, mesh, compute=Compute("bfloat16"))
-    engine = Engine(model, [0], EngineConfig(slots=64, chunk=8, speculative=config.mtp))
-    slots, columns, prompts = 32, 2048, 10
-
+    how = EngineConfig(slots=64, chunk=8, speculative=config.mtp, cache=cache)  # type: ignore[arg-type]
+    engine = Engine(model, [0], how)
     params = jax.eval_shape(engine.programs.prepare, abstract_params(model))
     params = jax.tree.map(with_sharding, params, engine.programs.param_shardings())
-    program = engine.programs.lower_decode(
-        params, (slots, columns), (prompts, 128, 8), SamplingConfig(max_tokens=1), 8
-    ).compile()
-    layers = engine.programs.empty.eval_shape(2 * slots, columns).layers
-    layers = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
-    memory = program.memory_analysis()
-    held = layers / (2 if kind == "latent" else 4)  # of which a chip along `tensor` has all
-    assert memory.alias_size_in_bytes >= held
-    assert memory.temp_size_in_bytes < held / 8, "copies of the cache"
+    need = Need(prompt=129, limit=2048, group_size=8, rows=32)
+    memory = Memory(32, 8, pages=512)
+    lowered = engine.keeping.lowered(params, need, memory)
+    lowered.prefill().compile()
+    program = lowered.decode().compile()
+    assert all(kernel in program.as_text() for kernel in lowered.kernels)
+    assert bool(lowered.kernels) == (cache == "pages")
+    slots: Any = lowered.caches if cache == "pages" else lowered.caches[0]
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(slots.held.layers))
+    held /= 2 if kind == "latent" else 4  # of which a chip along `tensor` has all
+    analysis = program.memory_analysis()
+    assert analysis.alias_size_in_bytes >= held
+    assert analysis.temp_size_in_bytes < held / 8, "copies of the cache"

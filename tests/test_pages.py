@@ -183,7 +183,7 @@ def test_kernels(kind: str, length: int) -> None:
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
-    held: Any = LatentPages(normal(pages, size, 12), rank=8)
+    held: Any = LatentPages(normal(pages, size, 128).at[..., 12:].set(0), rank=8, width=12)
     q = normal(rows, length, 4, 12)
     if kind != "latents":
         held, q = KeyValuePages(normal(pages, size, 4, 128)), normal(rows, length, 6, 128)

@@ -99,16 +99,23 @@ class KeyValuePages:
 
 @struct.dataclass
 class LatentPages:
-    """Latent vectors with the rotated key that all heads share, as caches.LatentCache has them."""
+    """Latent vectors with the rotated key that all heads share, as caches.LatentCache has them.
 
-    pages: jax.Array  # [P, E, C]
+    Behind these numbers stand zeros up to whole lanes of a TPU: it would have them anyway, or lay
+    the pages out otherwise than the kernel reads them.
+    """
+
+    pages: jax.Array  # [P, E, C and zeros]
     rank: int = struct.field(pytree_node=False)
+    width: int = struct.field(pytree_node=False)  # C
 
     @classmethod
     def zeros(cls, config: ModelConfig, compute: Compute, pages: int, size: int) -> LatentPages:
         assert config.latent is not None
-        width = config.latent.kv_rank + config.latent.rope_dim
-        return cls(jnp.zeros((pages, size, width), compute.dtype), config.latent.kv_rank)
+        rank = config.latent.kv_rank
+        width = rank + config.latent.rope_dim
+        lanes = -(-width // LANES) * LANES
+        return cls(jnp.zeros((pages, size, lanes), compute.dtype), rank, width)
 
     @classmethod
     def axes(cls) -> tuple[str | None, ...]:
@@ -116,11 +123,11 @@ class LatentPages:
 
     def written(self, tables: Tables, *new: jax.Array) -> LatentPages:
         (latents_BLC,) = new
-        return replace(self, pages=_put(self.pages, tables, latents_BLC))
+        return replace(self, pages=_put(self.pages, tables, self._in_lanes(latents_BLC)))
 
     def attend(self, q_BLHC: jax.Array, tables: Tables, scale: float, kernel: bool) -> jax.Array:
         if kernel:
-            seen = tables.start, tables.end
+            seen, q_BLHC = (tables.start, tables.end), self._in_lanes(q_BLHC)
             return latent_attention(q_BLHC, self.pages, tables.pages, seen, scale, self.rank)
         k_B1TC = self.latents(tables)[:, None]
         seen_BLT = tables.seen(q_BLHC.shape[1], self.pages.shape[1])
@@ -128,8 +135,13 @@ class LatentPages:
 
     def latents(self, tables: Tables) -> jax.Array:
         """Of each row, side by side [B, T, C]."""
-        held_BAEC = self.pages[tables.pages]
-        return held_BAEC.reshape(len(held_BAEC), -1, held_BAEC.shape[-1])
+        held_BAEC = self.pages[tables.pages][..., : self.width]
+        return held_BAEC.reshape(len(held_BAEC), -1, self.width)
+
+    def _in_lanes(self, x: jax.Array) -> jax.Array:
+        """[..., C] with the zeros behind it."""
+        more = self.pages.shape[-1] - self.width
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
 
 def _put(pages: jax.Array, tables: Tables, new: jax.Array) -> jax.Array:
@@ -154,13 +166,10 @@ def has_kernel(config: ModelConfig, platform: str) -> bool:
 
 def page_bytes(config: ModelConfig, compute: Compute, size: int, tensor: int) -> int:
     """Of a page of all layers, that of multi-token prediction among them, on one device of so many
-    along `tensor`; with the padding of what lies in a TPU's memory.
+    along `tensor`.
     """
     shape: Any = jax.eval_shape(lambda: page_kind(config).zeros(config, compute, 1, size))
     numbers = shape.pages.size // (tensor if config.latent is None else 1)
-    if config.latent is not None:
-        width = shape.pages.shape[-1]
-        numbers = numbers // width * -(-width // LANES) * LANES
     return (config.num_layers + config.mtp) * numbers * jnp.dtype(compute.dtype).itemsize
 
 
