@@ -75,6 +75,16 @@ def test_a_slice_is_not_the_whole() -> None:
     assert cost(one_row, square(10_000, N), index).bytes < 10 * 4 * N
 
 
+def test_what_is_put_in_place_is_not_the_whole() -> None:
+    def put(table: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+        return table.at[rows].set(new, mode="drop")
+
+    rows = jax.ShapeDtypeStruct((5,), jnp.int32)
+    lowered = jax.jit(put, donate_argnums=0).lower(square(10_000, N), rows, square(5, N))
+    text = lowered.compile().as_text()
+    assert cost_of(text, make_mesh()).bytes < 5 * 10 * 4 * N
+
+
 @pytest.mark.parametrize(
     ("kind", "axes", "sent"),
     [

@@ -32,6 +32,7 @@ FREE = {
 }  # fmt: skip
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
 SLICING = ("dynamic-slice", "slice", "gather")
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place, by which of the operands
 # (operands, outputs) of a kernel's call -> FLOPs, or FLOPs and bytes, by what its name begins with
 KernelFormula = Callable[[Sequence["Shape"], Sequence["Shape"]], float | tuple[float, float]]
 
@@ -309,8 +310,8 @@ class _Walk:
             return it.outputs[0].hbm_bytes + it.outputs[1].hbm_bytes
         if it.opcode in SLICING:
             return 2 * it.output.hbm_bytes
-        if it.opcode == "dynamic-update-slice":
-            return 2 * operands[1].output.hbm_bytes
+        if it.opcode in UPDATES:
+            return 2 * operands[UPDATES[it.opcode]].output.hbm_bytes
         if it.opcode == "fusion":
             return self._moved_by_fusion(it, operands)
         read = sum(shape.hbm_bytes for operand in operands for shape in operand.outputs)
@@ -332,8 +333,8 @@ class _Walk:
             written = [inside[name] for name in root.operands]
         for output, made in zip(it.outputs, written, strict=False):
             made = _through_bitcasts(made, inside)
-            if made.opcode == "dynamic-update-slice" and output.in_hbm:
-                total += inside[made.operands[1]].output.bytes
+            if made.opcode in UPDATES and output.in_hbm:
+                total += inside[made.operands[UPDATES[made.opcode]]].output.bytes
             else:
                 total += output.hbm_bytes
         return total
@@ -410,7 +411,7 @@ def _read_of(name: str, inside: Computation) -> float | None:
             total += part
         elif user.opcode in SLICING and user.operands[0] == name:
             total += user.output.bytes
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+        elif not (user.opcode in UPDATES and user.operands[0] == name):
             return None
     return total
 
