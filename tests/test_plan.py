@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from experiments.mini import r1
 from r1jax.config import ConfigError, UserError
 from r1jax.machines.mesh import make_mesh
 from r1jax.machines.planned import Assumed, Iteration, Planned
+from r1jax.machines.program_cost import Shape
 from r1jax.machines.topology import GIB, Chip, Slices, slices_of
+from r1jax.models.paged_kernels import LATENT_KERNEL, RAGGED_KERNEL, paged_costs
 from r1jax.models.params import count_params
 from r1jax.models.zoo import MODELS
 from r1jax.reports.plan import Plan, advice, as_json, as_text, make_plan
-from r1jax.rollout.planned import decode_steps
+from r1jax.rollout.planned import decode_steps, imagined_lengths
 from r1jax.stages import checked, to_plan
 from r1jax.weights.load import ModelFields, ModelSource, open_shapes
 
@@ -169,11 +172,14 @@ def test_plans_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_decode_steps() -> None:
-    assert decode_steps(1000, 1, 100, 10**6) == pytest.approx(1000 * 100, rel=0.02)
-    many = decode_steps(1000, 1000, 100, 400)
+    assert decode_steps(imagined_lengths(1000, 100, 10**6), 1) == pytest.approx(
+        1000 * 100, rel=0.02
+    )
+    lengths = imagined_lengths(1000, 100, 400)
+    many = decode_steps(lengths, 1000)
     assert many == 400
-    assert decode_steps(1000, 100, 100, 400) < 1.5 * 1000 * 100 / 100
-    assert decode_steps(1000, 100, 100, 400) > decode_steps(1000, 200, 100, 400)
+    assert decode_steps(lengths, 100) < 1.5 * 1000 * 100 / 100
+    assert decode_steps(lengths, 100) > decode_steps(lengths, 200)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,8 @@ def test_decode_steps() -> None:
 )
 def test_models_that_are_not_there(path: str, name: str) -> None:
     opened = open_shapes(ModelSource(path=path, override={"max_length": 70_000}))
-    assert count_params(opened.config) == count_params(MODELS[name])
+    assert opened.config.mtp == (name == "deepseek-v3")  # which was given away with it
+    assert count_params(replace(opened.config, mtp=False)) == count_params(MODELS[name])
     assert opened.config.max_length == 70_000
 
 
@@ -274,3 +281,18 @@ def test_splash_counts_by_formula() -> None:
     attention = 3 * 4 * 4 * 512 * 512 / 2 * 2 * 9 * 64
     assert update.cost.flops == pytest.approx((6 * weights * 4 * 512 + attention) / 4, rel=1e-3)
     assert math.isfinite(update.seconds)
+
+
+def test_costs_of_kernels_that_read_pages() -> None:
+    """By hand: rows that have a quarter of the tokens that their tables have room for."""
+    pages, size, table = 50, 16, (3, 8)  # 3 rows of 32 tokens
+    ints = Shape("s32", table, True)
+    q, kv = Shape("bf16", (6, 4, 128), True), Shape("bf16", (pages, size, 2 * 2, 128), True)
+    flops, moved = paged_costs(1 / 4)[RAGGED_KERNEL]([ints, q, kv], [q])
+    assert flops == 3 * 32 * 2 * 4 * 2 * 2 * 128  # scores and mixed values of 2 queries a row
+    assert moved == 2 * (3 * 32 * 2 * 2 * 128 + 2 * 6 * 4 * 128)
+    latents, steps = Shape("bf16", (pages, size, 640), True), Shape("s32", (6, 4), True)
+    q, mixed = Shape("bf16", (3, 2 * 4, 640), True), Shape("bf16", (3, 2 * 4, 512), True)
+    flops, moved = paged_costs(1 / 4)[LATENT_KERNEL]([steps, q, latents, latents], [mixed])
+    assert flops == 3 * 32 * 2 * 4 * 2 * (640 + 512)
+    assert moved == 2 * (3 * 32 * 640 + 3 * 2 * 4 * (640 + 512))

@@ -155,15 +155,18 @@ class Engine:
         did.decode_steps += int(report.steps)
         did.slot_steps += int(report.steps) * len(report.done)
         finished = []
+        # For all rows at once: there may be thousands.
+        counts, of_steps = report.kept.sum(axis=1).tolist(), report.kept[:, ::width].sum(axis=1)
+        did.row_steps += int(of_steps.sum())
+        of_steps, right = of_steps.tolist(), report.right.sum(axis=1).tolist()
         for shard, slot, row in list(work.busy()):
             b = shard * work.slots + slot
-            kept = report.kept[b]
-            row.tokens.append(report.tokens[b, kept])
-            row.logprobs.append(report.logprobs[b, kept])
-            row.experts.append(report.experts[b, kept])
-            new, steps = int(kept.sum()), int(kept[::width].sum())
-            did.row_steps += steps
-            row.right_drafts += int(report.right[b].sum())
+            new, steps = counts[b], of_steps[b]
+            kept = slice(new) if width == 1 else report.kept[b]
+            row.tokens.append(report.tokens[b, kept].copy())
+            row.logprobs.append(report.logprobs[b, kept].copy())
+            row.experts.append(report.experts[b, kept].copy())
+            row.right_drafts += right[b]
             length = stop_check(np.concatenate(row.tokens), row.count) if stop_check and new else 0
             row.count, row.steps = row.count + new, row.steps + steps
             if report.done[b] or length:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -400,11 +400,13 @@ def open_shapes(source: ModelSource) -> OpenModel:
 
 
 def _of_zoo(name: str, path: str) -> ModelConfig:
-    """The model of that name, as its makers write it."""
+    """The model of that name, with all that its makers gave away: V3 and R1 have a block for
+    multi-token prediction.
+    """
     name = name.lower().removesuffix("-base").removesuffix("-instruct")
     if name not in MODELS:
         raise ConfigError(
             f"model {path} does not exist, and no model of models/zoo.py is called {name!r}: "
             + ", ".join(MODELS)
         )
-    return MODELS[name]
+    return replace(MODELS[name], mtp=name in ("deepseek-v3", "deepseek-r1"))
