@@ -272,6 +272,7 @@ class Rollouts:
             "tokens_per_s": tokens / seconds,
             "wasted_slot_share": statistics.wasted_share,
             "slots": statistics.slots,
+            "suspended_rows": statistics.suspended,
             "prefill_seconds": statistics.prefill_seconds,
             "decode_seconds": statistics.decode_seconds,
         }
