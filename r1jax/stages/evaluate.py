@@ -44,8 +44,9 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampler import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout
-from r1jax.weights.checkpoint import MANIFEST, Checkpoints
+from r1jax.weights.checkpoint import Checkpoints
 from r1jax.weights.load import OpenModel, open_model, with_chat
+from r1jax.weights.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
