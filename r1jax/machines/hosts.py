@@ -15,7 +15,7 @@ import numpy as np
 from jax._src import distributed  # its client is documented nowhere else
 from jax.experimental import multihost_utils
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, UserError
 from r1jax.machines.cpu import make_cores_devices
 
 
@@ -83,11 +83,19 @@ def of_first_process(value: Any) -> Any:
 
 
 def ask_first(question: Callable[[], Any]) -> Any:
-    """What the first process finds, told to all: no other one looks at its file system.
-
-    Every process must come here, in the same order.
+    """What the first process finds, told to all, and so is a UserError: no other one looks at its
+    file system. Every process must come here, in the same order.
     """
-    return of_first_process(question() if jax.process_index() == 0 else None)
+    answer = error = None
+    if jax.process_index() == 0:
+        try:
+            answer = question()
+        except UserError as found:
+            error = found
+    answer, said = of_first_process([answer, None if error is None else str(error)])
+    if said is not None:
+        raise error or UserError(said)
+    return answer
 
 
 def of_all(value: Any) -> list[Any]:
@@ -134,7 +142,8 @@ class Meetings:
             self._come(problem)
 
     def _come(self, problem: str) -> None:
-        _client().key_value_set(f"{self._place()}/{jax.process_index()}", problem)
+        key = f"{self._place()}/{jax.process_index()}"
+        _client().key_value_set(key, problem, allow_overwrite=True)  # calls off once more
 
     def _place(self) -> str:
         return f"r1jax/{self._name}/{self._number}"

@@ -29,6 +29,7 @@ from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_js
 from r1jax.machines.hosts import Meetings, ask_first, of_all, wait_for_all
 from r1jax.weights.chunks import CHUNK_BYTES, dtype_of
 from r1jax.weights.manifest import (
+    EXTRA,
     MANIFEST,
     STATE,
     CheckpointError,
@@ -43,7 +44,6 @@ from r1jax.weights.manifest import (
     write_manifest,
 )
 
-EXTRA = "extra.json"
 PARAMS = "params/"  # what the names of a state's parameters begin with
 _STEP = re.compile("0|[1-9][0-9]*")  # a checkpoint's directory
 

@@ -30,7 +30,6 @@ from r1jax.models.lora import LORA_A, LORA_B, adapter_std, is_adapter, product
 from r1jax.models.params import (
     abstract_params,
     count_params,
-    param_axes,
     param_shardings,
     random_params,
 )
@@ -324,21 +323,24 @@ def _from_slices(model: Transformer, read_slice: ReadSlice) -> Any:
 
     `read_slice` gives parts of stacked layers, whatever scan_layers is.
     """
-    shapes, _ = param_axes(model)
+    shapes = traverse_util.flatten_dict(abstract_params(model))
+    shardings = traverse_util.flatten_dict(param_shardings(model))
     apart = {} if model.compute.scan_layers else places_of_layers(model.config)
 
-    def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
-        name = tuple(key.key for key in path)
-
+    def one(name: Name) -> jax.Array:
         def read(index: Index) -> np.ndarray:
             if name[0] in apart:
                 stack, i = apart[name[0]]
                 return read_slice((stack, *name[1:]), (slice(i, i + 1), *index))[0]
             return read_slice(name, index)
 
-        return array_of(jax.ShapeDtypeStruct(shape.shape, np.float32, sharding=sharding), read)
+        leaf = jax.ShapeDtypeStruct(shapes[name].shape, np.float32, sharding=shardings[name])
+        return array_of(leaf, read)
 
-    return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(model))
+    # What lies in the same files is read one after the other.
+    names = sorted(shapes, key=lambda name: apart.get(name[0], (name[0], 0))[:1] + name[1:])
+    found = {name: one(name) for name in names}
+    return traverse_util.unflatten_dict({name: found[name] for name in shapes})
 
 
 def _is_workdir(path: epath.Path) -> bool:

@@ -39,7 +39,7 @@ from r1jax.weights.chunks import (
     read_box,
 )
 
-STATE, MANIFEST = "state", "manifest.json"
+STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
 _LIST = re.compile(r"files\.\d+\.json")
 T = TypeVar("T")
 
@@ -90,7 +90,8 @@ def write_list(directory: epath.Path, leaves: Mapping[str, Any]) -> None:
     """The checksums of this process's own files. `leaves` have shapes and shardings."""
     own = list(_own_chunks(directory, leaves))
     if jax.process_index() == 0:
-        own += [name for name in _files(directory) if not _is_chunk(name)]
+        state = (f"{STATE}/{name}" for name in _files(directory / STATE))
+        own += [EXTRA, *(name for name in state if not _is_chunk(name))]
     write_json(directory / _list_of(jax.process_index()), _checksums(directory, own))
 
 
@@ -134,11 +135,10 @@ def _is_chunk(name: str) -> bool:
 
 
 def _files(directory: epath.Path) -> Iterator[str]:
-    """All below it but the lists of them, in which no process's own may be missing."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from (f"{path.name}/{name}" for name in _files(path))
-        elif path.name != MANIFEST and not _LIST.fullmatch(path.name):
+        else:
             yield path.name
 
 
@@ -175,9 +175,11 @@ class Saved:
         self.leaves: dict[str, list[Any]] = manifest["leaves"]
         self._files: dict[str, int] = agreed(lambda: self._all_files(manifest["files"]))
         chunked = any(name.endswith(f"/{ZARRAY}") for name in self._files)
-        if not chunked:  # an earlier version's: arrays lie in databases, several in a file
+        self._sound: set[str] = set()  # files that were compared
+        self._entry: Callable[[str], bytes] | None = None
+        if not chunked:  # an earlier version's: arrays lie in a database, several in a file
             agreed(self.check_share)
-        self._fetch = self._checked if chunked else self._database()
+            self._entry = self._database()
 
     def _all_files(self, files: dict[str, int]) -> dict[str, int]:
         """Their checksums, of `files` and the lists in it; those of no chunk are compared."""
@@ -197,14 +199,20 @@ class Saved:
 
     def read(self, leaf: str, index: Index = ()) -> np.ndarray:
         """A part of a leaf; DamagedError where its files are not what was written."""
-        dtype, shape = self.leaves[leaf]
-        folder = folder_of(leaf)
-        sizes = chunk_shape(self._fetch(f"{folder}/{ZARRAY}"))
+        name, shape = self.leaves[leaf]
+        folder, dtype = folder_of(leaf), dtype_of(name)
+        sizes = chunk_shape(self._bytes(f"{folder}/{ZARRAY}"))
 
-        def chunk(name: str) -> bytes:
-            return self._fetch(f"{folder}/{name}")
+        def chunk(file: str) -> np.ndarray:
+            if self._entry is not None:
+                return np.frombuffer(self._entry(f"{folder}/{file}"), dtype).reshape(sizes)
+            path = self._checked(f"{folder}/{file}")
+            return np.memmap(path, dtype, "r", shape=sizes)  # of which parts may be wanted
 
-        return read_box(box_of(shape, index), sizes, dtype_of(dtype), chunk)
+        return read_box(box_of(shape, index), sizes, dtype, chunk)
+
+    def _bytes(self, name: str) -> bytes:
+        return self._checked(name).read_bytes() if self._entry is None else self._entry(name)
 
     def arrays(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves with their types and shardings; without sharding as a numpy array."""
@@ -213,24 +221,25 @@ class Saved:
             for name, leaf in leaves.items()
         }
 
-    def _checked(self, name: str) -> bytes:
+    def _checked(self, name: str) -> epath.Path:
+        """The file, compared when it is first asked for."""
         name = f"{STATE}/{name}"
-        try:
-            data = (self.directory / name).read_bytes()
-        except FileNotFoundError:
-            raise _damaged(self.directory, name) from None
-        if zlib.crc32(data) != self._files.get(name):
-            raise _damaged(self.directory, name)
-        return data
+        if name not in self._sound:
+            checksum = self._files.get(name)
+            if checksum is None or _crc32(self.directory / name) != checksum:
+                raise _damaged(self.directory, name)
+            self._sound.add(name)
+        return self.directory / name
 
     def _database(self) -> Callable[[str], bytes]:
         base = f"file://{self.directory / STATE}/"
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
-        def fetch(name: str) -> bytes:
+        @functools.lru_cache(2)
+        def entry(name: str) -> bytes:
             return bytes(store.read(name).result().value)
 
-        return fetch
+        return entry
 
 
 def _read_manifest(directory: epath.Path) -> dict[str, Any]:
