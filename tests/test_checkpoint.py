@@ -376,7 +376,8 @@ mesh = make_mesh({"fsdp": 2})
 if sys.argv[2] == "write":
     write_model_json(sys.argv[1], dataclasses.asdict(config) | dataclasses.asdict(Compute()))
     params = random_params(Transformer(config, mesh), 0)
-    Checkpoints(sys.argv[1]).save(1, {"params": params})
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, {"params": params})
 else:
     before = peak()
     params = jax.block_until_ready(open_model(sys.argv[1]).load(mesh, 0))
