@@ -36,7 +36,8 @@ def save_model(workdir: Path, params: Any, config: Mapping[str, Any]) -> None:
     """A workdir that is a model, without a tokenizer."""
     from r1jax.weights.checkpoint import Checkpoints, write_model_json
 
-    Checkpoints(workdir).save(0, {"params": params})
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, {"params": params})
     write_model_json(workdir, config)
 
 

@@ -56,6 +56,22 @@ def assert_same(a: Any, b: Any) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+def save(workdir: Path, step: int, state: Any = None, max_to_keep: int = 2) -> None:
+    """A complete checkpoint."""
+    with Checkpoints(workdir, max_to_keep) as checkpoints:
+        checkpoints.save(step, make_state(step) if state is None else state)
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    """The step of the newest checkpoint that is whole."""
+    found = checkpoints.restore_newest(abstract(make_state(0)))
+    if found is None:
+        return None
+    step, state, _ = found
+    assert_same(state, make_state(step))
+    return step
+
+
 def test_round_trip_and_max_to_keep(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, max_to_keep=2)
     assert checkpoints.latest_step() is None
@@ -97,6 +113,7 @@ def test_torn_save_is_no_checkpoint(
     """It dies before extra.json, before the manifest, or before the old ones are deleted."""
     checkpoints = Checkpoints(tmp_path, max_to_keep=1)
     checkpoints.save(1, make_state(1))
+    checkpoints.wait()
     left = [writes]
 
     def dying(function: Any) -> Any:
@@ -109,9 +126,11 @@ def test_torn_save_is_no_checkpoint(
         return call
 
     monkeypatch.setattr(checkpoint, "write_json", dying(checkpoint.write_json))
+    monkeypatch.setattr(checkpoint, "write_manifest", dying(checkpoint.write_manifest))
     monkeypatch.setattr(Checkpoints, "_delete_old", dying(Checkpoints._delete_old))
+    checkpoints.save(2, make_state(2))
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
     monkeypatch.undo()
 
     again = Checkpoints(tmp_path, max_to_keep=1)
@@ -119,6 +138,7 @@ def test_torn_save_is_no_checkpoint(
     assert latest == (2 if writes == 2 else 1)
     assert_same(again.restore(latest, abstract(make_state(0)))[0], make_state(latest))
     again.save(2, make_state(2))
+    again.wait()
     assert os.listdir(tmp_path / "checkpoints") == ["2"]
     assert_same(again.restore(2, abstract(make_state(0)))[0], make_state(2))
 
@@ -126,10 +146,12 @@ def test_torn_save_is_no_checkpoint(
 def test_torn_delete_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, max_to_keep=1)
     checkpoints.save(1, make_state(1))
+    checkpoints.wait()
     monkeypatch.setattr(checkpoint.epath.Path, "rmtree", lambda _: 1 / 0, raising=False)
     monkeypatch.setattr(type(checkpoints.directory), "rmtree", lambda _: 1 / 0)
+    checkpoints.save(2, make_state(2))
     with pytest.raises(ZeroDivisionError):
-        checkpoints.save(2, make_state(2))
+        checkpoints.wait()
     assert checkpoints.steps() == [2]
 
 
@@ -162,7 +184,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
 
 
 def test_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    Checkpoints(tmp_path).save(1, make_state(1))
+    save(tmp_path, 1)
     files = [path for path in (tmp_path / "checkpoints/1/state").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -188,21 +210,23 @@ def test_a_damaged_one_is_set_aside(
     checkpoints = Checkpoints(tmp_path, max_to_keep=3)
     for step in (1, 2, 3):
         checkpoints.save(step, make_state(step))
+    checkpoints.wait()
     directory = tmp_path / "checkpoints"
     break_file(directory / "3", name)
     again = Checkpoints(tmp_path, max_to_keep=3)
-    assert again.sound_step() == 2
+    assert newest(again) == 2
     assert f"checkpoint {directory}/3 is damaged: {name}" in caplog.text
     assert sorted(os.listdir(directory)) == ["1", "2", "3.damaged"]
     again.save(3, make_state(3))
+    again.wait()
     break_file(directory / "3", name)
-    assert Checkpoints(tmp_path).sound_step() == 2
+    assert newest(Checkpoints(tmp_path)) == 2
     assert sorted(os.listdir(directory)) == ["1", "2", "3.damaged", "3.damaged1"]
     for step in (1, 2):
         break_file(directory / str(step), name)
     with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
-        Checkpoints(tmp_path).sound_step()
-    assert Checkpoints(tmp_path / "other").sound_step() is None
+        newest(Checkpoints(tmp_path))
+    assert newest(Checkpoints(tmp_path / "other")) is None
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])
@@ -210,10 +234,10 @@ def test_what_lies_beside_belongs_to_it(tmp_path: Path, how: str) -> None:
     """A critic's checkpoints: where one is damaged, the policy's of that step is set aside too."""
     for step in (1, 2):
         for directory in (tmp_path / "critic", tmp_path):
-            Checkpoints(directory).save(step, make_state(step))
+            save(directory, step)
     last = tmp_path / "critic/checkpoints/2"
     shutil.rmtree(last) if how == "gone" else break_file(last, "state/")
-    assert Checkpoints(tmp_path, beside=[tmp_path / "critic"]).sound_step() == 1
+    assert newest(Checkpoints(tmp_path, beside=[tmp_path / "critic"])) == 1
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2.damaged"]
     rest = ["1"] if how == "gone" else ["1", "2.damaged"]
     assert sorted(os.listdir(tmp_path / "critic/checkpoints")) == rest
@@ -227,7 +251,7 @@ def test_others_files_stay(tmp_path: Path) -> None:
     (directory / "notes.txt").write_text("mine")
     (directory / "9").write_text("mine")
     for step in (1, 2):
-        Checkpoints(tmp_path, max_to_keep=1).save(step, make_state(step))
+        save(tmp_path, step, max_to_keep=1)
     assert sorted(os.listdir(directory)) == ["02", "2", "6.bak", "9", "notes.txt", "²"]
 
 
@@ -235,10 +259,11 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     """A full disk, here a file where a directory must be: the checkpoint before is kept."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1))
+    checkpoints.wait()
     (tmp_path / "checkpoints/2").write_text("")
     with pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be written: .*is kept"):
         checkpoints.save(2, make_state(2))
-    assert checkpoints.sound_step() == 1
+    assert newest(checkpoints) == 1
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +376,8 @@ mesh = make_mesh({"fsdp": 2})
 if sys.argv[2] == "write":
     write_model_json(sys.argv[1], dataclasses.asdict(config) | dataclasses.asdict(Compute()))
     params = random_params(Transformer(config, mesh), 0)
-    Checkpoints(sys.argv[1]).save(1, {"params": params})
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, {"params": params})
 else:
     before = peak()
     params = jax.block_until_ready(open_model(sys.argv[1]).load(mesh, 0))

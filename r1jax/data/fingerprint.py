@@ -14,6 +14,7 @@ from etils import epath
 
 from r1jax.config import ConfigError, DataError
 from r1jax.files import read_object, write_json
+from r1jax.machines.hosts import ask_first
 from r1jax.types import Example
 
 ROWS = "rows.json"
@@ -29,7 +30,7 @@ def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], used: Collecti
     Those of which rows have been `used` must be what they were: ConfigError names the difference.
     """
     path = workdir / ROWS
-    before = read_object(path) if path.exists() else {}
+    before = ask_first(lambda: read_object(path) if path.exists() else {})
     found = {name: fingerprint(rows) for name, rows in sources.items()}
     for name in before.keys() & found.keys() & set(used):
         try:

@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # its client is documented nowhere else
 from jax.experimental import multihost_utils
 
-from r1jax.config import ConfigError
+from r1jax.config import ConfigError, UserError
 from r1jax.machines.cpu import make_cores_devices
 
 
@@ -78,3 +80,75 @@ def of_first_process(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.resize(data, size)  # the others' bytes are not looked at
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
+
+
+def ask_first(question: Callable[[], Any]) -> Any:
+    """What the first process finds, told to all, and so is a UserError: no other one looks at its
+    file system. Every process must come here, in the same order.
+    """
+    answer = error = None
+    if jax.process_index() == 0:
+        try:
+            answer = question()
+        except UserError as found:
+            error = found
+    answer, said = of_first_process([answer, None if error is None else str(error)])
+    if said is not None:
+        raise error or UserError(said)
+    return answer
+
+
+def of_all(value: Any) -> list[Any]:
+    """Each process's value, made of what JSON can hold, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(np.resize(data, int(sizes.max())))
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+class Meetings:
+    """Where a thread beside the main one waits for those of the other processes.
+
+    They meet at the coordination service: a program on devices could come between those of the
+    main thread, on every process another. Each meeting of a name is the next one.
+    """
+
+    SECONDS = 3600  # then a process that has not come is given up
+
+    def __init__(self, name: str) -> None:
+        """A name that no other object of this process has."""
+        self._name, self._number = name, 0
+
+    def wait(self) -> None:
+        """Returns when every process has come; OSError where one has called off, or is late."""
+        if jax.process_count() == 1:
+            return
+        self._come("")
+        place, client = self._place(), _client()
+        self._number += 1
+        for process in range(jax.process_count()):
+            try:
+                said = client.blocking_key_value_get(f"{place}/{process}", 1000 * self.SECONDS)
+            except jax.errors.JaxRuntimeError as error:
+                raise OSError(f"process {process} was waited for in vain: {error}") from None
+            if said:
+                raise OSError(said)
+
+    def call_off(self, problem: str) -> None:
+        """Whoever waits at the next meeting, which cannot end without this process, is told why."""
+        if jax.process_count() > 1:
+            self._come(problem)
+
+    def _come(self, problem: str) -> None:
+        key = f"{self._place()}/{jax.process_index()}"
+        _client().key_value_set(key, problem, allow_overwrite=True)  # calls off once more
+
+    def _place(self) -> str:
+        return f"r1jax/{self._name}/{self._number}"
+
+
+def _client() -> Any:
+    """Of the coordination service, which every process of several has joined."""
+    return distributed.global_state.client

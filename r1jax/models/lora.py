@@ -48,15 +48,15 @@ def merged(params: Any, config: ModelConfig) -> Any:
     for path in new:
         *layer, name = path
         if (a := (*layer, name + LORA_A)) in flat:
-            product = _product(flat[a], flat[(*layer, name + LORA_B)], new[path].ndim)
-            new[path] = new[path] + product * config.lora.scale
+            change = product(flat[a], flat[(*layer, name + LORA_B)], new[path].ndim)
+            new[path] = new[path] + change * config.lora.scale
     return traverse_util.unflatten_dict(new)
 
 
-def _product(a: Any, b: Any, ndim: int) -> jax.Array:
+def product(a: Any, b: Any, ndim: int) -> jax.Array:
     """A B of each layer, with as many axes as the matrix has."""
     lead = a.shape[: a.ndim + b.ndim - 2 - ndim]  # of stacked layers
     inner, outer = a.shape[len(lead) : -1], b.shape[len(lead) + 1 :]
     rows, columns = a.reshape(*lead, -1, a.shape[-1]), b.reshape(*lead, a.shape[-1], -1)
-    product = jnp.matmul(rows, columns, precision=jax.lax.Precision.HIGHEST)
-    return product.reshape(*lead, *inner, *outer)
+    flat = jnp.matmul(rows, columns, precision=jax.lax.Precision.HIGHEST)
+    return flat.reshape(*lead, *inner, *outer)

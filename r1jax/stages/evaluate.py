@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ from r1jax.files import (
     write_json,
     write_jsonl_atomic,
 )
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
@@ -45,8 +46,9 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout
-from r1jax.weights.checkpoint import MANIFEST, Checkpoints
+from r1jax.weights.checkpoint import Checkpoints
 from r1jax.weights.load import OpenModel, open_model, with_chat
+from r1jax.weights.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     }
     _check_asked(directory, config, asked)
     sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
-    used = [b.key for name, b in benchmarks.items() if _file(directory, name).exists()]
-    keep_rows(directory, sources, used)
-    todo = {name: b for name, b in benchmarks.items() if not _file(directory, name).exists()}
+    done = _done(directory, benchmarks)
+    keep_rows(directory, sources, [benchmarks[name].key for name in done])
+    todo = {name: benchmark for name, benchmark in benchmarks.items() if name not in done}
     rollouts = {
         name: _written(_file(directory, name), benchmark)
         for name, benchmark in benchmarks.items()
@@ -127,9 +129,10 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
 def model_step(model: str) -> int:
     """The training step of MODEL; 0 where it has none."""
     path = readable(model)
-    if (path / MANIFEST).exists():
+    if ask_first((path / MANIFEST).exists):
         return int(path.name)
-    return (Checkpoints(path).latest_step() if (path / CHECKPOINTS).exists() else None) or 0
+    trained = ask_first((path / CHECKPOINTS).exists)
+    return (Checkpoints(path).latest_step() if trained else None) or 0
 
 
 def _written(path: epath.Path, benchmark: Benchmark) -> list[Rollout]:
@@ -148,6 +151,12 @@ def _file(directory: epath.Path, benchmark: str) -> epath.Path:
     return directory / f"{benchmark}.jsonl"
 
 
+def _done(directory: epath.Path, benchmarks: Iterable[str]) -> list[str]:
+    """Those whose completions are there."""
+    found = ask_first(lambda: [name for name in benchmarks if _file(directory, name).exists()])
+    return list(found)
+
+
 def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
     """Refuses to mix the completions of two models or two configs in one workdir."""
     benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
@@ -155,8 +164,8 @@ def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str,
     more = {key: value for key, value in changes.items() if value}
     asked = json.loads(json.dumps(about | {"benchmarks": benchmarks} | more))
     path = directory / ASKED
-    begun = any(_file(directory, name).exists() for name in benchmarks)
-    if begun and path.exists():
+    begun = _done(directory, benchmarks)
+    if begun and ask_first(path.exists):
         old = read_object(path)
         different = [key for key in old | asked if old.get(key) != asked.get(key)]
         if different:

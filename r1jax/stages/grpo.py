@@ -17,6 +17,8 @@ stages/grpo_updates.py. Beside training it is measured on held-out problems
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from absl import logging
@@ -135,8 +137,11 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
             if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
                 if critic is not None:
                     critic.save(step)
-                stage.save(step)
-                forget_rollouts(stage.workdir, config.keep_rollouts, iteration)
+                # A run that goes on from the checkpoint before would need them.
+                old = functools.partial(
+                    forget_rollouts, stage.workdir, config.keep_rollouts, iteration
+                )
+                stage.save(step, then=old)
         held_out.run_benchmarks(config.total_steps)
 
 

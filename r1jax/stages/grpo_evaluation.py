@@ -16,6 +16,7 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import EVALUATIONS
+from r1jax.machines.hosts import ask_first
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampler import Sampler
 from r1jax.stages.grpo_config import GrpoConfig
@@ -79,7 +80,8 @@ class HeldOut:
         """The full benchmarks, before the first update and after the last; done once."""
         stage, seed = self._stage, self._config.seed
         directory = stage.workdir / EVALUATIONS / f"{step:06d}"
-        done = read_results(directory) is not None or (step == 0 and stage.start > 0)
+        written = ask_first(lambda: read_results(directory) is not None)
+        done = written or (step == 0 and stage.start > 0)
         if done or not self._full:
             return
         results, rollouts = {}, {}

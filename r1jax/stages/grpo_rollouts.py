@@ -20,7 +20,7 @@ from r1jax.data.datasets import check_located, examples_of, stream
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.rewards import load_rewards
 from r1jax.rollout.sampler import (
     OverlongError,
@@ -127,7 +127,8 @@ class Rollouts:
         sampler: Sampler,
         examples: TrainingQuestions,
     ) -> None:
-        begun = stage.start > 0 or any((stage.workdir / ROLLOUTS).glob("*.jsonl"))
+        written = ask_first(lambda: any((stage.workdir / ROLLOUTS).glob("*.jsonl")))
+        begun = stage.start > 0 or written
         sources = {_key(at): found for at, found in examples.sources.items()}
         keep_rows(stage.workdir, sources, sources if begun else ())
         self._config, self._stage = config, stage
@@ -161,7 +162,7 @@ class Rollouts:
 
         Then they are sampled anew, the same ones, but for those that older parameters sampled.
         """
-        if not path.exists():
+        if not ask_first(path.exists):
             return None
         try:
             rollouts = [from_row(row) for row in read_jsonl(path)]
@@ -188,7 +189,7 @@ class Rollouts:
         no such iteration, and where a run that was killed has its rollouts already.
         """
         config, stage = self._config, self._stage
-        done = rollouts_file(stage.workdir, iteration).exists()
+        done = ask_first(rollouts_file(stage.workdir, iteration).exists)
         if not config.rollouts_ahead or step >= config.total_steps or done:
             return None
         before = stage.timer.read("rollout")

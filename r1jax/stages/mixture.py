@@ -71,7 +71,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     path = absolute(workdir)
     check_config(path, config_dict)
     note_start(path, config)
-    if not (path / STATISTICS).exists() and jax.process_index() == 0:
+    if jax.process_index() == 0 and not (path / STATISTICS).exists():
         rows, lost = _gather(config)
         if not rows:
             raise DataError(f"no row of {', '.join(config.sources)} is left: nothing to write")

@@ -14,6 +14,7 @@ its share of the cores: for small models on a CPU, which threads make no faster.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import time
 import uuid
@@ -39,7 +40,7 @@ from r1jax.files import (
     write_json,
 )
 from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.processes import Processes, lock_workdir
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.runs import read_run
@@ -120,7 +121,7 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
 
 def run_stages(stages: Sequence[PipelineStage], root: epath.Path) -> None:
     for stage in stages:
-        if completion(stage):
+        if ask_first(functools.partial(completion, stage)):
             print(f"-- {title(stage, stages)}: complete", flush=True)
             continue
         print(f"-- {title(stage, stages)}", flush=True)
@@ -159,12 +160,10 @@ def run_only(config_dict: ConfigDict, workdir: str, name: str) -> None:
     check_choice("--only", name, [stage.name for stage in stages])
     check_stages(stages)
     stage = next(stage for stage in stages if stage.name == name)
-    missing = [
-        other.name for other in stages if other.name in stage.reads and not completion(other)
-    ]
-    if missing:
+    read = [other for other in stages if other.name in stage.reads]
+    if missing := ask_first(lambda: [other.name for other in read if not completion(other)]):
         raise ConfigError(f"stage {name} reads {missing[0]}, which is not complete")
-    if completion(stage):
+    if ask_first(lambda: completion(stage) is not None):
         print(f"stage {name} is complete")
         return
     with quick_compile(section(PipelineConfig, config_dict).quick_compile):
@@ -337,7 +336,12 @@ def completion(stage: PipelineStage) -> dict[str, Any] | None:
 def check_stages(stages: Sequence[PipelineStage]) -> None:
     """Raises ConfigError where a stage that is complete, or has begun, isn't what the config asks
     for any more."""
-    done = {stage.name: found for stage in stages if (found := completion(stage))}
+    done, begun = ask_first(
+        lambda: (
+            {stage.name: found for stage in stages if (found := completion(stage))},
+            {stage.name: begun_with(stage) for stage in stages},
+        )
+    )
     for stage in stages:
         how = f"take another --workdir, or --restart_from={stage.name}"
         found = done.get(stage.name)
@@ -346,7 +350,7 @@ def check_stages(stages: Sequence[PipelineStage]) -> None:
                 f"stage {stage.name} is complete with another config"
                 f" ({'; '.join(differing)}); {how}"
             )
-        for name, identity in (found["reads"] if found else begun_with(stage)).items():
+        for name, identity in (found["reads"] if found else begun[stage.name]).items():
             if done.get(name, {}).get("id") != identity:
                 raise ConfigError(
                     f"stage {stage.name} was made from another {name} than the one in"

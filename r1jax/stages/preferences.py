@@ -37,7 +37,7 @@ from r1jax.files import (
 )
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import QUERIES, judge_pairs
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
@@ -74,9 +74,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     path, mesh = absolute(workdir), make_mesh(config.mesh)
     check_config(path, config_dict)
     note_start(path, config)
-    missing = not (path / STATISTICS).exists()
-    wait_for_all("looked")  # before one process writes it
-    if missing:
+    if not ask_first((path / STATISTICS).exists):
         candidates = _candidates(config, rows, path, mesh)
         judge = open_chat_model(config.judge, mesh)
         pairs, statistics = judge_pairs(candidates, judge, config.seed, config.queries)
@@ -106,7 +104,7 @@ def _candidate(row: Row, data: DataConfig) -> dict[str, Any]:
 
 def _candidates(config: PreferencesConfig, rows: Any, path: Any, mesh: Any) -> list[dict[str, Any]]:
     """{"messages", "responses"} of every row, written down before they are judged."""
-    if (path / CANDIDATES).exists():
+    if ask_first((path / CANDIDATES).exists):
         return list(read_jsonl(path / CANDIDATES))
     found = []
     for index, row in enumerate(rows):

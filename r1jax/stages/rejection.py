@@ -43,7 +43,7 @@ from r1jax.files import (
 )
 from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
-from r1jax.machines.hosts import wait_for_all
+from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.machines.planned import Assumed, Iteration, bytes_of, with_shardings
 from r1jax.models.params import abstract_params, param_shardings
@@ -135,9 +135,9 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     weights, minima = split_minimum(config.minimum)
     check_config(path, config_dict)
     note_start(path, config)
-    begun = any((path / ROLLOUTS).glob("*")) or any((path / KEPT).glob("*"))
+    begun = ask_first(lambda: any(any((path / n).glob("*")) for n in (ROLLOUTS, KEPT)))
     keep_rows(path, {"config.data": examples}, {"config.data"} if begun else ())
-    if not (path / STATISTICS).exists():
+    if not ask_first((path / STATISTICS).exists):
         portions = list(_portions(config, path, examples, weights, minima))
         rows = [row for portion in portions for row in portion["rows"]]
         statistics = _statistics(portions, rows, len(examples))
@@ -186,9 +186,7 @@ def _portions(
         for number, start in enumerate(starts):
             kept = path / KEPT / f"{number:06d}.jsonl"
             part = examples[start : start + config.portion]
-            missing = not kept.exists()
-            wait_for_all("looked")  # before one process writes it
-            if missing:
+            if not ask_first(kept.exists):
                 rollouts = source.of(number, part)
                 rows, fates = selection.of(part, rollouts)
                 if jax.process_index() == 0:
@@ -211,7 +209,7 @@ class _Source:
     def of(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
         config = self._config
         file = self._path / ROLLOUTS / f"{number:06d}.jsonl"
-        if file.exists():
+        if ask_first(file.exists):
             return [from_row(row) for row in read_jsonl(file)]
         sampler, params = self._opened
         prompts = [

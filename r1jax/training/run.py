@@ -6,7 +6,7 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -114,9 +114,10 @@ class Trainable:
         """Of the newest checkpoint."""
         return self._checkpoints.latest_step()
 
-    def sound_step(self) -> int | None:
-        """Of the newest checkpoint that is not damaged; those that are, are set aside."""
-        return self._checkpoints.sound_step()
+    @property
+    def saves(self) -> Checkpoints:
+        """A context at whose end all that was saved is complete."""
+        return self._checkpoints
 
     def begin(self, seed: int, reference: bool = False) -> None:
         """From the model's own parameters, which with `reference` are its."""
@@ -130,14 +131,29 @@ class Trainable:
         self.state = abstract_state(self.model, self._optimizer, self._shardings)
         self.ref_params = moved_part(self.state.params) if reference else None
 
-    def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
-        """From the checkpoint of that step -> what was saved beside the state."""
+    def resume(self, step: int) -> None:
+        """From the checkpoint of that step."""
+        saved, _ = self._checkpoints.restore(step, self._abstract(reference=False))
+        self._take(saved)
+
+    def resume_newest(self, reference: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """From the newest checkpoint that is not damaged -> its step, and what was saved beside the
+        state; None where there is none. Those that are damaged are set aside.
+        """
+        found = self._checkpoints.restore_newest(self._abstract(reference))
+        if found is None:
+            return None
+        step, saved, beside = found
+        self._take(saved)
+        return step, beside
+
+    def _abstract(self, reference: bool) -> dict[str, Any]:
         abstract = abstract_state(self.model, self._optimizer, self._shardings)
-        tree = _saved(abstract, moved_part(abstract.params) if reference else None)
-        saved, beside = self._checkpoints.restore(step, tree)
+        return _saved(abstract, moved_part(abstract.params) if reference else None)
+
+    def _take(self, saved: dict[str, Any]) -> None:
         self.ref_params = saved.pop("ref_params", None)
         self.state = TrainState(**saved)
-        return beside
 
     def make_step(self, loss_fn: LossFn, router: RouterConfig | None = None) -> jax.stages.Wrapped:
         """The jitted step of this loss, for `update`."""
@@ -156,9 +172,16 @@ class Trainable:
         """The reference policy becomes the current one."""
         self.ref_params = _copy(moved_part(self.params))
 
-    def save(self, step: int, beside: Mapping[str, Any] | None = None) -> None:
-        """A checkpoint of everything that the next step needs, and a JSON dict beside it."""
-        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside)
+    def save(
+        self,
+        step: int,
+        beside: Mapping[str, Any] | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins a checkpoint of everything that the next step needs, and a JSON dict beside it;
+        `then` is called when it is complete.
+        """
+        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside, then)
 
 
 @jax.jit
@@ -205,11 +228,14 @@ class TrainingRun:
         """Looks whether the update before this one was skipped, so that no device is waited for."""
         self._watch.put(step, metrics, batch)
 
-    def save(self, step: int) -> None:
-        """A checkpoint, its time counted; every update before it was looked at."""
+    def save(self, step: int, then: Callable[[], None] = lambda: None) -> None:
+        """Begins a checkpoint, the time that it takes from the run counted; every update before it
+        was looked at. `then` is called when it is complete: what deletes what a run that goes on
+        from an earlier one would need.
+        """
         self._watch.settle()
         with self.timer("checkpoint"):
-            self.trained.save(step, {"lines": self.writer.sync()})
+            self.trained.save(step, {"lines": self.writer.sync()}, then)
 
 
 def _unit(config: StageConfig) -> int:
@@ -248,26 +274,25 @@ def open_run(
         logging.info("attention over packed rows: %s", trained.kernel)
     check_config(path, config_dict, _unit(config))
     note_start(path, config)
-    latest = trained.sound_step()
+    found = trained.resume_newest(reference)
     if jax.process_index() == 0:  # what is there is not touched later: a kill could tear it
-        if latest is None or not (path / MODEL_JSON).exists():
+        if found is None or not (path / MODEL_JSON).exists():
             write_model_json(path, source.fields)
-        if latest is None or not (path / TOKENIZER).exists():
+        if found is None or not (path / TOKENIZER).exists():
             source.tokenizer.save(str(path / TOKENIZER))
-    if latest is None:
+    if found is None:
         trained.begin(config.seed, reference)
-        about = {}
-    else:
-        about = {"lines": trained.resume(latest, reference).get("lines")}
-    after = -1 if latest is None else latest
-    about |= {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
+    latest, beside_state = found or (0, {})
+    about = {"wandb_project": config.wandb_project, "config": config_dict.to_dict()}
+    about |= {"lines": beside_state.get("lines")}
     with (
-        MetricsWriter(path, after, **about) as writer,
-        Progress(path.name, config.total_steps, latest or 0, shown) as progress,
+        MetricsWriter(path, -1 if found is None else latest, **about) as writer,
+        Progress(path.name, config.total_steps, latest, shown) as progress,
+        trained.saves,
     ):
         profiler = Profiler(config.profile, path)
         watch = Watch(path, config.optimizer.max_skipped, trained.latest_step)
         yield TrainingRun(
-            path, mesh, source.tokenizer, trained, latest or 0, writer, progress, profiler, watch
+            path, mesh, source.tokenizer, trained, latest, writer, progress, profiler, watch
         )
         profiler.close()

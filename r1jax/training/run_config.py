@@ -29,6 +29,7 @@ from r1jax.files import (
     read_object,
     write_json,
 )
+from r1jax.machines.hosts import ask_first
 
 # What a start writes before there is anything to lose; a run with anything else has begun.
 FIRST = (
@@ -61,10 +62,8 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict, unit: 
     """
     path = absolute(workdir) / CONFIG
     new = jsonable(config)
-    others = [file for file in path.parent.glob("*") if file.name not in FIRST]
-    begun = path.exists() and any(map(_has_content, others))
-    if begun:
-        old = read_object(path)
+    old = ask_first(lambda: _begun_with(path))
+    if old is not None:
         if differing := changes(old, new, (*FREE_KEYS, *_longer(old, new, unit))):
             raise ConfigError(
                 f"{path} is of a run with another config ({'; '.join(differing)}); "
@@ -74,6 +73,12 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict, unit: 
             logging.info("goes on with another config: %s", "; ".join(differing))
     if jax.process_index() == 0:
         write_json(path, new)
+
+
+def _begun_with(path: epath.Path) -> dict[str, Any] | None:
+    """The config of a run that has begun."""
+    others = [file for file in path.parent.glob("*") if file.name not in FIRST]
+    return read_object(path) if path.exists() and any(map(_has_content, others)) else None
 
 
 def _has_content(path: epath.Path) -> bool:

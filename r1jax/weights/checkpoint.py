@@ -1,51 +1,70 @@
 """Checkpoints, and the files that make a workdir a model.
 
-WORKDIR/checkpoints/STEP/ holds `state/` (Orbax), `extra.json` and, written last, `manifest.json`:
-the shapes of all leaves and a checksum of every file. A directory without a manifest is no
-checkpoint, so a kill in the middle of a save leaves nothing that a restore takes for complete.
-Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
+WORKDIR/checkpoints/STEP/ holds `state/` (Orbax: a zarr array a leaf), `extra.json`, lists of
+checksums and, written last, `manifest.json` (weights/manifest.py). A directory without a manifest
+is no checkpoint, so a kill in the middle of a save leaves nothing that a restore takes for
+complete. Beside it lie WORKDIR/config.json (the run's config), model.json and tokenizer/.
 """
 
+from __future__ import annotations
+
 import itertools
-import json
 import logging
 import re
 import shutil
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
 
 import jax
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from r1jax.config import ConfigError, UserError
+from r1jax.config import ConfigError
 from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_json
-from r1jax.machines.hosts import of_first_process, wait_for_all
-
-STATE, EXTRA, MANIFEST = "state", "extra.json", "manifest.json"
-PARAMS = "params/"  # what the names of a state's parameters begin with
-READ_BYTES = 1 << 28  # read at the same time, where no single array has more
-_STEP = re.compile("0|[1-9][0-9]*")  # a checkpoint's directory
-
-# Orbax tells of every save in a dozen lines.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
+from r1jax.machines.hosts import Meetings, ask_first, of_all, wait_for_all
+from r1jax.weights.chunks import CHUNK_BYTES, dtype_of
+from r1jax.weights.manifest import (
+    EXTRA,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    DamagedError,
+    Saved,
+    abstract,
+    agreed,
+    check_leaves,
+    leaves_of,
+    specs_of,
+    write_list,
+    write_manifest,
 )
 
+PARAMS = "params/"  # what the names of a state's parameters begin with
+_STEP = re.compile("0|[1-9][0-9]*")  # a checkpoint's directory
 
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another model."""
+# What goes on behind the main thread: one save after the other, whoever began it. At its end the
+# process waits for them.
+_BACKGROUND = ThreadPoolExecutor(1, "checkpoints")
+_saves = itertools.count()
+
+# Orbax tells of every save in a dozen lines; what goes wrong is raised.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 # ---- checkpoints ----
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saves are complete when `save` returns."""
+    """The checkpoints of one workdir.
+
+    A save goes on behind the run. Whoever reads checkpoints waits for it, and so does the next
+    save. As a context it waits at the end.
+    """
 
     def __init__(
         self,
@@ -57,40 +76,56 @@ class Checkpoints:
         self._beside = [absolute(other) / CHECKPOINTS for other in beside]
         self.directory = absolute(workdir) / CHECKPOINTS
         self.max_to_keep = max_to_keep
-        # Without compression: float32 weights hardly shrink, and a small model saves 2x faster.
-        self._checkpointer = _checkpointer()
-        self._sound: set[int] = set()  # steps whose files were compared with their checksums
+        self._meetings = Meetings("")  # of the save under way
+        self._pending: tuple[int, Future[None]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        elif self._pending is not None:  # what went wrong first is what is raised
+            step, saved = self._pending
+            if (problem := saved.exception()) is not None:
+                logging.warning("%s", self._failure(step, _reason(problem)))
+
+    # -- reading
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        if not self.directory.exists():
-            return []
+        _BACKGROUND.submit(lambda: None).result()  # what was begun before is complete
+        return list(ask_first(self._complete_steps))
+
+    def _complete_steps(self) -> list[int]:
         return sorted(step for step, path in self._all() if (path / MANIFEST).exists())
 
     def _all(self) -> list[tuple[int, epath.Path]]:
         """Every checkpoint, torn ones too; other files and directories are somebody else's."""
-        paths = list(self.directory.iterdir())
+        paths = list(self.directory.iterdir()) if self.directory.exists() else []
         return [(int(p.name), p) for p in paths if _STEP.fullmatch(p.name) and p.is_dir()]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def sound_step(self) -> int | None:
-        """The newest step whose files are what was written; later ones are set aside.
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, extra) of the newest step whose files are what was written; later ones are
+        set aside. None where there is no checkpoint.
 
         Raises CheckpointError where none is left of those that there were.
         """
         found = self.steps()
         for step in reversed(found):
-            parts = [parent / str(step) for parent in (self.directory, *self._beside)]
-            problem = of_first_process(_problem(parts) if jax.process_index() == 0 else None)
-            if problem is None:
-                self._sound.add(step)
-                return step
-            logging.warning("%s; it is set aside", problem)
+            try:
+                for parent in self._beside:
+                    agreed(Saved(parent / str(step)).check_share)
+                return step, *self.restore(step, abstract_state)
+            except DamagedError as error:
+                logging.warning("%s; it is set aside", error)
             if jax.process_index() == 0:
-                for directory in (part for part in parts if part.exists()):
-                    directory.rename(_free_name(directory.parent / f"{step}.damaged"))
+                self._set_aside(step)
             wait_for_all("set aside")
         if found:
             raise CheckpointError(
@@ -99,100 +134,180 @@ class Checkpoints:
             )
         return None
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """Writes a pytree of arrays and a JSON dict, then deletes the oldest checkpoints.
-
-        Raises CheckpointError where they cannot be written; the others stay as they are.
-        """
-        try:
-            _check_space(self.directory, state)
-            self._write(step, state, extra)
-        except (OSError, ValueError) as error:  # tensorstore's for a full disk is a ValueError
-            (reason, *_) = str(error).splitlines() or [type(error).__name__]
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be written: {reason}; the one"
-                " before is kept"
-            ) from error
-
-    def _write(self, step: int, state: Any, extra: Mapping[str, Any] | None) -> None:
-        directory = self.directory / str(step)
-        if jax.process_index() == 0:
-            _delete(directory)
-            directory.mkdir(parents=True)
-        wait_for_all(f"checkpoint {step} begins")
-        self._checkpointer.save(directory / STATE, args=ocp.args.PyTreeSave(state))
-        if jax.process_index() == 0:
-            write_json(directory / EXTRA, dict(extra or {}))
-            manifest = {"leaves": _leaf_specs(state), "files": _checksums(directory)}
-            write_json(directory / MANIFEST, manifest)
-            self._delete_old()
-        wait_for_all(f"checkpoint {step} is complete")
+    def _set_aside(self, step: int) -> None:
+        for parent in (self.directory, *self._beside):
+            if (parent / str(step)).exists():
+                (parent / str(step)).rename(_free_name(parent / f"{step}.damaged"))
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """State with the shardings of `abstract_state` (ShapeDtypeStructs), and `extra`.
 
-        Raises CheckpointError when a file is damaged or the state's structure is another.
+        Raises DamagedError when a file is not what was written, CheckpointError when the state's
+        structure is another.
         """
-        directory = self.directory / str(step)
-        manifest = _read_manifest(directory, check=step not in self._sound)
-        _check_leaves(manifest["leaves"], _leaf_specs(abstract_state), directory)
-        state = _restore(self._checkpointer, directory, abstract_state, partial=False)
-        return state, read_object(directory / EXTRA)
+        self.steps()
+        saved = Saved(self.directory / str(step))
+        wanted = leaves_of(abstract_state)
+        check_leaves(saved.leaves, specs_of(wanted), saved.directory)
+        found = agreed(lambda: saved.arrays(wanted))
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), found.values())
+        return state, ask_first(lambda: read_object(saved.directory / EXTRA))
 
-    def _delete_old(self) -> None:
-        complete = self.steps()
-        keep = complete[-self.max_to_keep :]
+    # -- writing
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        extra: Mapping[str, Any] | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins to write a pytree of arrays and a JSON dict; `then` is called, on the first
+        process, when the checkpoint is complete, and the oldest ones are deleted.
+
+        It returns when the arrays may be donated. Raises CheckpointError where they cannot be
+        written, or the last ones could not; the others stay as they are.
+        """
+        self.wait()
+        directory = self.directory / str(step)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with self._agreed(step):
+            if jax.process_index() == 0:
+                self._make_room(directory, needed)
+        self._meetings = Meetings(f"checkpoint {next(_saves)}")
+        checkpointer = _checkpointer(self._meetings)
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state)
+        with self._agreed(step):
+            arguments = ocp.args.PyTreeSave(_off_device(state), save_args=chunks)
+            checkpointer.save(directory / STATE, args=arguments)
+
+        leaves = {name: abstract(leaf) for name, leaf in leaves_of(state).items()}
+
+        def finish() -> None:
+            try:
+                checkpointer.wait_until_finished()
+                self._complete(directory, leaves, dict(extra or {}), then)
+            except BaseException as error:
+                self._meetings.call_off(_reason(error))
+                raise
+
+        self._pending = step, _BACKGROUND.submit(finish)
+
+    def wait(self) -> None:
+        """Returns when what `save` has begun is complete; CheckpointError where it cannot be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            step, saved = pending
+            with self._agreed(step):
+                saved.result()
+
+    @contextmanager
+    def _agreed(self, step: int) -> Iterator[None]:
+        """Where a process cannot write, CheckpointError on all of them."""
+        problem = cause = None
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore's for a full disk is a ValueError
+            problem, cause = _reason(error), error
+            self._meetings.call_off(problem)
+        if problem := next(filter(None, of_all(problem)), None):
+            raise self._failure(step, problem) from cause
+
+    def _failure(self, step: int, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {self.directory / str(step)} cannot be written: {problem}; the one"
+            " before is kept"
+        )
+
+    def _make_room(self, directory: epath.Path, needed: int) -> None:
+        """An empty directory on a disk with enough bytes left: said before Orbax's threads do."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(self.directory).free) < needed:
+            raise OSError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB left")
+        _delete(directory)
+        directory.mkdir()
+
+    def _complete(
+        self,
+        directory: epath.Path,
+        leaves: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        then: Callable[[], None],
+    ) -> None:
+        """In the background of every process: makes a checkpoint of the files."""
+        first = jax.process_index() == 0
+        if first:
+            write_json(directory / EXTRA, extra)
+        write_list(directory, leaves)
+        self._meetings.wait()
+        if first:
+            for parent in self._beside:
+                if not (parent / directory.name / MANIFEST).exists():
+                    raise OSError(f"{parent / directory.name} is not complete")
+            write_manifest(directory, leaves)
+            self._delete_old(int(directory.name))
+            then()
+        self._meetings.wait()
+
+    def _delete_old(self, newest: int) -> None:
+        """Torn ones too; a later one may be under way."""
+        keep = self._complete_steps()[-self.max_to_keep :]
         for step, path in self._all():
-            if step not in keep:
+            if step < newest and step not in keep:
                 _delete(path)
 
 
-def _check_space(directory: epath.Path, state: Any) -> None:
-    """OSError where the disk has less room than the state needs: said before Orbax's threads do."""
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    directory.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(directory).free) < needed:
-        raise OSError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB left")
+def _off_device(state: Any) -> Any:
+    """What Orbax may read while the next step donates the state: from accelerators it copies to the
+    host itself. On a CPU it would read the arrays where they are, and XLA lets that step wait.
+    """
+    leaves, tree = jax.tree.flatten(state)
+    on_cpu = [isinstance(x, jax.Array) and _platform(x) == "cpu" for x in leaves]
+    copies = [
+        jax.device_put(x, x.sharding, may_alias=False) if here else x
+        for x, here in zip(leaves, on_cpu, strict=True)
+    ]
+    return jax.block_until_ready(jax.tree.unflatten(tree, copies))
 
 
-def _free_name(path: epath.Path) -> epath.Path:
-    """The path, or with a number behind it where there is one already."""
-    names = (f"{path.name}{number or ''}" for number in itertools.count())
-    return next(p for name in names if not (p := path.parent / name).exists())
+def _platform(x: jax.Array) -> str:
+    device: Any = next(iter(x.sharding.device_set))
+    return str(device.platform)
 
 
-def _problem(directories: Sequence[epath.Path]) -> str | None:
-    """What is wrong with the files of a checkpoint's parts."""
-    try:
-        for directory in directories:
-            _read_manifest(directory)
-    except CheckpointError as error:
-        return str(error)
-    return None
+def _checkpointer(meetings: Meetings) -> ocp.AsyncCheckpointer:
+    """For one save: it keeps what it has copied.
 
-
-def _checkpointer() -> ocp.Checkpointer:
-    """Devices of one process do not share the writing of what each of them has: to cut an array
-    into their parts is a program for each shape and device.
+    An array is a folder, and what a device has of it a file or more: who reads a part knows which.
+    Devices of one process do not share the writing of what each of them has: to cut an array into
+    their parts is a program for each shape and device.
     """
     kinds = ocp.type_handlers
     arrays = kinds.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
     registry = kinds.create_type_handler_registry(
         (np.ndarray, kinds.NumpyHandler()), (jax.Array, arrays)
     )
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-    return ocp.Checkpointer(handler)
-
-
-def _restore(
-    checkpointer: ocp.Checkpointer, directory: epath.Path, abstract: Any, *, partial: bool
-) -> Any:
-    args = ocp.args.PyTreeRestore(
-        item=abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=partial,
+    # Without compression: float32 weights hardly shrink, and a small model saves 2x faster.
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, use_ocdbt=False, type_handler_registry=registry
     )
-    return checkpointer.restore(directory / STATE, args=args)
+    options = ocp.options.AsyncOptions(
+        timeout_secs=Meetings.SECONDS,
+        barrier_sync_fn=lambda **_: meetings.wait(),
+        create_directories_asynchronously=False,
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options)
+
+
+def _reason(error: BaseException) -> str:
+    (reason, *_) = str(error).splitlines() or [type(error).__name__]
+    return reason
+
+
+def _free_name(path: epath.Path) -> epath.Path:
+    """The path, or with a number behind it where there is one already."""
+    names = (f"{path.name}{number or ''}" for number in itertools.count())
+    return next(p for name in names if not (p := path.parent / name).exists())
 
 
 def _delete(directory: epath.Path) -> None:
@@ -202,131 +317,42 @@ def _delete(directory: epath.Path) -> None:
         directory.rmtree()
 
 
-# ---- manifest: what was saved, and whether it is still the same ----
-
-
-def _leaf_specs(state: Any) -> dict[str, list[Any]]:
-    """{"params/embed/kernel": ["float32", [64, 32]]} in the order of the tree."""
-    specs = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        specs[name] = [str(np.dtype(leaf.dtype)), list(leaf.shape)]
-    return specs
-
-
-def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any], directory: epath.Path) -> None:
-    problems = [f"it has no {name}" for name in wanted if name not in saved]
-    problems += [f"{name} is not in the model" for name in saved if name not in wanted]
-    problems += [
-        f"{name} is {_shape(saved[name])}, not {_shape(spec)}"
-        for name, spec in wanted.items()
-        if name in saved and saved[name] != spec
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            f"checkpoint {directory} is of another state: {'; '.join(problems[:3])}{more}"
-        )
-
-
-def _shape(spec: list[Any]) -> str:
-    return f"{spec[0]}[{','.join(map(str, spec[1]))}]"
-
-
-def _files(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            yield from ((f"{path.name}/{name}", file) for name, file in _files(path))
-        elif path.name != MANIFEST:
-            yield path.name, path
-
-
-def _checksums(directory: epath.Path) -> dict[str, int]:
-    return {name: _crc32(path) for name, path in _files(directory)}
-
-
-def _crc32(path: epath.Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(2**24):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _read_manifest(directory: epath.Path, check: bool = True) -> dict[str, Any]:
-    """The manifest; with `check`, after its checksums were compared with the files."""
-    path = directory / MANIFEST
-    if not path.exists():
-        raise CheckpointError(f"{directory} is not a complete checkpoint (no {MANIFEST})")
-    try:
-        manifest = json.loads(path.read_bytes())
-        files = dict(manifest["files"]) if manifest["leaves"] else {}
-    except (ValueError, KeyError, TypeError):
-        raise _damaged(directory, MANIFEST) from None
-    for name, checksum in files.items() if check else ():
-        if not (directory / name).exists() or _crc32(directory / name) != checksum:
-            raise _damaged(directory, name)
-    return manifest
-
-
-def _damaged(directory: epath.Path, name: str) -> CheckpointError:
-    return CheckpointError(f"checkpoint {directory} is damaged: {name} is not what was written")
-
-
 # ---- models: parameters with their model.json ----
 
 
-def load_params(path: epath.PathLike, abstract: Any = None) -> Any:
-    """The parameters, without the optimizer, of a workdir's newest step or a checkpoints/STEP.
-
-    `abstract` are ShapeDtypeStructs with shardings: each device's shards are read on their own, of
-    a few parameters at a time, so that a host needs little more memory than the model on its
-    devices. Raises CheckpointError where they are others than those of the checkpoint. Without
-    `abstract` they are numpy arrays, as they were saved.
-    """
+def open_saved(path: epath.PathLike) -> Saved:
+    """The arrays of a workdir's newest step, or of a checkpoints/STEP."""
     path = absolute(path)
     step = Checkpoints(path).latest_step()
-    if step is not None:
-        path = path / CHECKPOINTS / str(step)
-    leaves = {
-        name: spec
-        for name, spec in _read_manifest(path)["leaves"].items()
-        if name.startswith(PARAMS)
-    }
-    if abstract is None:
-        wanted = {
-            tuple(name.split("/")): np.empty(shape, _dtype(dtype))
-            for name, (dtype, shape) in leaves.items()
+    return Saved(path if step is None else path / CHECKPOINTS / str(step))
+
+
+def params_in(saved: Saved) -> dict[str, list[Any]]:
+    """What it has of parameters, by their names below params/."""
+    found = saved.leaves.items()
+    return {name.removeprefix(PARAMS): spec for name, spec in found if name.startswith(PARAMS)}
+
+
+def load_params(path: epath.PathLike, wanted: Any = None) -> Any:
+    """The parameters, without the optimizer, of a workdir's newest step or a checkpoints/STEP.
+
+    `wanted` are ShapeDtypeStructs with shardings: what a process has no device for is not read.
+    Raises CheckpointError where they have other shapes than those of the checkpoint. Without it
+    they are numpy arrays, as they were saved.
+    """
+    saved = open_saved(path)
+    known = params_in(saved)
+    if wanted is None:
+        leaves = {
+            name: jax.ShapeDtypeStruct(shape, dtype_of(dtype))
+            for name, (dtype, shape) in known.items()
         }
     else:
-        wanted = traverse_util.flatten_dict({"params": abstract})
-        _check_leaves(leaves, _leaf_specs({"params": abstract}), path)
-    checkpointer = _checkpointer()
-    found: dict[Any, Any] = {}
-    for names in _together(wanted):
-        item = traverse_util.unflatten_dict({name: wanted[name] for name in names})
-        read = _restore(checkpointer, path, item, partial=True)
-        found |= jax.block_until_ready(traverse_util.flatten_dict(read))
-    return traverse_util.unflatten_dict(found)["params"]
-
-
-def _together(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
-    """The names of those that are read at the same time: one, or small ones."""
-    names: list[Any] = []
-    size = 0
-    for name, x in arrays.items():
-        bytes_of = x.size * x.dtype.itemsize
-        if names and size + bytes_of > READ_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += bytes_of
-    if names:
-        yield names
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))
+        leaves = leaves_of(wanted)
+        check_leaves(known, specs_of(leaves), saved.directory, dtypes=False)
+    found = agreed(lambda: saved.arrays({PARAMS + name: x for name, x in leaves.items()}))
+    flat = {name.removeprefix(PARAMS): x for name, x in found.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def model_root(path: epath.PathLike) -> epath.Path:

@@ -25,22 +25,23 @@ from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.layer import INIT_STD
-from r1jax.models.layouts import Compute, places_of_layers, stack_layers, unstack_layers
-from r1jax.models.lora import LORA_A, adapter_std, is_adapter, merged
+from r1jax.models.layouts import Compute, places_of_layers
+from r1jax.models.lora import LORA_A, LORA_B, adapter_std, is_adapter, product
 from r1jax.models.params import (
     abstract_params,
     count_params,
-    param_axes,
     param_shardings,
     random_params,
 )
 from r1jax.models.transformer import SCALAR_PARAMS, Transformer
 from r1jax.models.zoo import MODELS
-from r1jax.weights.checkpoint import Checkpoints, load_params, model_root
+from r1jax.weights.checkpoint import Checkpoints, model_root, open_saved, params_in
+from r1jax.weights.chunks import Index, array_of
 from r1jax.weights.gguf_tokenizer import gguf_files
 from r1jax.weights.hf import open_checkpoint
 from r1jax.weights.hf_config import config_from_hf
 from r1jax.weights.layout import Name, parameters
+from r1jax.weights.manifest import Saved, agreed, check_leaves, specs_of
 
 GONE = ("fused", "weights_left")  # keys of model.json in workdirs of earlier versions
 
@@ -212,22 +213,29 @@ def _open_workdir(root: epath.Path, override: dict[str, Any], tokenizer: str | N
     config, compute = ModelFields.read(fields, "config.model.override")
 
     def load(mesh: Mesh, seed: int) -> Any:
-        saved = Transformer(kept, mesh, compute=computed)
-        model = Transformer(config, mesh, compute=compute)
-        found = _converted(load_params(root, _on_mesh(saved)), saved, model)
-        for name, shape in traverse_util.flatten_dict(abstract_params(model)).items():
-            if name in found and found[name].shape != shape.shape:
+        saved = open_saved(root)
+        expected = {"/".join(name): leaf for name, leaf in _shapes(kept, computed).items()}
+        check_leaves(params_in(saved), specs_of(expected), saved.directory)
+        read, known = _slices_of(saved, kept, computed), _shapes(kept)
+        if config.lora != kept.lora:  # others go on from what these have made of the model
+            read = merged_slices(read, kept)
+            known = {name: leaf for name, leaf in known.items() if not is_adapter(name[-1])}
+        for name, leaf in _shapes(config).items():
+            if name in known and known[name].shape != leaf.shape:
                 raise ConfigError(
-                    f"config.model.override: it makes {'.'.join(name)} {list(shape.shape)}, which"
-                    f" is {list(found[name].shape)} in {root}"
+                    f"config.model.override: it makes {'.'.join(name)} {list(leaf.shape)}, which is"
+                    f" {list(known[name].shape)} in {root}"
                 )
 
-        def read_slice(name: Name, index: Any) -> np.ndarray:
+        def read_slice(name: Name, index: Index) -> np.ndarray:
+            if name in known:
+                return read(name, index)
             raise ConfigError(
                 f"config.model.override: it wants {'.'.join(name)}, which {root} has not got"
             )
 
-        return _from_slices(model, with_fresh(read_slice, (), config, seed), found)
+        model = Transformer(config, mesh, compute=compute)
+        return agreed(lambda: _from_slices(model, with_fresh(read_slice, known, config, seed)))
 
     read_tokenizer = functools.partial(load_tokenizer, tokenizer or str(home / TOKENIZER))
     return OpenModel(config, compute, read_tokenizer, load)
@@ -239,7 +247,29 @@ def read_model_json(path: epath.Path) -> tuple[ModelConfig, Compute]:
     return ModelFields.read(kept, str(path))
 
 
-ReadSlice = Callable[[Name, Any], np.ndarray]  # (name, index) -> parts of stacked layers
+ReadSlice = Callable[[Name, Index], np.ndarray]  # -> parts of stacked layers
+
+
+def _shapes(config: ModelConfig, compute: Compute | None = None) -> dict[Name, Any]:
+    """Of the parameters, layers stacked where `compute` does not say otherwise."""
+    model = Transformer(config, compute=compute or Compute())
+    return dict(traverse_util.flatten_dict(abstract_params(model)))
+
+
+def _slices_of(saved: Saved, config: ModelConfig, compute: Compute) -> ReadSlice:
+    """What a checkpoint has, whether its layers are stacked or not."""
+    layers = {} if compute.scan_layers else {s.name: s.layers for s in config.stacks}
+
+    def read(name: Name, index: Index) -> np.ndarray:
+        stack, *rest = name
+        if stack not in layers:
+            return saved.read("/".join(("params", *name)), index)
+        own = [layers[stack][i] for i in range(*index[0].indices(len(layers[stack])))]
+        return np.stack(
+            [saved.read("/".join(("params", f"layers_{i}", *rest)), index[1:]) for i in own]
+        )
+
+    return read
 
 
 def with_fresh(
@@ -249,7 +279,7 @@ def with_fresh(
 
     `known` are the names that `read_slice` reads.
     """
-    shapes = traverse_util.flatten_dict(abstract_params(Transformer(config)))
+    shapes = _shapes(config)
 
     @functools.cache
     def fresh(name: Name) -> np.ndarray:
@@ -261,73 +291,56 @@ def with_fresh(
             return adapter_std(shape[1:-1]) * rng.standard_normal(shape)
         return np.zeros(shape)
 
-    def read(name: Name, index: Any) -> np.ndarray:
+    def read(name: Name, index: Index) -> np.ndarray:
         is_fresh = name not in known and (is_adapter(name[-1]) or name[-1] in SCALAR_PARAMS)
         return fresh(name)[index] if is_fresh else read_slice(name, index)
 
     return read
 
 
-def _on_mesh(model: Transformer) -> Any:
-    """The parameters as ShapeDtypeStructs with their shardings."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=sharding),
-        abstract_params(model),
-        param_shardings(model),
-    )
+def merged_slices(read: ReadSlice, config: ModelConfig) -> ReadSlice:
+    """Of the model without its adapters: as `merged`, a part at a time."""
+    if config.lora is None:
+        return read
+    shapes, scale = _shapes(config), config.lora.scale
+
+    def read_merged(name: Name, index: Index) -> np.ndarray:
+        value = read(name, index)
+        a, b = ((*name[:-1], name[-1] + kind) for kind in (LORA_A, LORA_B))
+        if a not in shapes:
+            return value
+        lead = len(shapes[a].shape) + len(shapes[b].shape) - 2 - value.ndim  # of stacked layers
+        inner = len(shapes[a].shape) - 1
+        of_a = read(a, (*index[:inner], slice(None)))
+        of_b = read(b, (*index[:lead], slice(None), *index[inner:]))
+        return np.asarray(value + product(of_a, of_b, value.ndim) * scale)
+
+    return read_merged
 
 
-def _converted(params: Any, saved: Transformer, model: Transformer) -> dict[Name, jax.Array]:
-    """Parameters of the one as parameters of the other, on the mesh that both are on.
-
-    Adapters that the other has not are merged. What only one of them has is left out.
-    """
-    merges = model.config.lora != saved.config.lora  # other adapters go on from what was trained
-    shardings = traverse_util.flatten_dict(param_shardings(model))
-    lays_out = model.compute.scan_layers != saved.compute.scan_layers
-
-    def convert(params: Any) -> dict[Name, jax.Array]:
-        if merges:
-            params = merged(params, saved.config)
-        if lays_out:
-            lay_out = stack_layers if model.compute.scan_layers else unstack_layers
-            params = lay_out(params, saved.config)
-        flat = traverse_util.flatten_dict(params)
-        return {name: x for name, x in flat.items() if name in shardings}
-
-    if not (merges or lays_out):
-        return convert(params)
-    kept = {name: shardings[name] for name in jax.eval_shape(convert, params)}
-    return jax.jit(convert, out_shardings=kept)(params)
-
-
-def _from_slices(
-    model: Transformer, read_slice: ReadSlice, found: Mapping[Name, jax.Array] | None = None
-) -> Any:
+def _from_slices(model: Transformer, read_slice: ReadSlice) -> Any:
     """Each device's shard of each parameter, read on its own: no full array on the host.
 
-    `read_slice` gives parts of stacked layers, whatever scan_layers is. What is `found` already is
-    not read.
+    `read_slice` gives parts of stacked layers, whatever scan_layers is.
     """
-    shapes, _ = param_axes(model)
+    shapes = traverse_util.flatten_dict(abstract_params(model))
+    shardings = traverse_util.flatten_dict(param_shardings(model))
     apart = {} if model.compute.scan_layers else places_of_layers(model.config)
 
-    def one(path: Any, shape: Any, sharding: Any) -> jax.Array:
-        name = tuple(key.key for key in path)
-        if found is not None and name in found:
-            return found[name]
-
-        def read(index: Any) -> np.ndarray:
+    def one(name: Name) -> jax.Array:
+        def read(index: Index) -> np.ndarray:
             if name[0] in apart:
                 stack, i = apart[name[0]]
-                value = read_slice((stack, *name[1:]), (slice(i, i + 1), *index))[0]
-            else:
-                value = read_slice(name, index)
-            return np.asarray(value, np.float32)
+                return read_slice((stack, *name[1:]), (slice(i, i + 1), *index))[0]
+            return read_slice(name, index)
 
-        return jax.make_array_from_callback(shape.shape, sharding, read)
+        leaf = jax.ShapeDtypeStruct(shapes[name].shape, np.float32, sharding=shardings[name])
+        return array_of(leaf, read)
 
-    return jax.tree_util.tree_map_with_path(one, shapes, param_shardings(model))
+    # What lies in the same files is read one after the other.
+    names = sorted(shapes, key=lambda name: apart.get(name[0], (name[0], 0))[:1] + name[1:])
+    found = {name: one(name) for name in names}
+    return traverse_util.unflatten_dict({name: found[name] for name in shapes})
 
 
 def _is_workdir(path: epath.Path) -> bool:
