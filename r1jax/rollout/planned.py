@@ -51,7 +51,8 @@ def rollout_programs(
     beside = sum(state.values())
     engine, params = _engine(model, config, memory - beside, trained)
     by, config = engine.programs, engine.config
-    held = dict(state) | {"rollout parameters": bytes_of(params)}
+    before = dict(state)
+    held = before | {"rollout parameters": bytes_of(params)}
     rows = asked.questions * asked.group_size
     need = Need(asked.max_prompt_tokens, asked.max_tokens, asked.group_size, -(-rows // by.shards))
     lowered = engine.keeping.lowered(params, need, engine.memory(need))
@@ -65,7 +66,6 @@ def rollout_programs(
     loads *= -(-assumed.prompt // config.prefill_chunk)
     of_prompts = model_flops(c, asked.questions * assumed.prompt, assumed.prompt, 1) / loads
     of_chunk = model_flops(c, rows * mean, mean, 1) * config.chunk / steps
-    before = {name: size for name, size in held.items() if name != "caches"}
     apart = beside - bytes_of(trained)
     return [
         Planned("prepare", lambda: by.prepare.lower(trained), 1, before, apart),
