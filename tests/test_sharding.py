@@ -30,11 +30,9 @@ from r1jax.models.moe import ROUTER_BIAS
 from r1jax.models.params import param_axes, param_shardings, random_params
 from r1jax.models.transformer import Transformer
 from r1jax.stages import sft
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.train_state import (
-    OptimizerConfig,
     abstract_state,
-    make_optimizer,
-    make_schedule,
     make_step,
     new_state,
     on_mesh,

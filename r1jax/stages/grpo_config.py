@@ -21,7 +21,7 @@ from r1jax.rollout.sampling import SamplingConfig
 from r1jax.training.balancing import RouterConfig
 from r1jax.training.critic import CriticConfig
 from r1jax.training.metrics import ProfileConfig
-from r1jax.training.train_state import OptimizerConfig
+from r1jax.training.optimizers import OptimizerConfig
 from r1jax.weights.load import ModelSource
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth

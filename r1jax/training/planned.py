@@ -16,8 +16,9 @@ from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import model_flops
+from r1jax.training.optimizers import OptimizerConfig
 from r1jax.training.run import Trainable
-from r1jax.training.train_state import MICROBATCHES, OptimizerConfig, batch_shardings
+from r1jax.training.train_state import MICROBATCHES, batch_shardings
 from r1jax.types import Batch
 from r1jax.weights.load import OpenModel
 

@@ -24,19 +24,11 @@ from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 from r1jax.training.skipped import Watch
-from r1jax.training.train_state import (
-    LossFn,
-    OptimizerConfig,
-    abstract_state,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    new_state,
-    state_shardings,
-)
+from r1jax.training.train_state import LossFn, abstract_state, make_step, new_state, state_shardings
 from r1jax.training.trained import joined, moved_part
 from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
