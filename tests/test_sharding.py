@@ -185,13 +185,20 @@ STAGES = {"sft": (sft_loss, sft_batch), "grpo": (grpo_loss_of, grpo_batch)}
 class OneStep:
     """A stage's step on a mesh: its program, and the state and metrics after one update."""
 
-    def __init__(self, stage: str, config: ModelConfig, axes: dict[str, int], devices: int) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config: ModelConfig,
+        axes: dict[str, int],
+        devices: int,
+        how: OptimizerConfig = OPTIMIZER,
+    ) -> None:
         mesh = make_mesh(axes, jax.devices()[:devices])
         make_loss, make_batch = STAGES[stage]
-        schedule = make_schedule(OPTIMIZER, 10)
+        schedule = make_schedule(how, 10)
         self.axes, self.config = axes, config
         model = Transformer(config, mesh)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = make_optimizer(how, schedule)
         self.shardings = state_shardings(model, optimizer)
         self.abstract = abstract_state(model, optimizer, self.shardings)
         step = make_step(make_loss(model), optimizer, schedule, self.shardings)

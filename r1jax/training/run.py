@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -26,6 +25,7 @@ from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.provenance import note_start
+from r1jax.training.reference import ReferenceConfig, check_memory, fetched, kept, kept_shapes
 from r1jax.training.run_config import check_config
 from r1jax.training.skipped import Watch
 from r1jax.training.train_state import LossFn, abstract_state, make_step, new_state, state_shardings
@@ -90,8 +90,10 @@ class Trainable:
         self._optimizer = make_optimizer(optimizer, self._schedule)
         self._shardings = state_shardings(self.model, self._optimizer)
         self._checkpoints = Checkpoints(directory, beside=beside)
-        # Of the frozen reference policy, where there is one, what an update could have moved.
+        # Of the frozen reference policy, where there is one, what an update could have moved, as
+        # its config has it kept.
         self.ref_params: Any = None
+        self._reference = ReferenceConfig()
 
     @property
     def params(self) -> Any:
@@ -99,8 +101,10 @@ class Trainable:
 
     @property
     def reference(self) -> Any:
-        """The parameters of the reference policy; what no update moves is shared with `params`."""
-        return joined(self.params, self.ref_params)
+        """The parameters of the reference policy, on the devices; what no update moves is shared
+        with `params`.
+        """
+        return joined(self.params, fetched(self.ref_params, self._reference, self._mesh))
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint."""
@@ -110,24 +114,27 @@ class Trainable:
         """Of the newest checkpoint that is not damaged; those that are, are set aside."""
         return self._checkpoints.sound_step()
 
-    def begin(self, seed: int, reference: bool = False) -> None:
-        """From the model's own parameters, which with `reference` are its."""
+    def begin(self, seed: int, reference: ReferenceConfig | None = None) -> None:
+        """From the model's own parameters, which are the reference's too where there is one."""
         params = self._opened.load(self._mesh, seed)
-        if reference:
-            self.ref_params = _copy(moved_part(params))
+        if reference is not None:
+            self._reference = reference
+            self.ref_params = kept(moved_part(params), reference)
         self.state = new_state(params, self._optimizer, self._shardings)
 
-    def imagine(self, reference: bool = False) -> None:
+    def imagine(self, reference: ReferenceConfig | None = None) -> None:
         """In shapes alone, for who asks what a program would need."""
         self.state = abstract_state(self.model, self._optimizer, self._shardings)
-        self.ref_params = moved_part(self.state.params) if reference else None
+        if reference is not None:
+            self.ref_params = kept_shapes(moved_part(self.state.params), reference)
 
-    def resume(self, step: int, reference: bool = False) -> dict[str, Any]:
+    def resume(self, step: int, reference: ReferenceConfig | None = None) -> dict[str, Any]:
         """From the checkpoint of that step -> what was saved beside the state."""
-        abstract = abstract_state(self.model, self._optimizer, self._shardings)
-        tree = _saved(abstract, moved_part(abstract.params) if reference else None)
-        saved, beside = self._checkpoints.restore(step, tree)
-        self.ref_params = saved.pop("ref_params", None)
+        self.imagine(reference)
+        saved, beside = self._checkpoints.restore(step, _saved(self.state, self.ref_params))
+        if reference is not None:
+            self._reference = reference
+            self.ref_params = kept(saved.pop("ref_params"), reference)
         self.state = TrainState(**saved)
         return beside
 
@@ -146,16 +153,14 @@ class Trainable:
 
     def renew_reference(self) -> None:
         """The reference policy becomes the current one."""
-        self.ref_params = _copy(moved_part(self.params))
+        self.ref_params = kept(moved_part(self.params), self._reference)
 
     def save(self, step: int, beside: Mapping[str, Any] | None = None) -> None:
         """A checkpoint of everything that the next step needs, and a JSON dict beside it."""
-        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside)
-
-
-@jax.jit
-def _copy(params: Any) -> Any:
-    return jax.tree.map(jnp.copy, params)
+        ref_params = self.ref_params
+        if ref_params is not None:
+            ref_params = fetched(ref_params, self._reference, self._mesh)
+        self._checkpoints.save(step, _saved(self.state, ref_params), beside)
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def open_run(
     config_dict: ConfigDict,
     workdir: str,
     shown: Mapping[str, str],
-    reference: bool = False,
+    reference: ReferenceConfig | None = None,
     shared_prompts: bool = False,
 ) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
@@ -232,6 +237,8 @@ def open_run(
     path = absolute(workdir)
     source = open_source(config.model, path)
     mesh = source.mesh(config.mesh, config.microbatch_rows)
+    if reference is not None:
+        check_memory(reference, mesh)
     beside = [path / CRITIC] if getattr(config, "critic", None) else []
     trained = Trainable(
         source, config.optimizer, config.total_steps, mesh, path, shared_prompts, beside
