@@ -31,6 +31,7 @@ FREE = {
     "copy-done", "async-done", "async-update", "domain",
 }  # fmt: skip
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
+BEGINS = 'custom_call_target="AsyncCollectiveStart"'
 SLICING = ("dynamic-slice", "slice", "gather")
 # (operands, outputs) of a kernel's call -> FLOPs, by what its name begins with
 KernelFormula = Callable[[Sequence["Shape"], Sequence["Shape"]], float]
@@ -222,6 +223,7 @@ class _Walk:
         self._computations, self._mesh = computations, mesh
         self._loops, self._kernels = loops, kernels
         self._known: dict[tuple[str, bool], Cost] = {}
+        self._begun = _begun(computations)
 
     def cost(self, name: str, fused: bool = False) -> Cost:
         """Of a computation; what is fused moves nothing through the memory."""
@@ -249,6 +251,8 @@ class _Walk:
                 total.add(self.cost(name, fused))
             return
         if kind in COLLECTIVES:
+            if self._begun.get(_channel(it), it.name) != it.name:
+                return  # a later piece of one that runs beside products, and was counted
             if kind == "all-reduce" and fused and _is_scattered(it, around):
                 kind = "reduce-scatter"
             key = kind, self._axes(it)
@@ -385,6 +389,25 @@ class _Walk:
     def _group_size(self, it: Instruction) -> int:
         groups = self._groups(it)
         return self._mesh.size if groups is None else groups.shape[1]
+
+
+def _channel(it: Instruction) -> str:
+    found = re.search(r"\bchannel_id=(\d+)", it.attributes)
+    return found[1] if found else it.name
+
+
+def _begun(computations: Mapping[str, Computation]) -> dict[str, str]:
+    """Of collectives in several pieces, each in a fusion of its own, the first's name by channel.
+
+    So the TPU's compiler writes those that run beside products.
+    """
+    return {
+        _channel(it): it.name
+        for computation in computations.values()
+        if any(BEGINS in it.attributes for it in computation.values())
+        for it in computation.values()
+        if it.opcode in COLLECTIVES
+    }
 
 
 def _number_of(it: Instruction) -> int | None:
