@@ -33,16 +33,9 @@ from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import grpo, reward_model, sft
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.run import Trainable
-from r1jax.training.train_state import (
-    OptimizerConfig,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    new_state,
-    on_mesh,
-    state_shardings,
-)
+from r1jax.training.train_state import make_step, new_state, on_mesh, state_shardings
 from r1jax.training.trained import moved_part
 from r1jax.types import TrainState
 from r1jax.weights.checkpoint import load_params

@@ -22,16 +22,8 @@ from r1jax.stages import sft
 from r1jax.stages.grpo_config import GrpoConfig, chosen
 from r1jax.stages.grpo_updates import make_loss
 from r1jax.training.balancing import RouterConfig, check_router
-from r1jax.training.train_state import (
-    OptimizerConfig,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    microbatch,
-    new_state,
-    on_mesh,
-    state_shardings,
-)
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from r1jax.training.train_state import make_step, microbatch, new_state, on_mesh, state_shardings
 
 TINY = ModelConfig(
     vocab_size=31, embed_dim=16, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=8, ffn_dim=24,

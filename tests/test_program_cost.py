@@ -126,3 +126,96 @@ def test_collectives_in_loops() -> None:
     found = cost(function, square(N, N), mesh=mesh)
     assert found.calls == {("all-reduce", "tensor"): 6}
     assert found.collective_bytes == 6 * 2 * 4 * N * N * 3 / 4
+
+
+# -- as the TPU's compiler writes it ---------------------------------------------------------------
+
+ADD = """%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+"""
+SCATTERED = """%all-reduce-scatter (p: f32[64,64], i: s32[]) -> f32[8,64] {
+  %p = f32[64,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %all-reduce = f32[64,64]{1,0} all-reduce(%p), channel_id=1, replica_groups=[1,8]<=[8]
+  ROOT %slice = f32[8,64]{1,0} dynamic-slice(%all-reduce, %i, %zero), dynamic_slice_sizes={8,64}
+}
+ENTRY %main (x: f32[64,64], i: s32[]) -> f32[8,64] {
+  %x = f32[64,64]{1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %fusion = f32[8,64]{1,0} fusion(%x, %i.1), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+GATHER = (
+    "all-gather(%p), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0},"
+    " use_global_device_ids=true"
+)
+BESIDE = f"""%begin (p: f32[8,64]) -> (f32[8,64], f32[64,64]) {{
+  %p = f32[8,64]{{1,0}} parameter(0)
+  %all-gather.1 = f32[64,64]{{1,0}} {GATHER}
+  ROOT %start = (f32[8,64]{{1,0}}, f32[64,64]{{1,0}}) custom-call(%p, %all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}}
+%beside (p: f32[8,64], q: f32[64,64]) -> (f32[64,64], f32[64,64]) {{
+  %p = f32[8,64]{{1,0}} parameter(0)
+  %q = f32[64,64]{{1,0}} parameter(1)
+  %dot = f32[64,64]{{1,0}} dot(%q, %q), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %all-gather.2 = f32[64,64]{{1,0}} {GATHER}
+  ROOT %both = (f32[64,64]{{1,0}}, f32[64,64]{{1,0}}) tuple(%dot, %all-gather.2)
+}}
+%end (p: f32[8,64], q: f32[64,64]) -> f32[64,64] {{
+  %p = f32[8,64]{{1,0}} parameter(0)
+  %q = f32[64,64]{{1,0}} parameter(1)
+  %all-gather.3 = f32[64,64]{{1,0}} {GATHER}
+  ROOT %done = f32[64,64]{{1,0}} custom-call(%q, %all-gather.3), \
+custom_call_target="AsyncCollectiveDone"
+}}
+ENTRY %main (x: f32[8,64], y: f32[64,64]) -> f32[64,64] {{
+  %x = f32[8,64]{{1,0}} parameter(0)
+  %y = f32[64,64]{{1,0}} parameter(1)
+  %one = (f32[8,64]{{1,0}}, f32[64,64]{{1,0}}) fusion(%x), kind=kCustom, calls=%begin
+  %two = (f32[64,64]{{1,0}}, f32[64,64]{{1,0}}) fusion(%x, %y), kind=kOutput, calls=%beside
+  ROOT %three = f32[64,64]{{1,0}} fusion(%x, %y), kind=kCustom, calls=%end
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sent"),
+    [(ADD + SCATTERED, "reduce-scatter", 64 * 64 * 4 * 7 / 8), (BESIDE, "all-gather", 8 * 256 * 7)],
+)
+def test_collectives_in_fusions(text: str, kind: str, sent: float) -> None:
+    found = cost_of(text, make_mesh({"fsdp": 8}))
+    assert found.collectives == {(kind, "fsdp"): sent}
+    assert found.calls == {(kind, "fsdp"): 1}
+
+
+@pytest.mark.parametrize(("step", "trips"), [(1, 8), (2, 4), (3, 3)])
+def test_loops_that_count_in_steps(step: int, trips: int) -> None:
+    text = f"""%body (p: (s32[], f32[64,64])) -> (s32[], f32[64,64]) {{
+  %p = (s32[], f32[64,64]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[64,64]{{1,0}} get-tuple-element(%p), index=1
+  %step = s32[] constant({step})
+  %next = s32[] add(%i, %step)
+  %dot = f32[64,64]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %out = (s32[], f32[64,64]{{1,0}}) tuple(%next, %dot)
+}}
+%cond (p: (s32[], f32[64,64])) -> pred[] {{
+  %p = (s32[], f32[64,64]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %most = s32[] constant(8)
+  ROOT %less = pred[] compare(%i, %most), direction=LT
+}}
+ENTRY %main (x: f32[64,64]) -> f32[64,64] {{
+  %x = f32[64,64]{{1,0}} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[64,64]{{1,0}}) tuple(%zero, %x)
+  %loop = (s32[], f32[64,64]{{1,0}}) while(%start), condition=%cond, body=%body
+  ROOT %end = f32[64,64]{{1,0}} get-tuple-element(%loop), index=1
+}}
+"""
+    assert cost_of(text, make_mesh({"fsdp": 8})).flops == trips * 2 * N**3

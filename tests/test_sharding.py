@@ -30,11 +30,9 @@ from r1jax.models.moe import ROUTER_BIAS
 from r1jax.models.params import param_axes, param_shardings, random_params
 from r1jax.models.transformer import Transformer
 from r1jax.stages import sft
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.train_state import (
-    OptimizerConfig,
     abstract_state,
-    make_optimizer,
-    make_schedule,
     make_step,
     new_state,
     on_mesh,
@@ -187,13 +185,20 @@ STAGES = {"sft": (sft_loss, sft_batch), "grpo": (grpo_loss_of, grpo_batch)}
 class OneStep:
     """A stage's step on a mesh: its program, and the state and metrics after one update."""
 
-    def __init__(self, stage: str, config: ModelConfig, axes: dict[str, int], devices: int) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config: ModelConfig,
+        axes: dict[str, int],
+        devices: int,
+        how: OptimizerConfig = OPTIMIZER,
+    ) -> None:
         mesh = make_mesh(axes, jax.devices()[:devices])
         make_loss, make_batch = STAGES[stage]
-        schedule = make_schedule(OPTIMIZER, 10)
+        schedule = make_schedule(how, 10)
         self.axes, self.config = axes, config
         model = Transformer(config, mesh)
-        optimizer = make_optimizer(OPTIMIZER, schedule)
+        optimizer = make_optimizer(how, schedule)
         self.shardings = state_shardings(model, optimizer)
         self.abstract = abstract_state(model, optimizer, self.shardings)
         step = make_step(make_loss(model), optimizer, schedule, self.shardings)

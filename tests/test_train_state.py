@@ -21,7 +21,8 @@ from r1jax.machines.mesh import make_mesh, replicated
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import param_axes
 from r1jax.models.transformer import Transformer
-from r1jax.training.train_state import OptimizerConfig, make_optimizer, make_schedule, make_step
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from r1jax.training.train_state import make_step
 from r1jax.types import Batch, TrainState
 
 # -- schedules -----------------------------------------------------------------------------------

@@ -357,12 +357,11 @@ def _head_loss_backward(
 ) -> tuple[jax.Array, jax.Array, None, None]:
     hidden_grad_NBCD, head_grad_DV = saved
     weight = gradients[0]  # of the loss; metrics carry no gradient
-    return (
-        (weight * hidden_grad_NBCD).astype(hidden_grad_NBCD.dtype),
-        (weight * head_grad_DV).astype(head_grad_DV.dtype),
-        None,
-        None,
-    )
+    head_grad_DV = (weight * head_grad_DV).astype(head_grad_DV.dtype)
+    # Without the barrier libtpu 0.0.42.1 fails on meshes along `fsdp` alone: it would move the sum
+    # over devices behind this product and out of the loop over microbatches.
+    head_grad_DV = jax.lax.optimization_barrier(head_grad_DV)
+    return (weight * hidden_grad_NBCD).astype(hidden_grad_NBCD.dtype), head_grad_DV, None, None
 
 
 _head_loss.defvjp(_head_loss_forward, _head_loss_backward)

@@ -16,6 +16,7 @@ from jax._src import distributed  # its client is documented nowhere else
 from jax.experimental import multihost_utils
 
 from r1jax.config import ConfigError, UserError
+from r1jax.machines.compiler import set_tpu_options
 from r1jax.machines.cpu import make_cores_devices
 
 
@@ -25,10 +26,12 @@ def set_up_jax() -> None:
     Several processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
     R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm). But for errors, only the
     first process prints.
-    R1JAX_COMPILATION_CACHE is the cache's directory, empty for none.
+    R1JAX_COMPILATION_CACHE is the cache's directory, empty for none. LIBTPU_INIT_ARGS may hold
+    options of the TPU's compiler, which go before ours.
     """
     # That there is no TPU is no news, and an error's one sentence should stand alone.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    set_tpu_options()
     cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
     if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -147,6 +147,30 @@ def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def gathered(x: jax.Array, mesh: Mesh | None, *names: str) -> jax.Array:
+    """A parameter as products take it: whole where it lies split over `fsdp`.
+
+    Its gradient is split as it is itself, so that it is summed and scattered at once. Left alone,
+    XLA sums gradients whole, or sends sums of products instead of weights.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    split = NamedSharding(mesh, spec_of(names))
+    kept = [None if "fsdp" in RULES[name] else name for name in names]
+    whole = NamedSharding(mesh, spec_of(kept))
+
+    @jax.custom_vjp
+    def gather(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    def scatter(_: None, grad: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(grad, split),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
+    found: jax.Array = gather(x)
+    return found
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

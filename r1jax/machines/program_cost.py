@@ -31,6 +31,7 @@ FREE = {
     "copy-done", "async-done", "async-update", "domain",
 }  # fmt: skip
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
+BEGINS = 'custom_call_target="AsyncCollectiveStart"'
 SLICING = ("dynamic-slice", "slice", "gather")
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place, by which of the operands
 # (operands, outputs) of a kernel's call -> FLOPs, or FLOPs and bytes, by what its name begins with
@@ -223,6 +224,7 @@ class _Walk:
         self._computations, self._mesh = computations, mesh
         self._loops, self._kernels = loops, kernels
         self._known: dict[tuple[str, bool], Cost] = {}
+        self._begun = _begun(computations)
 
     def cost(self, name: str, fused: bool = False) -> Cost:
         """Of a computation; what is fused moves nothing through the memory."""
@@ -250,6 +252,10 @@ class _Walk:
                 total.add(self.cost(name, fused))
             return
         if kind in COLLECTIVES:
+            if self._begun.get(_channel(it), it.name) != it.name:
+                return  # a later piece of one that runs beside products, and was counted
+            if kind == "all-reduce" and fused and _is_scattered(it, around):
+                kind = "reduce-scatter"
             key = kind, self._axes(it)
             total.collectives[key] += _sent(kind, it, operands, self._group_size(it))
             total.calls[key] += 1
@@ -292,15 +298,27 @@ class _Walk:
         condition = self._computations[name]
         for instruction in condition.values():
             if instruction.opcode == "compare" and "direction=LT" in instruction.attributes:
-                for operand in instruction.operands:
-                    bound = condition[operand]
-                    if bound.opcode == "constant" and bound.arguments.isdigit():
-                        return int(bound.arguments)
+                counter, bound = (condition[operand] for operand in instruction.operands)
+                if (most := _number_of(bound)) is not None:
+                    return -(-most // self._step(loop, counter))
         known = re.search(r"known_trip_count\D+(\d+)", loop.attributes)
         if known:
             return int(known[1])
         total.unknown_loops.add(loop.scope or loop.name)
         return 1
+
+    def _step(self, loop: Instruction, counter: Instruction) -> int:
+        """What the loop's body adds to its counter; 1 where that is not to be seen."""
+        place = re.search(r"\bindex=(\d+)", counter.attributes)
+        (name,) = loop.called("body")
+        body = self._computations[name]
+        root = next(i for i in body.values() if i.is_root)
+        if place is None or root.opcode != "tuple":
+            return 1
+        added = body[root.operands[int(place[1])]]
+        steps = [_number_of(body[name]) for name in added.operands if name in body]
+        found = [step for step in steps if step]
+        return found[0] if added.opcode == "add" and found else 1
 
     def _moved(self, it: Instruction, operands: Sequence[Instruction]) -> float:
         """Bytes read and written by an instruction that is not fused."""
@@ -384,6 +402,39 @@ class _Walk:
     def _group_size(self, it: Instruction) -> int:
         groups = self._groups(it)
         return self._mesh.size if groups is None else groups.shape[1]
+
+
+def _channel(it: Instruction) -> str:
+    found = re.search(r"\bchannel_id=(\d+)", it.attributes)
+    return found[1] if found else it.name
+
+
+def _begun(computations: Mapping[str, Computation]) -> dict[str, str]:
+    """Of collectives in several pieces, each in a fusion of its own, the first's name by channel.
+
+    So the TPU's compiler writes those that run beside products.
+    """
+    return {
+        _channel(it): it.name
+        for computation in computations.values()
+        if any(BEGINS in it.attributes for it in computation.values())
+        for it in computation.values()
+        if it.opcode in COLLECTIVES
+    }
+
+
+def _number_of(it: Instruction) -> int | None:
+    is_number = it.opcode == "constant" and it.arguments.isdigit()
+    return int(it.arguments) if is_number else None
+
+
+def _is_scattered(it: Instruction, around: Computation) -> bool:
+    """Whether a fused sum is only sliced: so the TPU's compiler writes a reduce-scatter."""
+    users = [user for user in around.values() if it.name in user.operands]
+    while users and all(user.opcode in ("bitcast", "get-tuple-element") for user in users):
+        names = {user.name for user in users}
+        users = [user for user in around.values() if names & set(user.operands)]
+    return bool(users) and all(user.opcode == "dynamic-slice" for user in users)
 
 
 def _sent(kind: str, it: Instruction, operands: Sequence[Instruction], members: int) -> float:

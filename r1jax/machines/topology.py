@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r1jax.config import ConfigError
+from r1jax.machines.compiler import set_tpu_options
 
 GIB = 1 << 30
 
@@ -67,6 +68,7 @@ def slices_of(topology: str, count: int = 1) -> Slices:
         raise ConfigError("the TPU's compiler is not installed: pip install -e '.[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody is asked for a TPU's metadata
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several plans may be made at a time
+    set_tpu_options()
     from jax.experimental import topologies
 
     more = {"num_slices": count} if count > 1 else {}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from r1jax.machines.mesh import constrain
+from r1jax.machines.mesh import constrain, gathered
 from r1jax.models.caches import RowCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute, project
@@ -47,7 +47,8 @@ class Layer(nn.Module):
         self, name: str, shape: Sequence[int], axes: Sequence[str], std: float = INIT_STD
     ) -> jax.Array:
         """The matrix, or bias, of this name, in the type of the activations."""
-        return self.weight32(name, shape, axes, std).astype(self.compute.dtype)
+        value = self.weight32(name, shape, axes, std).astype(self.compute.dtype)
+        return gathered(value, self.mesh, *axes)
 
     def weight32(
         self, name: str, shape: Sequence[int], axes: Sequence[str], std: float = INIT_STD

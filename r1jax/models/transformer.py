@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from r1jax.machines.mesh import constrain
+from r1jax.machines.mesh import constrain, gathered
 from r1jax.models.block import Block, Context
 from r1jax.models.caches import Cache, RowCache
 from r1jax.models.config import ModelConfig, Stack
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
             normal, zeros = nn.initializers.normal(INIT_STD), nn.initializers.zeros
             self.param("scalar_head", nn.with_partitioning(normal, ("norm",)), (c.embed_dim,))
             self.param("scalar_bias", nn.with_partitioning(zeros, ()), ())
-        table_VD = constrain(embedding_VD, self.mesh, "vocab", "embed_act")  # gathered over fsdp
+        table_VD = gathered(embedding_VD, self.mesh, "vocab", "embed")
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(self.compute.dtype)
         x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
         seen = counts_BL = None

@@ -24,6 +24,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, UserError
+from r1jax.machines.compiler import VARIABLE
 from r1jax.machines.mesh import axes_across_slices
 from r1jax.machines.planned import Iteration, Planned
 from r1jax.machines.program_cost import Cost, cost_of
@@ -124,7 +125,12 @@ class Plan:
 
 def make_plan(iteration: Iteration, slices: Slices, mesh: Mesh) -> Plan:
     """Compiles an iteration's programs, side by side. UserError where a kernel is missing."""
-    key = f"{slices.name} x {slices.count}, libtpu {_version('libtpu')}, jax {_version('jax')}"
+    options = os.environ.get(VARIABLE, "")
+    logging.info("options of the TPU's compiler: %s", options)
+    key = (
+        f"{slices.name} x {slices.count}, libtpu {_version('libtpu')}, jax {_version('jax')},"
+        f" {options}"
+    )
     lowered = [program.lower() for program in iteration.programs]  # Python's part, one by one
     names = [program.name for program in iteration.programs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -96,8 +96,9 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         check_lengths(config, opened.config.max_length)
         benchmarks = held_out_of(config, opened.tokenizer, opened.config.max_length)
     use_ref = config.loss.kl_coef > 0 or (config.critic is not None and config.critic.kl_coef > 0)
+    reference = config.reference if use_ref else None
     with (
-        open_run(config, config_dict, workdir, SHOWN, use_ref, config.shares_prompts) as stage,
+        open_run(config, config_dict, workdir, SHOWN, reference, config.shares_prompts) as stage,
         open_evaluation(config, stage, benchmarks) as (sampler, held_out),
     ):
         check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
@@ -34,11 +35,12 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
     opened = open_shapes(config.model)
     check_lengths(config, opened.config.max_length)
-    use_ref = config.loss.kl_coef > 0
+    reference = config.reference if config.loss.kl_coef > 0 else None
     trained = imagined(
-        opened, config.optimizer, config.total_steps, mesh, config.shares_prompts, use_ref
+        opened, config.optimizer, config.total_steps, mesh, config.shares_prompts, reference
     )
     state = state_bytes(trained)
+    offloaded = {"reference": state.pop("reference")} if reference and reference.offload else {}
     asked = Asked(
         config.prompts_per_update * config.updates_per_rollout,
         config.group_size,
@@ -50,8 +52,8 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     packing, c = packing_of(config), trained.model.config
     completions, length = config.prompts_per_update * config.group_size, packing.lengths[0]
     rows = config.microbatch_rows
-    policies = ["old_logprobs"] if config.updates_per_rollout > 1 else []
-    policies += ["ref_logprobs"] if use_ref else []
+    policies = {"old_logprobs": trained.params} if config.updates_per_rollout > 1 else {}
+    policies |= {"ref_logprobs": trained.reference} if reference else {}
     more = ("sampler_logprobs", "advantages", "experts")
     shape = (-(-packing.rows // rows), rows, length)
     batch = abstract_batch(shape, completions, mesh, *more, model=c)
@@ -67,21 +69,22 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     chunks = math.ceil(completions * mean / (microbatches * rows) / columns)
     loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: chunks}
     held = state | {"batch": bytes_of(batch)}
-    reference = state.get("reference", 0.0)
-    others = state["moments"] + reference
 
-    def pass_of(name: str, runs: float) -> Planned:
+    def pass_of(names: Sequence[str], runs: float) -> Planned:
+        here = held | (offloaded if "ref_logprobs" in names else {})
+        beside = sum(here.values()) - bytes_of(policies[names[0]]) - here["batch"]
         flops = model_flops(c, tokens, mean, 1)
         kernels = kernels_of(trained, backward=False)
-        return Planned(name, lambda: lowered()[name], runs, held, others, loops, kernels, flops)
+        lower = lambda: lowered()[names[0]]  # noqa: E731
+        return Planned(names[0], lower, runs, here, beside, loops, kernels, flops)
 
     # Where both are said by one program, it stands under the first one's name.
-    models = programs.lowered_names(policies)
     each = config.updates_per_rollout
-    trains = [pass_of(name, each * count) for name, count in models.items()]
+    served = programs.served(policies).values()
+    trains = [pass_of(names, each * len(names)) for names in served]
     trains.append(
         Planned(
-            "update", lambda: lowered()["update"], each, held, reference, loops,
+            "update", lambda: lowered()["update"], each, held, state.get("reference", 0.0), loops,
             kernels_of(trained, backward=True), model_flops(c, tokens, mean, 3),
         )
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,7 +152,7 @@ class Programs:
             policies["ref_logprobs"] = trained.reference
         if not self._compiled_ahead:
             with stage.timer("compile"):
-                self._compile_ahead(trained, batch, list(policies))
+                self._compile_ahead(trained, batch, policies)
         logprobs = {}
         for name, params in policies.items():
             with stage.timer(name):
@@ -165,7 +165,7 @@ class Programs:
                 batch = self.critic.judge(batch, minibatch.rewards)
         return batch, packed
 
-    def _compile_ahead(self, trained: Trainable, batch: Batch, policies: Sequence[str]) -> None:
+    def _compile_ahead(self, trained: Trainable, batch: Batch, policies: Mapping[str, Any]) -> None:
         """Compiles the programs for rows of every length, side by side.
 
         Else the first batch of each length stops for them.
@@ -182,23 +182,25 @@ class Programs:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda program: program.compile(), lowered))
 
-    def lowered_names(self, policies: Sequence[str]) -> dict[str, int]:
-        """The first of the policies that each program serves, and how many it serves."""
-        first: dict[Transformer, str] = {}
-        for name in policies:
-            first.setdefault(self._models[name], name)
-        names = [first[self._models[name]] for name in policies]
-        return {name: names.count(name) for name in names}
+    def served(self, policies: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The policies, of which parameters or shapes are given, by the first of those whose
+        log-probabilities the same program says.
+        """
+        found: dict[Any, list[str]] = {}
+        for name, params in policies.items():
+            types = tuple(x.dtype for x in jax.tree.leaves(params))
+            found.setdefault((self._models[name], types), []).append(name)
+        return {names[0]: names for names in found.values()}
 
     def lower(
-        self, trained: Trainable, batch: Batch, policies: Sequence[str]
+        self, trained: Trainable, batch: Batch, policies: Mapping[str, Any]
     ) -> dict[str, jax.stages.Lowered]:
         """The programs for batches of this shape: `update`, and what says the log-probabilities of
         these policies, each under the name of the first that it serves.
         """
         found = {
-            name: self._logprobs.lower(self._models[name], trained.params, batch)
-            for name in self.lowered_names(policies)
+            name: self._logprobs.lower(self._models[name], policies[name], batch)
+            for name in self.served(policies)
         }
         logprobs = jax.ShapeDtypeStruct(
             batch.tokens.shape, jnp.float32, sharding=batch.tokens.sharding

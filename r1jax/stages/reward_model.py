@@ -48,9 +48,10 @@ from r1jax.machines.mesh import check_divisible
 from r1jax.machines.planned import Assumed, Iteration
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
+from r1jax.training.optimizers import OptimizerConfig
 from r1jax.training.planned import imagined, supervised, updates_of
 from r1jax.training.run import TrainingRun, is_due, open_run
-from r1jax.training.train_state import OptimizerConfig, on_mesh
+from r1jax.training.train_state import on_mesh
 from r1jax.types import Batch
 from r1jax.weights.load import ModelSource, open_known, open_shapes
 

@@ -21,8 +21,9 @@ from r1jax.losses.advantages import token_advantages, whitened
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_values
 from r1jax.losses.scalar import value_loss
+from r1jax.training.optimizers import OptimizerConfig
 from r1jax.training.run import StageConfig, Trainable, TrainingRun
-from r1jax.training.train_state import OptimizerConfig, microbatch
+from r1jax.training.train_state import microbatch
 from r1jax.types import Batch
 from r1jax.weights.load import open_source
 

@@ -16,8 +16,10 @@ from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import model_flops
+from r1jax.training.optimizers import OptimizerConfig
+from r1jax.training.reference import ReferenceConfig
 from r1jax.training.run import Trainable
-from r1jax.training.train_state import MICROBATCHES, OptimizerConfig, batch_shardings
+from r1jax.training.train_state import MICROBATCHES, batch_shardings
 from r1jax.types import Batch
 from r1jax.weights.load import OpenModel
 
@@ -30,7 +32,7 @@ def imagined(
     total_steps: int,
     mesh: Mesh,
     shared_prompts: bool = False,
-    reference: bool = False,
+    reference: ReferenceConfig | None = None,
 ) -> Trainable:
     """A Trainable whose state is shapes."""
     nowhere = epath.Path("/nonexistent")

@@ -6,13 +6,13 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -20,23 +20,17 @@ from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
+from r1jax.machines.compiler import VARIABLE
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig, check_router
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
+from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.provenance import note_start
+from r1jax.training.reference import ReferenceConfig, check_memory, fetched, kept, kept_shapes
 from r1jax.training.run_config import check_config
 from r1jax.training.skipped import Watch
-from r1jax.training.train_state import (
-    LossFn,
-    OptimizerConfig,
-    abstract_state,
-    make_optimizer,
-    make_schedule,
-    make_step,
-    new_state,
-    state_shardings,
-)
+from r1jax.training.train_state import LossFn, abstract_state, make_step, new_state, state_shardings
 from r1jax.training.trained import joined, moved_part
 from r1jax.types import Batch, TrainState
 from r1jax.weights.checkpoint import Checkpoints, write_model_json
@@ -98,8 +92,10 @@ class Trainable:
         self._optimizer = make_optimizer(optimizer, self._schedule)
         self._shardings = state_shardings(self.model, self._optimizer)
         self._checkpoints = Checkpoints(directory, beside=beside)
-        # Of the frozen reference policy, where there is one, what an update could have moved.
+        # Of the frozen reference policy, where there is one, what an update could have moved, as
+        # its config has it kept.
         self.ref_params: Any = None
+        self._reference = ReferenceConfig()
 
     @property
     def params(self) -> Any:
@@ -107,8 +103,10 @@ class Trainable:
 
     @property
     def reference(self) -> Any:
-        """The parameters of the reference policy; what no update moves is shared with `params`."""
-        return joined(self.params, self.ref_params)
+        """The parameters of the reference policy, on the devices; what no update moves is shared
+        with `params`.
+        """
+        return joined(self.params, fetched(self.ref_params, self._reference, self._mesh))
 
     def latest_step(self) -> int | None:
         """Of the newest checkpoint."""
@@ -119,24 +117,28 @@ class Trainable:
         """A context at whose end all that was saved is complete."""
         return self._checkpoints
 
-    def begin(self, seed: int, reference: bool = False) -> None:
-        """From the model's own parameters, which with `reference` are its."""
+    def begin(self, seed: int, reference: ReferenceConfig | None = None) -> None:
+        """From the model's own parameters, which are the reference's too where there is one."""
         params = self._opened.load(self._mesh, seed)
-        if reference:
-            self.ref_params = _copy(moved_part(params))
+        if reference is not None:
+            self._reference = reference
+            self.ref_params = kept(moved_part(params), reference)
         self.state = new_state(params, self._optimizer, self._shardings)
 
-    def imagine(self, reference: bool = False) -> None:
+    def imagine(self, reference: ReferenceConfig | None = None) -> None:
         """In shapes alone, for who asks what a program would need."""
         self.state = abstract_state(self.model, self._optimizer, self._shardings)
-        self.ref_params = moved_part(self.state.params) if reference else None
+        if reference is not None:
+            self.ref_params = kept_shapes(moved_part(self.state.params), reference)
 
     def resume(self, step: int) -> None:
         """From the checkpoint of that step."""
-        saved, _ = self._checkpoints.restore(step, self._abstract(reference=False))
+        saved, _ = self._checkpoints.restore(step, self._abstract())
         self._take(saved)
 
-    def resume_newest(self, reference: bool = False) -> tuple[int, dict[str, Any]] | None:
+    def resume_newest(
+        self, reference: ReferenceConfig | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
         """From the newest checkpoint that is not damaged -> its step, and what was saved beside the
         state; None where there is none. Those that are damaged are set aside.
         """
@@ -144,15 +146,17 @@ class Trainable:
         if found is None:
             return None
         step, saved, beside = found
-        self._take(saved)
+        self._take(saved, reference)
         return step, beside
 
-    def _abstract(self, reference: bool) -> dict[str, Any]:
-        abstract = abstract_state(self.model, self._optimizer, self._shardings)
-        return _saved(abstract, moved_part(abstract.params) if reference else None)
+    def _abstract(self, reference: ReferenceConfig | None = None) -> dict[str, Any]:
+        self.imagine(reference)
+        return _saved(self.state, self.ref_params)
 
-    def _take(self, saved: dict[str, Any]) -> None:
-        self.ref_params = saved.pop("ref_params", None)
+    def _take(self, saved: dict[str, Any], reference: ReferenceConfig | None = None) -> None:
+        if reference is not None:
+            self._reference = reference
+            self.ref_params = kept(saved.pop("ref_params"), reference)
         self.state = TrainState(**saved)
 
     def make_step(self, loss_fn: LossFn, router: RouterConfig | None = None) -> jax.stages.Wrapped:
@@ -170,7 +174,7 @@ class Trainable:
 
     def renew_reference(self) -> None:
         """The reference policy becomes the current one."""
-        self.ref_params = _copy(moved_part(self.params))
+        self.ref_params = kept(moved_part(self.params), self._reference)
 
     def save(
         self,
@@ -181,12 +185,10 @@ class Trainable:
         """Begins a checkpoint of everything that the next step needs, and a JSON dict beside it;
         `then` is called when it is complete.
         """
-        self._checkpoints.save(step, _saved(self.state, self.ref_params), beside, then)
-
-
-@jax.jit
-def _copy(params: Any) -> Any:
-    return jax.tree.map(jnp.copy, params)
+        ref_params = self.ref_params
+        if ref_params is not None:
+            ref_params = fetched(ref_params, self._reference, self._mesh)
+        self._checkpoints.save(step, _saved(self.state, ref_params), beside, then)
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -254,7 +256,7 @@ def open_run(
     config_dict: ConfigDict,
     workdir: str,
     shown: Mapping[str, str],
-    reference: bool = False,
+    reference: ReferenceConfig | None = None,
     shared_prompts: bool = False,
 ) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
@@ -266,12 +268,16 @@ def open_run(
     path = absolute(workdir)
     source = open_source(config.model, path)
     mesh = source.mesh(config.mesh, config.microbatch_rows)
+    if reference is not None:
+        check_memory(reference, mesh)
     beside = [path / CRITIC] if getattr(config, "critic", None) else []
     trained = Trainable(
         source, config.optimizer, config.total_steps, mesh, path, shared_prompts, beside
     )
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
+    if mesh.devices.flat[0].platform == "tpu":
+        logging.info("options of the TPU's compiler: %s", os.environ.get(VARIABLE, ""))
     check_config(path, config_dict, _unit(config))
     note_start(path, config)
     found = trained.resume_newest(reference)

@@ -50,6 +50,7 @@ FIRST = (
 FREE_KEYS = (
     *("wandb_project", "profile", "log_every", "checkpoint_every", "keep_rollouts", "show_every"),
     *("mesh", "engine", "graders", "microbatch_rows", "logits_chunk", "optimizer.max_skipped"),
+    "reference.offload",
 )
 LONGER = ("total_steps", "epochs")  # may become larger, where the learning rate is constant
 

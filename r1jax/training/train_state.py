@@ -1,17 +1,16 @@
-"""Optimizer, train state and the one step that every stage jits."""
+"""The train state, and the one step that every stage jits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r1jax.config import Count, Decay, NotNegative, Positive, Size, check_choice
 from r1jax.losses.aggregation import Metrics, add_partial
 from r1jax.losses.router import LOAD, read_metrics
 from r1jax.machines.mesh import replicated, spec_of, to_global
@@ -27,84 +26,31 @@ from r1jax.training.balancing import (
 from r1jax.training.trained import joined, trained_part
 from r1jax.types import Batch, TrainState
 
-SCHEDULES = ("constant", "cosine", "linear")
 SKIPPED = "optimizer/skipped"  # the metric: 1 where an update was left out
 MICROBATCHES = "microbatches"  # the name, in programs, of loops over a batch's microbatches
 
 
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW. The paper prints learning rates only; the rest are common choices."""
-
-    learning_rate: NotNegative = 3e-6  # at the top of the schedule
-    schedule: str = "constant"  # after the warm-up: constant, cosine, linear
-    final_ratio: NotNegative = 0.1  # learning rate at the end / at the top, for cosine and linear
-    warmup_steps: Count = 0  # updates over which it rises linearly
-    b1: Decay = 0.9  # decay of the mean of gradients
-    b2: Decay = 0.95  # and of their squares
-    eps: Positive = 1e-8  # added to the root of the latter
-    weight_decay: NotNegative = 0.0  # on matrices only
-    clip_norm: Positive = 1.0  # norm of all gradients together, at most
-    # Updates whose loss or gradient is no number are skipped; so many in a row end the run.
-    max_skipped: Size = 3
-
-    def __post_init__(self) -> None:
-        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
-
-
-def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then the named schedule until total_steps."""
-    top, warmup = config.learning_rate, config.warmup_steps
-    rest = max(total_steps - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(top),
-        "cosine": optax.cosine_decay_schedule(top, rest, config.final_ratio),
-        "linear": optax.linear_schedule(top, top * config.final_ratio, rest),
-    }[config.schedule]
-    if not warmup:
-        return after
-    # Step 0 already moves: (step + 1) / warmup.
-    rise = optax.linear_schedule(top / warmup, top, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
-
-
-def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Of the parameters that are trained: global-norm clipping, then AdamW.
-
-    Vectors (norms, biases) are not decayed.
-    """
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_is_matrix,
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-
-
-def _is_matrix(params: Any) -> Any:
-    def one(path: Any, value: jax.Array) -> bool:
-        name = path[-1].key
-        return not (name.endswith("norm") or name.endswith("bias"))
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
-    """The sharding of every leaf of the train state: moments follow their parameters."""
+    """The sharding of every leaf of the train state.
+
+    What the optimizer keeps of a parameter lies as that does, but for axes it has averaged away.
+    """
     assert model.mesh is not None, "a train state is split over a mesh"
     params, mesh = param_shardings(model), model.mesh
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, trained_part(abstract_params(model))),
-        trained_part(params),
-        transform_non_params=lambda _: replicated(mesh),
+    shapes = trained_part(abstract_params(model))
+    kept = traverse_util.flatten_dict(
+        jax.tree.map(lambda x, s: (x.shape, s.spec), shapes, trained_part(params))
     )
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        found = [kept[names[i:]] for i in range(len(names)) if names[i:] in kept]
+        if not found or len(found[0][0]) != leaf.ndim:
+            return replicated(mesh)
+        parts = zip(*found[0], leaf.shape, strict=True)
+        return NamedSharding(mesh, PartitionSpec(*(p if n == m else None for n, p, m in parts)))
+
+    opt_state = jax.tree_util.tree_map_with_path(one, jax.eval_shape(optimizer.init, shapes))
     return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
 
 
