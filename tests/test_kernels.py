@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import make_mesh
+from r1jax.machines.program_cost import cost_of
 from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.kernels import SeenByCudnn, SeenBySplash, choose_kernel
 from r1jax.models.layouts import Compute
@@ -206,6 +207,9 @@ def test_a_training_step_uses_splash(
     assert "tpu_custom_call" in text, "no Mosaic kernel"
     assert "splash" in text
     assert "all-gather" in text
+    kernels = cost_of(text, mesh).kernels
+    grouped = {"gmm": 6.0, "tgmm": 3.0} if config.experts is not None else {}
+    assert {name: count for name, count in kernels.items() if "gmm" in name} == grouped
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert program.memory_analysis().alias_size_in_bytes >= state_bytes / 4  # donated
 

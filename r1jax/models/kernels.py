@@ -1,7 +1,8 @@
-"""Which attention over packed rows runs where, and the kernels of others."""
+"""Which attention over packed rows runs where, the kernels of others, and what they compute."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import spec_of
 from r1jax.models.config import ModelConfig
+from r1jax.models.grouped import MEGABLOX, choose_grouped
 from r1jax.models.layouts import Compute
 from r1jax.models.packed_attention import ATTENTION, Seen, Span, packed_mask, see
 
@@ -152,6 +154,12 @@ class SeenByCudnn:
 FLOATS = ("bf16", "f32")
 
 
+def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], share: float) -> float:
+    """Of rows with their experts' matrices [rows, columns], or of rows with rows, by expert."""
+    rows = next(x for x in operands if x.dtype in FLOATS)
+    return 2.0 * share * math.prod(rows.dims) * outputs[0].dims[-1]
+
+
 def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
     """Of causal attention: `products` names the width that each of its products runs over, q for
     that of keys and v for that of values.
@@ -166,8 +174,21 @@ def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], flo
     return flops
 
 
-KERNEL_FLOPS = {
-    "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
-    "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
-    "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, of weights, of keys
-}
+def kernel_flops(mesh: Mesh) -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
+    """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with."""
+    # There is room for all rows at each part of the experts, where the mean is a part of them.
+    grouped = functools.partial(_grouped_flops, share=1 / mesh.shape["expert"])
+    return {
+        "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
+        "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
+        "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, weights, keys
+        "gmm": grouped,
+        "tgmm": grouped,
+    }
+
+
+def grouped_kernels(config: ModelConfig, mesh: Mesh, *, backward: bool) -> tuple[str, ...]:
+    """Names of the kernels that products with experts must show in a program."""
+    if choose_grouped(mesh) != MEGABLOX or not any(stack.sparse for stack in config.stacks):
+        return ()
+    return ("gmm", "tgmm") if backward else ("gmm",)

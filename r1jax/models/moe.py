@@ -6,6 +6,7 @@ grouped.Groups, F ffn of an expert.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from r1jax.machines.mesh import RULES
 from r1jax.models.config import Experts
-from r1jax.models.grouped import group, grouped_matmul
+from r1jax.models.grouped import choose_grouped, group, grouped_matmul
 from r1jax.models.layer import Layer
 
 ROUTER = "router"  # the matrix of the scores
@@ -108,12 +109,14 @@ class MixtureOfExperts(Layer):
             self.weight("expert_up", *into),
             self.weight("expert_down", *out, self.residual_std),
         )
-        run: Callable[..., jax.Array] = run_experts
+        run: Callable[..., jax.Array] = functools.partial(
+            run_experts, kernel=choose_grouped(self.mesh), experts=c.num_experts
+        )
         if self.mesh is not None and self.mesh.size > 1:
             rows = PartitionSpec(RULES["batch"], None, None)
             into_spec = PartitionSpec("expert", None, "tensor")
             run = jax.shard_map(
-                _on_one_device,
+                functools.partial(_on_one_device, run),
                 mesh=self.mesh,
                 in_specs=(
                     rows,
@@ -124,6 +127,7 @@ class MixtureOfExperts(Layer):
                     PartitionSpec("expert", "tensor"),
                 ),
                 out_specs=rows,
+                check_vma=False,  # Pallas has no types for it
             )
         return run(x_BLD, weights_BLk, taken_BLk, *matrices)
 
@@ -152,10 +156,14 @@ def run_experts(
     gate_EDF: jax.Array,
     up_EDF: jax.Array,
     down_EFD: jax.Array,
+    *,
+    kernel: str,
+    experts: int,
 ) -> jax.Array:
-    """[B, L, D] of experts 0 .. E - 1; what is taken of any others counts nothing."""
+    """[B, L, D] of experts 0 .. E - 1 of so many; what is taken of any others counts nothing."""
     x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
-    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0])
+    mean = taken_BLk.size // experts
+    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0], kernel, mean)
     x_RD = groups.spread(x_TD)
     gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
     out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
@@ -165,7 +173,11 @@ def run_experts(
 
 
 def _on_one_device(
-    x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array, *given: jax.Array
+    run: Callable[..., jax.Array],
+    x_BLD: jax.Array,
+    weights_BLk: jax.Array,
+    taken_BLk: jax.Array,
+    *matrices: jax.Array,
 ) -> jax.Array:
     """Its share of the experts, for the tokens of all devices along `expert`.
 
@@ -175,11 +187,8 @@ def _on_one_device(
     x, weights, taken = (
         jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in (x_BLD, weights_BLk, taken_BLk)
     )
-    taken -= jax.lax.axis_index("expert") * given[0].shape[0]
-    # What devices share is said to differ, so that its gradients are summed over them.
-    x, weights, taken = jax.lax.pcast((x, weights, taken), "tensor", to="varying")
-    matrices = jax.lax.pcast(given, ("data", "fsdp"), to="varying")
-    y_BLD = jax.lax.psum(run_experts(x, weights, taken, *matrices), "tensor")
+    taken -= jax.lax.axis_index("expert") * matrices[0].shape[0]
+    y_BLD = jax.lax.psum(run(x, weights, taken, *matrices), "tensor")
     return jax.lax.psum_scatter(y_BLD, "expert", scatter_dimension=0, tiled=True)
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
+from r1jax.models.kernels import grouped_kernels
 from r1jax.models.params import abstract_params, model_flops, param_shardings
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.decoding import DECODE_STEPS
@@ -84,9 +85,19 @@ def rollout_programs(
     of_chunk = model_flops(c, rows * mean, mean, 1) * config.chunk / steps
     before = {name: size for name, size in held.items() if name != "caches"}
     apart = beside - bytes_of(trained)
+    assert model.mesh is not None, "a plan is made for a mesh"
+    kernels = grouped_kernels(c, model.mesh, backward=False)
     return [
         Planned("prepare", lambda: by.prepare.lower(trained), 1, before, apart),
-        Planned("prefill", prefill, loads, held, beside + bytes_of(slots), model_flops=of_prompts),
+        Planned(
+            "prefill",
+            prefill,
+            loads,
+            held,
+            beside + bytes_of(slots),
+            kernels=kernels,
+            model_flops=of_prompts,
+        ),
         Planned(
             "decode",
             decode,
@@ -94,6 +105,7 @@ def rollout_programs(
             held,
             beside,
             {DECODE_STEPS: config.chunk},
+            kernels,
             model_flops=of_chunk,
         ),
     ], [

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
+from r1jax.models.grouped import choose_grouped
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig, check_router
@@ -246,6 +247,8 @@ def open_run(
     )
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
+        if source.config.experts is not None:
+            logging.info("products with experts: %s", choose_grouped(mesh))
     check_config(path, config_dict, _unit(config))
     note_start(path, config)
     latest = trained.sound_step()
