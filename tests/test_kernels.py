@@ -52,7 +52,9 @@ def mixed_and_grads(
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
 
 
-@pytest.mark.parametrize(("length", "span"), [(128, None), (200, None), (300, Span(0, 70))])
+@pytest.mark.parametrize(
+    ("length", "span"), [(128, None), (200, None), (300, Span(0, 70)), (1024, Span(0, 300))]
+)
 def test_splash_is_xla(length: int, span: Span | None) -> None:
     """Values and gradients, for packed segments with padding behind them, grouped heads."""
     keys = jax.random.split(jax.random.key(0), 4)

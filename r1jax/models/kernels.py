@@ -17,9 +17,7 @@ from r1jax.machines.mesh import spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.grouped import MEGABLOX, choose_grouped
 from r1jax.models.layouts import Compute
-from r1jax.models.packed_attention import ATTENTION, Seen, Span, packed_mask, see
-
-SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
+from r1jax.models.packed_attention import Seen, Span, packed_mask, see
 
 
 def choose_kernel(
@@ -85,29 +83,15 @@ class SeenBySplash:
     def attend(
         self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
     ) -> jax.Array:
-        from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
+        from r1jax.models.splash import SegmentIds, padded_length, splash_kernel  # a second
 
         length = q_BLHN.shape[1]
-        padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
-        block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
-        pad = padded - length
-        visible: Any = splash.CausalMask((padded, padded))
-        if self.span is not None and self.span.prefix == 0:
-            visible = splash.LocalMask((padded, padded), (self.span.window - 1, 0), 0)
+        pad = padded_length(length) - length
+        window = self.span.window if self.span is not None and self.span.prefix == 0 else None
 
         def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-            mask = splash.MultiHeadMask([visible] * q.shape[1])
-            sizes = splash.BlockSizes(*(block,) * 8)
-            kernel = splash.make_splash_mha(
-                mask,
-                block_sizes=sizes,
-                head_shards=1,
-                q_seq_shards=1,
-                residual_checkpoint_name=ATTENTION,
-                interpret=self.interpret,
-            )
-            ids = splash.SegmentIds(q=segments, kv=segments)
-            return jax.vmap(kernel)(q, k, v, ids)
+            kernel = splash_kernel(q.shape[2], q.shape[1], window, self.interpret)
+            return jax.vmap(kernel)(q, k, v, SegmentIds(segments, segments))
 
         q_BHLN = q_BLHN.swapaxes(1, 2) * scale
         q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLO))
