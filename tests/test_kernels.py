@@ -1,6 +1,8 @@
 """Attention kernels: splash == XLA in an interpreter, the choice by platform, TPU programs."""
 
 import importlib.util
+import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +14,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.machines.mesh import make_mesh
+from r1jax.machines.mesh import MESH_AXES, make_mesh
 from r1jax.machines.program_cost import cost_of
 from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.kernels import SeenByCudnn, SeenBySplash, choose_kernel
 from r1jax.models.layouts import Compute
-from r1jax.models.packed_attention import Span, packed_mask, see
+from r1jax.models.packed_attention import SeenByShard, Span, packed_mask, see
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -77,6 +79,44 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
         np.testing.assert_allclose(one, other, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "length", "axes"),
+    [
+        ("xla", 1280, {"fsdp": 2, "context": 2}),  # 640 queries each, in turns of 320
+        ("xla", 96, {"context": 4, "tensor": 2}),
+        ("splash", 300, {"context": 2}),
+    ],
+)
+def test_devices_have_a_part_of_the_queries(kernel: str, length: int, axes: dict[str, int]) -> None:
+    """Values and gradients are those of one device that has whole rows."""
+    mesh = make_mesh(axes, jax.devices()[: math.prod(axes.values())])
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, length, 4, 64))
+    k, v = (jax.random.normal(key, (2, 2, length, 64)) for key in keys[1:3])
+    target = jax.random.normal(keys[3], q.shape)
+    place = jnp.arange(length) + jnp.array([[0], [77]])
+    segments = jnp.where(place < length - 20, 1 + place // 60, 0)
+    mask = packed_mask(segments, None)
+
+    def total(seen: Any) -> Any:
+        def attend(*qkv: jax.Array) -> jax.Array:
+            return seen.attend(*qkv, SCALE)
+
+        real = (segments > 0)[:, :, None, None]
+        return jax.jit(lambda: mixed_and_grads(attend, (q, k, v), real, target))()
+
+    seen = (
+        SeenByShard(mask, mesh)
+        if kernel == "xla"
+        else SeenBySplash(segments, mesh, Span(0, 70), True)
+    )
+    (_, found), grads = total(seen)
+    (_, expected), expected_grads = total(see(mask))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU and JAX_PLATFORMS=cuda")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_cudnn_is_xla(head_dim: int) -> None:
@@ -107,9 +147,10 @@ class FakeDevice:
         self.platform = platform
 
 
-def fake_mesh(platform: str) -> Any:
+def fake_mesh(platform: str, context: int = 1) -> Any:
     class FakeMesh:
         devices = np.array([FakeDevice(platform)])
+        shape = Counter(context=context) | Counter(MESH_AXES)
 
     return FakeMesh()
 
@@ -142,6 +183,14 @@ def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) 
 def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         choose_kernel(CONFIG, Compute(attention=kernel), fake_mesh(platform), shared)
+
+
+def test_split_rows_are_not_for_cudnn() -> None:
+    mesh = fake_mesh("gpu", context=2)
+    assert choose_kernel(CONFIG, Compute("bfloat16"), mesh) == "xla"
+    with pytest.raises(ConfigError, match=r"'cudnn' cannot run .* set config\.mesh\.context to 1"):
+        choose_kernel(CONFIG, Compute("bfloat16", attention="cudnn"), mesh)
+    assert choose_kernel(CONFIG, Compute("bfloat16"), fake_mesh("tpu", context=2)) == "splash"
 
 
 def test_latent_attention_is_not_for_cudnn() -> None:

@@ -21,25 +21,27 @@ WIDEST = 1024  # columns of a block: with more, scores don't fit a core's memory
 WIDEST_SCORES = 512  # columns whose scores exist at once
 
 
-def padded_length(length: int) -> int:
-    """What the kernel wants of a row."""
-    return -(-length // LANES) * LANES
+def padded_length(length: int, parts: int = 1) -> int:
+    """What the kernel wants of a row whose queries are so many devices'."""
+    return -(-length // (parts * LANES)) * parts * LANES
 
 
 @functools.lru_cache(maxsize=32)
-def splash_kernel(length: int, heads: int, window: int | None, interpret: bool = False) -> Any:
+def splash_kernel(
+    length: int, heads: int, window: int | None, parts: int = 1, interpret: bool = False
+) -> Any:
     """For a device's heads: causal, over the last `window` columns where that is a number.
 
-    A pytree with NumPy leaves, which any program may take; its mask is walked here, and never again
-    for the same arguments.
+    A pytree with NumPy leaves, which any program may take, split for the devices that have a part
+    of the queries each; its mask is walked here, and never again for the same arguments.
     """
     mask = splash.MultiHeadMask([_Causal((length, length), window)] * heads)
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mha(
             mask,
-            block_sizes=_block_sizes(length),
+            block_sizes=_block_sizes(length // parts),
             head_shards=1,
-            q_seq_shards=1,
+            q_seq_shards=parts,
             residual_checkpoint_name=ATTENTION,
             interpret=interpret,
         )

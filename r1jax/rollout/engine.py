@@ -27,6 +27,7 @@ import numpy as np
 from absl import logging
 
 from r1jax.config import ConfigError, Count, Size
+from r1jax.machines.mesh import rollout_mesh
 from r1jax.models.caches import LayerCache, SharedPrefix, cache_kind
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.transformer import Transformer
@@ -122,9 +123,9 @@ class Engine:
         config: EngineConfig | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        self.mesh = mesh = model.mesh
+        self.mesh = mesh = rollout_mesh(model.mesh)
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self.model = model.clone(compute=model.compute.for_rollouts())
+        self.model = model.clone(mesh=mesh, compute=model.compute.for_rollouts())
         one_cpu = platform == "cpu" and (mesh is None or mesh.size == 1)
         row_cache, drafts = cache_kind(model.config), self.config.speculative
         if row_cache is LayerCache and self.config.lane_cache and one_cpu and not drafts:

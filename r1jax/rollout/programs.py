@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding
 
-from r1jax.machines.mesh import RULES, replicated, spec_of
+from r1jax.machines.mesh import RULES, parts_of, replicated, spec_of
 from r1jax.models.caches import (
     Cache,
     RowCache,
@@ -70,9 +70,7 @@ class Programs:
         self.row_cache = row_cache or self.prompt_cache
         self.has_experts = any(stack.sparse for stack in model.config.stacks)
         self.mesh = mesh = model.mesh
-        self.shards = 1
-        if mesh is not None:
-            self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+        self.shards = parts_of("batch", mesh)
         self.prepare = jax.jit(self._prepare, out_shardings=self.param_shardings())
         # Named for all that gives them: what is sharded otherwise would need programs of its own.
         slots, prefix = self._slot_shardings(), self._prefix_shardings()
