@@ -103,7 +103,7 @@ def test_devices_have_a_part_of_the_queries(kernel: str, length: int, axes: dict
             return seen.attend(*qkv, SCALE)
 
         real = (segments > 0)[:, :, None, None]
-        return jax.jit(lambda: mixed_and_grads(attend, (q, k, v), real, target))()
+        return jax.jit(lambda *qkv: mixed_and_grads(attend, qkv, real, target))(q, k, v)
 
     seen = (
         SeenByShard(mask, mesh)
