@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -263,6 +264,30 @@ def test_a_training_step_uses_splash(
     assert {name: count for name, count in kernels.items() if "gmm" in name} == grouped
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert program.memory_analysis().alias_size_in_bytes >= state_bytes / 4  # donated
+
+
+@tpu_compiler
+def test_a_long_row_on_several_chips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32,768 tokens on four, and on two of them each of their heads."""
+    length, mesh = 32_768, tpu_mesh("v5p:2x2x2", {"context": 4, "tensor": 2}, monkeypatch)
+    compute = Compute("bfloat16", remat="full")
+    config = replace(CONFIG, max_length=length)
+    model = Transformer(config, mesh, None, compute, choose_kernel(config, compute, mesh))
+    optimizer = optax.adamw(1e-3)
+    shardings = state_shardings(model, optimizer)
+    state = abstract_state(model, optimizer, shardings)
+    step = make_step(sft.make_loss(model, 128), optimizer, optax.constant_schedule(1e-3), shardings)
+    text = step.lower(state, abstract_batch(mesh, 1, length)).compile().as_text()  # type: ignore[attr-defined]
+    cost = cost_of(text, mesh)
+    # Forward and again, gradients: of 2 layers, on a chip's two heads and fourth of the queries.
+    assert {name.partition("_seg")[0]: count for name, count in cost.kernels.items()} == {
+        "splash_mha_fwd": 4.0, "splash_mha_dq": 2.0, "splash_mha_dkv": 2.0,
+    }  # fmt: skip
+    assert f"bf16[1,2,{length // 4},64]" in text
+    assert ("all-gather", "context") in cost.collectives  # keys and values
+    assert ("reduce-scatter", "tensor") in cost.collectives  # what blocks hand on
+    assert f"[2,1,{length // 8},128]" in text  # which is kept of each layer
+    assert not re.search(rf"\[2,1,{length}(,|\])", text)
 
 
 @tpu_compiler

@@ -21,9 +21,12 @@ from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.machines.mesh import (
     RULES,
     check_divisible,
+    check_split,
     constrain,
     make_mesh,
+    parts_of,
     replicated,
+    rollout_mesh,
     spec_of,
     to_global,
 )
@@ -121,6 +124,38 @@ def test_check_divisible() -> None:
         ConfigError, match=r"microbatch_rows: batch 6 is not divisible by 4 devices .*data x fsdp"
     ):
         check_divisible((6,), ("batch",), mesh, "microbatch_rows")
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths", "message"),
+    [
+        (6, [16], "config.microbatch_rows: batch 6 is not divisible by 4 devices .*data x fsdp"),
+        (4, [16, 15], r"config.pack_length: length 15 is not divisible by 2 devices .*context\)"),
+    ],
+)
+def test_rows_that_cannot_be_split(rows: int, lengths: list[int], message: str) -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "context": 2})
+    check_split(4, [16, 18], mesh)
+    with pytest.raises(ConfigError, match=message):
+        check_split(rows, lengths, mesh)
+
+
+def test_rollouts_have_context_as_more_rows() -> None:
+    """On the same devices in the same order, so that parameters stay where they are."""
+    mesh = make_mesh({"data": 2, "context": 2, "tensor": 2})
+    found = rollout_mesh(mesh)
+    assert found is not None
+    assert dict(found.shape) == {"data": 2, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
+    assert list(found.devices.flat) == list(mesh.devices.flat)
+    for here, there in zip(
+        jax.tree.leaves(param_shardings(Transformer(TINY, mesh))),
+        jax.tree.leaves(param_shardings(Transformer(TINY, found))),
+        strict=True,
+    ):
+        assert here.is_equivalent_to(there, 4)
+    whole = make_mesh(EIGHT)
+    assert rollout_mesh(whole) is whole
+    assert rollout_mesh(None) is None
 
 
 def test_to_global_and_back() -> None:
@@ -284,6 +319,19 @@ def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -
         leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(eight.state.params)
     )
     assert local < total / 3.8  # all but the norms over fsdp x tensor
+
+
+def test_rows_are_split_along_their_length(pair: tuple[OneStep, OneStep]) -> None:
+    """What a layer hands on, of which the backward pass keeps one a layer."""
+    eight, _ = pair
+    split = parts_of("stream", eight.program_mesh)
+    rows, embed = ROWS // parts_of("batch", eight.program_mesh), eight.config.embed_dim
+    text = eight.program.as_text()
+    assert f"f32[{rows},{LENGTH // split},{embed}]" in text
+    layers = {len(stack.layers) for stack in eight.config.stacks}
+    kept = [rf"f32\[{n},{rows},{{}},{embed}\]" for n in layers if n > 1]
+    assert all(re.search(one.format(LENGTH // split), text) for one in kept)
+    assert not any(re.search(one.format(LENGTH), text) for one in kept)
 
 
 def test_the_program_is_split_too(pair: tuple[OneStep, OneStep]) -> None:

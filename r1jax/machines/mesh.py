@@ -158,6 +158,13 @@ def check_divisible(
             )
 
 
+def check_split(rows: int, lengths: Sequence[int], mesh: Mesh) -> None:
+    """That a stage's microbatches of packed rows can be split, and rows of each length."""
+    check_divisible((rows,), ("batch",), mesh, "config.microbatch_rows")
+    for length in lengths:
+        check_divisible((length,), ("length",), mesh, "config.pack_length")
+
+
 def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:
     """Pins an activation's sharding by its logical axes; without a mesh only checks the names."""
     spec = spec_of(names)
