@@ -78,7 +78,7 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of the head
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 100  # updates
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard

@@ -111,7 +111,7 @@ class SftConfig:
     mtp_coef: NotNegative = 0.0
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of a fresh model
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
     log_every: Size = 1  # updates between two lines of metrics.jsonl
