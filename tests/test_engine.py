@@ -189,7 +189,7 @@ def test_equals_naive_loop(
         assert_equal(completion, prompts[p], SAMPLINGS[sampling])
 
 
-@pytest.mark.parametrize("mesh", ["data=4 tensor=2", "fsdp=8"])
+@pytest.mark.parametrize("mesh", ["data=4 tensor=2", "fsdp=8", "context=4 tensor=2"])
 def test_eight_devices(mesh: str) -> None:
     prompts = prompts_of([5, 30, 2])
     found = generate(engine(8, 8, 64, 3, mesh), prompts, SAMPLINGS["plain"], group_size=4)

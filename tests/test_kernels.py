@@ -1,6 +1,9 @@
 """Attention kernels: splash == XLA in an interpreter, the choice by platform, TPU programs."""
 
 import importlib.util
+import math
+import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +15,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.machines.mesh import make_mesh
+from r1jax.machines.mesh import MESH_AXES, make_mesh
+from r1jax.machines.program_cost import cost_of
 from r1jax.models.config import Experts, LatentAttention, ModelConfig
 from r1jax.models.kernels import SeenByCudnn, SeenBySplash, choose_kernel
 from r1jax.models.layouts import Compute
-from r1jax.models.packed_attention import Span, packed_mask, see
+from r1jax.models.packed_attention import SeenByShard, Span, packed_mask, see
 from r1jax.models.params import abstract_params
 from r1jax.models.transformer import Transformer
 from r1jax.rollout.config import EngineConfig
@@ -53,7 +57,9 @@ def mixed_and_grads(
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*qkv)
 
 
-@pytest.mark.parametrize(("length", "span"), [(128, None), (200, None), (300, Span(0, 70))])
+@pytest.mark.parametrize(
+    ("length", "span"), [(128, None), (200, None), (300, Span(0, 70)), (1024, Span(0, 300))]
+)
 def test_splash_is_xla(length: int, span: Span | None) -> None:
     """Values and gradients, for packed segments with padding behind them, grouped heads."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -71,6 +77,44 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
 
     (_, expected), expected_grads = total(lambda *a: see(mask).attend(*a, SCALE))
     (_, found), grads = total(lambda *a: SeenBySplash(segments, None, span, True).attend(*a, SCALE))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "length", "axes"),
+    [
+        ("xla", 1280, {"fsdp": 2, "context": 2}),  # 640 queries each, in turns of 320
+        ("xla", 96, {"context": 4, "tensor": 2}),
+        ("splash", 300, {"context": 2}),
+    ],
+)
+def test_devices_have_a_part_of_the_queries(kernel: str, length: int, axes: dict[str, int]) -> None:
+    """Values and gradients are those of one device that has whole rows."""
+    mesh = make_mesh(axes, jax.devices()[: math.prod(axes.values())])
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (2, length, 4, 64))
+    k, v = (jax.random.normal(key, (2, 2, length, 64)) for key in keys[1:3])
+    target = jax.random.normal(keys[3], q.shape)
+    place = jnp.arange(length) + jnp.array([[0], [77]])
+    segments = jnp.where(place < length - 20, 1 + place // 60, 0)
+    mask = packed_mask(segments, None)
+
+    def total(seen: Any) -> Any:
+        def attend(*qkv: jax.Array) -> jax.Array:
+            return seen.attend(*qkv, SCALE)
+
+        real = (segments > 0)[:, :, None, None]
+        return jax.jit(lambda *qkv: mixed_and_grads(attend, qkv, real, target))(q, k, v)
+
+    seen = (
+        SeenByShard(mask, mesh)
+        if kernel == "xla"
+        else SeenBySplash(segments, mesh, Span(0, 70), True)
+    )
+    (_, found), grads = total(seen)
+    (_, expected), expected_grads = total(see(mask))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
@@ -106,9 +150,10 @@ class FakeDevice:
         self.platform = platform
 
 
-def fake_mesh(platform: str) -> Any:
+def fake_mesh(platform: str, context: int = 1) -> Any:
     class FakeMesh:
         devices = np.array([FakeDevice(platform)])
+        shape = Counter(context=context) | Counter(MESH_AXES)
 
     return FakeMesh()
 
@@ -141,6 +186,14 @@ def test_the_mesh_chooses(platform: str, dtype: str, shared: bool, chosen: str) 
 def test_a_kernel_that_cannot_run(kernel: str, platform: str, shared: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         choose_kernel(CONFIG, Compute(attention=kernel), fake_mesh(platform), shared)
+
+
+def test_split_rows_are_not_for_cudnn() -> None:
+    mesh = fake_mesh("gpu", context=2)
+    assert choose_kernel(CONFIG, Compute("bfloat16"), mesh) == "xla"
+    with pytest.raises(ConfigError, match=r"'cudnn' cannot run .* set config\.mesh\.context to 1"):
+        choose_kernel(CONFIG, Compute("bfloat16", attention="cudnn"), mesh)
+    assert choose_kernel(CONFIG, Compute("bfloat16"), fake_mesh("tpu", context=2)) == "splash"
 
 
 def test_latent_attention_is_not_for_cudnn() -> None:
@@ -208,8 +261,35 @@ def test_a_training_step_uses_splash(
     assert "tpu_custom_call" in text, "no Mosaic kernel"
     assert "splash" in text
     assert "all-gather" in text
+    kernels = cost_of(text, mesh).kernels
+    grouped = {"gmm": 6.0, "tgmm": 3.0} if config.experts is not None else {}
+    assert {name: count for name, count in kernels.items() if "gmm" in name} == grouped
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert program.memory_analysis().alias_size_in_bytes >= state_bytes / 4  # donated
+
+
+@tpu_compiler
+def test_a_long_row_on_several_chips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32,768 tokens on four, and on two of them each of their heads."""
+    length, mesh = 32_768, tpu_mesh("v5p:2x2x2", {"context": 4, "tensor": 2}, monkeypatch)
+    compute = Compute("bfloat16", remat="full")
+    config = replace(CONFIG, max_length=length)
+    model = Transformer(config, mesh, None, compute, choose_kernel(config, compute, mesh))
+    optimizer = optax.adamw(1e-3)
+    shardings = state_shardings(model, optimizer)
+    state = abstract_state(model, optimizer, shardings)
+    step = make_step(sft.make_loss(model, 128), optimizer, optax.constant_schedule(1e-3), shardings)
+    text = step.lower(state, abstract_batch(mesh, 1, length)).compile().as_text()  # type: ignore[attr-defined]
+    cost = cost_of(text, mesh)
+    # Forward and again, gradients: of 2 layers, on a chip's two heads and fourth of the queries.
+    assert {name.partition("_seg")[0]: count for name, count in cost.kernels.items()} == {
+        "splash_mha_fwd": 4.0, "splash_mha_dq": 2.0, "splash_mha_dkv": 2.0,
+    }  # fmt: skip
+    assert f"bf16[1,2,{length // 4},64]" in text
+    assert ("all-gather", "context") in cost.collectives  # keys and values
+    assert ("reduce-scatter", "tensor") in cost.collectives  # what blocks hand on
+    assert f"[2,1,{length // 8},128]" in text  # which is kept of each layer
+    assert not re.search(rf"\[2,1,{length}(,|\])", text)
 
 
 @tpu_compiler

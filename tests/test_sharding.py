@@ -1,5 +1,6 @@
 """The mesh, the table of axes, and eight devices against one."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +19,14 @@ from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_loss
 from r1jax.losses.policy import GrpoLossConfig, grpo_loss
 from r1jax.machines.mesh import (
+    RULES,
     check_divisible,
+    check_split,
     constrain,
     make_mesh,
+    parts_of,
     replicated,
+    rollout_mesh,
     spec_of,
     to_global,
 )
@@ -47,16 +52,17 @@ from r1jax.types import Batch
 @pytest.mark.parametrize(
     ("axes", "shape"),
     [
-        (None, (1, 8, 1, 1)),
-        ({"fsdp": -1}, (1, 8, 1, 1)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 1, 2)),
-        ({"data": -1, "tensor": 4}, (2, 1, 1, 4)),
-        ({"fsdp": 2, "expert": -1}, (1, 2, 4, 1)),
+        (None, (1, 8, 1, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1, 1, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 1, 1, 2)),
+        ({"data": -1, "tensor": 4}, (2, 1, 1, 1, 4)),
+        ({"fsdp": 2, "expert": -1}, (1, 2, 1, 4, 1)),
+        ({"context": -1, "tensor": 2}, (1, 1, 4, 1, 2)),
     ],
 )
 def test_make_mesh(axes: dict[str, int] | None, shape: tuple[int, ...]) -> None:
     mesh = make_mesh(axes)
-    names = "data", "fsdp", "expert", "tensor"
+    names = "data", "fsdp", "context", "expert", "tensor"
     assert tuple(mesh.shape.items()) == tuple(zip(names, shape, strict=True))
 
 
@@ -67,7 +73,7 @@ def test_make_mesh(axes: dict[str, int] | None, shape: tuple[int, ...]) -> None:
         ({"data": 0, "fsdp": -1}, "8 devices are not divisible by 0"),
         ({"data": 2, "fsdp": 2}, "needs 4 devices, there are 8"),
         ({"data": -1, "fsdp": -1}, "only one axis may be -1, not data and fsdp"),
-        ({"model": 2}, "no axis 'model'; axes are data, fsdp, expert, tensor"),
+        ({"model": 2}, "no axis 'model'; axes are data, fsdp, context, expert, tensor"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(axes: dict[str, int], message: str) -> None:
@@ -80,9 +86,12 @@ def test_a_mesh_that_does_not_fit_is_refused(axes: dict[str, int], message: str)
 
 def test_spec_of() -> None:
     rows = ("data", "fsdp", "expert")
-    assert spec_of(("batch", "length", "embed_act")) == PartitionSpec(rows, None, None)
-    assert spec_of(("vocab", "embed")) == PartitionSpec(("tensor",), ("fsdp", "expert"))
-    split = PartitionSpec(("expert",), ("fsdp",), ("tensor",))
+    assert spec_of(("batch", "keys", "embed_act")) == PartitionSpec(rows, None, None)
+    stream = PartitionSpec(rows, ("context", "tensor"), None)
+    assert spec_of(("batch", "stream", "embed_act")) == stream
+    embed = ("fsdp", "context", "expert")
+    assert spec_of(("vocab", "embed")) == PartitionSpec(("tensor",), embed)
+    split = PartitionSpec(("expert",), ("fsdp", "context"), ("tensor",))
     assert spec_of(("expert", "expert_embed", "ffn")) == split
     assert spec_of((None, "heads")) == PartitionSpec(None, ("tensor",))
 
@@ -113,6 +122,38 @@ def test_check_divisible() -> None:
         ConfigError, match=r"microbatch_rows: batch 6 is not divisible by 4 devices .*data x fsdp"
     ):
         check_divisible((6,), ("batch",), mesh, "microbatch_rows")
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths", "message"),
+    [
+        (6, [16], "config.microbatch_rows: batch 6 is not divisible by 4 devices .*data x fsdp"),
+        (4, [16, 15], r"config.pack_length: length 15 is not divisible by 2 devices .*context\)"),
+    ],
+)
+def test_rows_that_cannot_be_split(rows: int, lengths: list[int], message: str) -> None:
+    mesh = make_mesh({"data": 2, "fsdp": 2, "context": 2})
+    check_split(4, [16, 18], mesh)
+    with pytest.raises(ConfigError, match=message):
+        check_split(rows, lengths, mesh)
+
+
+def test_rollouts_have_context_as_more_rows() -> None:
+    """On the same devices in the same order, so that parameters stay where they are."""
+    mesh = make_mesh({"data": 2, "context": 2, "tensor": 2})
+    found = rollout_mesh(mesh)
+    assert found is not None
+    assert dict(found.shape) == {"data": 2, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
+    assert list(found.devices.flat) == list(mesh.devices.flat)
+    for here, there in zip(
+        jax.tree.leaves(param_shardings(Transformer(TINY, mesh))),
+        jax.tree.leaves(param_shardings(Transformer(TINY, found))),
+        strict=True,
+    ):
+        assert here.is_equivalent_to(there, 4)
+    whole = make_mesh(EIGHT)
+    assert rollout_mesh(whole) is whole
+    assert rollout_mesh(None) is None
 
 
 def test_to_global_and_back() -> None:
@@ -196,7 +237,7 @@ class OneStep:
         mesh = make_mesh(axes, jax.devices()[:devices])
         make_loss, make_batch = STAGES[stage]
         schedule = make_schedule(how, 10)
-        self.axes, self.config = axes, config
+        self.program_mesh, self.config = mesh, config
         model = Transformer(config, mesh)
         optimizer = make_optimizer(how, schedule)
         self.shardings = state_shardings(model, optimizer)
@@ -225,6 +266,9 @@ CASES = {
     "sft": ("sft", TINY, EIGHT),
     "grpo": ("grpo", TINY, EIGHT),
     "experts": ("sft", V3, EIGHT_WITH_EXPERTS),
+    "context": ("grpo", TINY, {"fsdp": 2, "context": 4}),
+    "context and tensor": ("sft", TINY, {"fsdp": 2, "context": 2, "tensor": 2}),
+    "context and experts": ("sft", V3, {"context": 2, "expert": 2, "tensor": 2}),
 }
 
 
@@ -258,9 +302,8 @@ def test_eight_devices_are_one(pair: tuple[OneStep, OneStep]) -> None:
 def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -> None:
     eight, _ = pair
     shapes, axes = param_axes(Transformer(eight.config))
-    split = dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], 2)  # devices an axis
-    both = 2 * eight.axes.get("expert", 1)
-    split |= {"embed": both, "latent": both, "expert": 2, "expert_embed": 2}
+    sizes = eight.program_mesh.shape
+    split = {name: math.prod(sizes[axis] for axis in axes) for name, axes in RULES.items()}
 
     def check(path: Any, shape: Any, names: tuple[str, ...], value: jax.Array) -> None:
         local = tuple(n // split.get(name, 1) for n, name in zip(shape.shape, names, strict=True))
@@ -273,13 +316,26 @@ def test_every_array_is_split_as_the_table_says(pair: tuple[OneStep, OneStep]) -
         for moments in (adam.mu, adam.nu):  # a router's bias has none
             parts = trained_part(shapes), trained_part(axes)
             jax.tree_util.tree_map_with_path(check, *parts, moments)
+    local = 2, ROWS // split["batch"], LENGTH
     for leaf in jax.tree.leaves(eight.batch):
-        assert leaf.ndim < 3 or leaf.addressable_shards[0].data.shape == (2, ROWS // 4, LENGTH)
+        assert leaf.ndim < 3 or leaf.addressable_shards[0].data.shape == local
     total = sum(leaf.size for leaf in jax.tree.leaves(eight.state.params))
     local = sum(
         leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(eight.state.params)
     )
     assert local < total / 3.8  # all but the norms over fsdp x tensor
+
+
+def test_rows_are_split_along_their_length(pair: tuple[OneStep, OneStep]) -> None:
+    """What a layer hands on, of which the backward pass keeps one a layer."""
+    eight, _ = pair
+    split = parts_of("stream", eight.program_mesh)
+    rows, embed = ROWS // parts_of("batch", eight.program_mesh), eight.config.embed_dim
+    text = eight.program.as_text()
+    assert f"f32[{rows},{LENGTH // split},{embed}]" in text
+    layers = {len(stack.layers) for stack in eight.config.stacks}
+    kept = [rf"f32\[{n},{rows},{{}},{embed}\]" for n in layers if n > 1]
+    assert all(re.search(one.format(LENGTH // split), text) for one in kept)
 
 
 def test_the_program_is_split_too(pair: tuple[OneStep, OneStep]) -> None:

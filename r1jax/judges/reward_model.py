@@ -18,7 +18,7 @@ from r1jax.data.packing import Group, Piece, pack, rounded_up
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import sequence_scalars
-from r1jax.machines.mesh import make_mesh
+from r1jax.machines.mesh import make_mesh, parts_of
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
@@ -94,7 +94,8 @@ class Scorer:
         """float32, a value per response in order; rows are as long as the longest group asks."""
         if not groups:
             return np.zeros(0, np.float32)
-        length = -(-max(map(size_of, groups)) // ROUND) * ROUND
+        multiple = ROUND * parts_of("length", self._mesh)
+        length = -(-max(map(size_of, groups)) // multiple) * multiple
         batch = pack(groups, length, self._rows, whole_groups=True)
         count = len(batch.lengths)
         room = (1 << count.bit_length()) - count  # shapes for any number of responses: few programs

@@ -1,13 +1,12 @@
 """What a model says of packed tokens: log-probabilities under a chunked head, and scalars.
 
-Shape legend: B rows, L tokens, D model, V vocabulary, N chunks of C columns. What the losses make
-of it: policy.py, supervised.py, scalar.py.
+Shape legend: B rows, L tokens in P parts of l, D model, V vocabulary, N chunks of C columns. What
+the losses make of it: policy.py, supervised.py, scalar.py.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from r1jax.losses.aggregation import Metrics, add_partial, sum_partial
 from r1jax.losses.router import routing_metrics
-from r1jax.machines.mesh import MESH_AXES, RULES, spec_of
+from r1jax.machines.mesh import MESH_AXES, RULES, constrain, parts_of, spec_of
 from r1jax.models.transformer import Output, Transformer, forward, head_weights
 from r1jax.types import Batch
 
@@ -106,11 +105,11 @@ def _of_chunks(
     Its outcomes are float32 [B, C]. It is skipped for chunks that predict no target, is recomputed
     in the backward pass, and 0 stands wherever there is no target.
     """
-    order_BL = _targets_first(batch)
+    order_BPl = _targets_first(batch, mesh)
     mask_BL = batch.loss_mask > 0
     rows, length = mask_BL.shape
     columns = chunk_columns(chunk, rows, length, mesh)
-    chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BL, columns)
+    chunks = _chunks((jnp.roll(mask_BL, -1, axis=1), *arrays), order_BPl, columns, mesh)
 
     def all_of(heads: Any, chunks: Any) -> Any:
         @jax.checkpoint
@@ -128,42 +127,64 @@ def _of_chunks(
             all_of, mesh=mesh, in_specs=specs, out_specs=OF_CHUNKS, check_vma=False
         )
     found = all_of(heads, chunks)
-    back_BL = jnp.argsort(order_BL, axis=1)
+    back_BPl = jnp.argsort(order_BPl, axis=2)
+    parts = back_BPl.shape[1]
 
     def in_place(x_NBC: jax.Array) -> jax.Array:
-        x_BL = x_NBC.swapaxes(0, 1).reshape(mask_BL.shape[0], -1)
-        x_BL = jnp.take_along_axis(x_BL, back_BL, axis=1)  # at the column that predicts
+        x_NBPc = x_NBC.reshape(*x_NBC.shape[:2], parts, -1)
+        x_BPl = jnp.moveaxis(x_NBPc, 0, 2).reshape(rows, parts, -1)
+        x_BPl = jnp.take_along_axis(x_BPl, back_BPl, axis=2)  # at the column that predicts
+        x_BL = x_BPl.reshape(rows, -1)[:, :length]
         return jnp.where(mask_BL, jnp.roll(x_BL, 1, axis=1), 0.0)
 
     return jax.tree.map(in_place, found)
 
 
-def _targets_first(batch: Batch) -> jax.Array:
-    """The columns of each row [B, L], those in front whose next token is a target.
+def _targets_first(batch: Batch, mesh: Mesh | None) -> jax.Array:
+    """The columns of each part of a row [B, P, l], those in front whose next token is a target.
 
     So columns that the head is not needed for come together: prompts, padding, ends.
     """
-    return jnp.argsort(jnp.roll(batch.loss_mask, -1, axis=1) == 0, axis=1, stable=True)
+    targets_BPl = _in_parts(jnp.roll(batch.loss_mask, -1, axis=1), mesh)
+    return jnp.argsort(targets_BPl == 0, axis=2, stable=True)
 
 
-def _chunks(tree: Any, order_BL: jax.Array, chunk: int) -> Any:
-    """Leaves [B, L, ...] -> [N, B, chunk, ...]: columns in this order, padded with zeros."""
-    length = order_BL.shape[1]
-    padded = -(-length // chunk) * chunk
+def _in_parts(x_BL: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """[B, L, ...] -> [B, P, l, ...]: what lies on each device anyway, padded with zeros."""
+    parts = parts_of("stream", mesh)
+    x_BL = _padded(x_BL, 1, parts)
+    x_BPl = x_BL.reshape(x_BL.shape[0], parts, -1, *x_BL.shape[2:])
+    return constrain(x_BPl, mesh, "batch", "stream", *(None,) * (x_BPl.ndim - 2))
+
+
+def _padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """With zeros behind it, up to a multiple."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths)
+
+
+def _chunks(tree: Any, order_BPl: jax.Array, chunk: int, mesh: Mesh | None) -> Any:
+    """Leaves [B, L, ...] -> [N, B, chunk, ...]: columns in this order, padded with zeros.
+
+    Every part of the rows has as many columns in each chunk.
+    """
+    rows, parts, _ = order_BPl.shape
 
     def one(x_BL: jax.Array) -> jax.Array:
-        x_BL = jax.vmap(lambda x_L, order_L: x_L[order_L])(x_BL, order_BL)
-        rest = x_BL.shape[2:]
-        x_BL = jnp.pad(x_BL, [(0, 0), (0, padded - length)] + [(0, 0)] * len(rest))
-        return x_BL.reshape(x_BL.shape[0], -1, chunk, *rest).swapaxes(0, 1)
+        in_order = jax.vmap(jax.vmap(lambda x_l, order_l: x_l[order_l]))
+        x_BPl = _padded(in_order(_in_parts(x_BL, mesh), order_BPl), 2, chunk // parts)
+        rest = x_BPl.shape[3:]
+        x_BPNc = x_BPl.reshape(rows, parts, -1, chunk // parts, *rest)
+        return jnp.moveaxis(x_BPNc, 2, 0).reshape(-1, rows, chunk, *rest)
 
     return jax.tree.map(one, tree)
 
 
-# The head on several devices: each has its own rows (the batch's axes) and, of a chunk, columns
-# (`tensor`), to which it applies the whole head, gathered once. So nothing is sent within the loop
+# The head on several devices: each has its own rows (the batch's axes) and its own part of their
+# columns, to which it applies the whole head, gathered once. So nothing is sent within the loop
 # over chunks, where a head that is split would send sums of every chunk.
-OF_CHUNKS = spec_of((None, "batch", "chunk"))
+OF_CHUNKS = spec_of((None, "batch", "stream"))
 
 
 def _is_split(mesh: Mesh | None) -> bool:
@@ -176,9 +197,7 @@ def chunk_columns(chunk: int, rows: int, length: int, mesh: Mesh | None) -> int:
     0 is what the platform wants: each chunk reads and writes the head and its gradient, which is
     little for a CPU, whose caches want few logits, and most of the traffic of an accelerator.
     """
-    parts, split = 1, 1
-    if mesh is not None:
-        parts, split = mesh.shape["tensor"], math.prod(mesh.shape[a] for a in RULES["batch"])
+    parts, split = parts_of("stream", mesh), parts_of("batch", mesh)
     if not chunk and (mesh is None or mesh.devices.flat[0].platform == "cpu"):
         chunk = CPU_CHUNK
     chunk = chunk or max(ROWS_OF_LOGITS * split // rows, CPU_CHUNK)
@@ -257,14 +276,15 @@ def _loss_of_hidden(
     mesh: Any,
 ) -> tuple[jax.Array, Metrics]:
     head_DV = head_weights(params).astype(hidden_BLD.dtype)
-    order_BL = _targets_first(batch)
-    rows, length = order_BL.shape
+    order_BPl = _targets_first(batch, mesh)
+    rows, length = batch.loss_mask.shape
     chunk = chunk_columns(chunk, rows, length, mesh)
     # What is aligned to targets goes to the tokens that predict them; entry 0 is no target.
     predicted = jax.tree.map(
-        lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BL, chunk) if x.ndim == 2 else x, batch
+        lambda x: _chunks(jnp.roll(x, -1, axis=1), order_BPl, chunk, mesh) if x.ndim == 2 else x,
+        batch,
     )
-    hidden_NBCD = _chunks(hidden_BLD, order_BL, chunk)
+    hidden_NBCD = _chunks(hidden_BLD, order_BPl, chunk, mesh)
     return _head_loss(hidden_NBCD, head_DV, predicted, temperature, loss, mesh)
 
 

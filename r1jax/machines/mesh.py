@@ -1,7 +1,8 @@
 """One mesh, one table from logical axes to mesh axes, and the way from host arrays to global ones.
 
-Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `expert` (routed experts; for
-all else as `fsdp`), `tensor` (heads, ffn, vocab).
+Mesh axes: `data` (replicas), `fsdp` (parameters and batch sharded), `context` (parameters, and the
+length of packed rows; rollouts have it as more of `fsdp`), `expert` (routed experts; for all else
+as `fsdp`), `tensor` (heads, ffn, vocab; between blocks, and for the head, the length too).
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from r1jax.config import ConfigError
 from r1jax.machines.cpu import devices_for
 
-MESH_AXES = ("data", "fsdp", "expert", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "expert", "tensor")
 
 # logical axis -> mesh axes. A name that is not here is an error, never "replicated".
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
-    "length": (),
-    "chunk": ("tensor",),  # of columns that the head is applied to
+    "length": ("context",),  # of packed rows
+    "stream": ("context", "tensor"),  # the same between blocks, where it divides, and for the head
+    "keys": (),  # the same, of what attention looks at
     "layers": (),
-    "embed": ("fsdp", "expert"),
+    "embed": ("fsdp", "context", "expert"),
     "embed_act": (),
     "expert": ("expert",),
-    "expert_embed": ("fsdp",),  # of matrices that are split over `expert` already
-    "latent": ("fsdp", "expert"),
+    "expert_embed": ("fsdp", "context"),  # of matrices that are split over `expert` already
+    "latent": ("fsdp", "context", "expert"),
     "latent_act": (),
     "router": (),
     "lora": (),
@@ -96,6 +98,19 @@ def _laid_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
     )
 
 
+def rollout_mesh(mesh: Mesh | None) -> Mesh | None:
+    """The same devices for rows that decode: a token has no length to split, but rows are many.
+
+    Parameters lie there as they lie here.
+    """
+    if mesh is None or mesh.shape["context"] == 1:
+        return mesh
+    sizes = dict(mesh.shape)
+    sizes |= {"fsdp": sizes["fsdp"] * sizes["context"], "context": 1}
+    devices = mesh.devices.reshape(tuple(sizes.values()))
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def _slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0)
 
@@ -125,18 +140,29 @@ def spec_of(names: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
+def parts_of(name: str, mesh: Mesh | None) -> int:
+    """Into how many a logical axis is split."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
 def check_divisible(
     shape: Sequence[int], names: Sequence[str | None], mesh: Mesh, what: str
 ) -> None:
     """Raises with both numbers when an array cannot be split evenly over the mesh."""
     for size, name in zip(shape, names, strict=True):
-        axes = RULES[name] if name is not None else ()
-        devices = math.prod(mesh.shape[axis] for axis in axes)
-        if size % devices:
+        devices = 1 if name is None else parts_of(name, mesh)
+        if name is not None and size % devices:
             raise ConfigError(
                 f"{what}: {name} {size} is not divisible by {devices} devices"
-                f" (mesh axes {' x '.join(axes)})"
+                f" (mesh axes {' x '.join(RULES[name])})"
             )
+
+
+def check_split(rows: int, lengths: Sequence[int], mesh: Mesh) -> None:
+    """That a stage's microbatches of packed rows can be split, and rows of each length."""
+    check_divisible((rows,), ("batch",), mesh, "config.microbatch_rows")
+    for length in lengths:
+        check_divisible((length,), ("length",), mesh, "config.pack_length")
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *names: str | None) -> jax.Array:

@@ -28,6 +28,8 @@ class Context:
     seen: Seen | None  # packed rows
     counts_BL: jax.Array | None  # which tokens are no padding; None = all are
     replay: bool = struct.field(pytree_node=False, default=False)  # recorded experts are taken
+    # The logical axis of x's length between blocks.
+    stream: str = struct.field(pytree_node=False, default="length")
 
 
 class Block(Layer):
@@ -47,18 +49,23 @@ class Block(Layer):
         c = self.config
         kind = GroupedQueryAttention if c.latent is None else MultiHeadLatentAttention
         attention = self._part(kind)
-        attended_BLD, cache = attention(
-            self.norm(x_BLD, "attention_norm"), context.sin_cos, context.seen, before
-        )
-        x_BLD = self.constrain(x_BLD + attended_BLD, "batch", "length", "embed_act")
+        between = "batch", context.stream, "embed_act"
+        h_BLD = self._whole(self.norm(x_BLD, "attention_norm"))
+        attended_BLD, cache = attention(h_BLD, context.sin_cos, context.seen, before)
+        x_BLD = self.constrain(x_BLD + attended_BLD, *between)
         h_BLD, routing = self.norm(x_BLD, "ffn_norm"), None
         if self.sparse:
             experts = self._part(MixtureOfExperts)
-            h_BLD, routing = experts(h_BLD, context.counts_BL, recorded_BLk, context.replay)
+            given = h_BLD, context.counts_BL, recorded_BLk, context.replay, context.stream
+            h_BLD, routing = experts(*given)
         else:
-            h_BLD = self.mlp(h_BLD, c.ffn_dim)
-        x_BLD = self.constrain(x_BLD + h_BLD, "batch", "length", "embed_act")
+            h_BLD = self.mlp(self._whole(h_BLD), c.ffn_dim)
+        x_BLD = self.constrain(x_BLD + h_BLD, *between)
         return x_BLD, (cache, routing)
+
+    def _whole(self, x_BLD: jax.Array) -> jax.Array:
+        """As products with matrices want it that are split over `tensor` themselves."""
+        return self.constrain(x_BLD, "batch", "length", "embed_act")
 
     def _part(self, kind: type[Layer]) -> Any:
         """One whose parameters lie among this block's own."""

@@ -107,7 +107,7 @@ class LayerCache:
         return jax.tree.map(one, self).pinned(mesh)
 
     def pinned(self, mesh: Mesh | None) -> LayerCache:
-        names = "batch", "kv_heads", "length", "head_dim"
+        names = "batch", "kv_heads", "keys", "head_dim"
         return jax.tree.map(lambda x_BKTN: constrain(x_BKTN, mesh, *names), self)
 
 
@@ -156,7 +156,7 @@ class LatentCache:
         return replace(self, latents=latents_BTC).pinned(mesh)
 
     def pinned(self, mesh: Mesh | None) -> LatentCache:
-        return replace(self, latents=constrain(self.latents, mesh, "batch", "length", None))
+        return replace(self, latents=constrain(self.latents, mesh, "batch", "keys", None))
 
 
 def cache_kind(config: ModelConfig) -> type[RowCache]:

@@ -1,4 +1,4 @@
-"""Products of tokens with the matrix of their own expert.
+"""Products of tokens with the matrix of their own expert: which kernel runs them where.
 
 Shape legend: A rows that are tokens at their experts, R rows of the layout, Q rows of a block,
 E experts, D and F the matrices' sides.
@@ -6,32 +6,47 @@ E experts, D and F the matrices' sides.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
+BLOCKS, MEGABLOX = "blocks", "megablox"
 MAX_BLOCK = 128  # rows
+TILE_ROWS, TILE_COLUMNS = (128, 512), 1024  # of megablox; least and most, most in 16 bits
+LANES = 128  # of a TPU
+
+
+def choose_grouped(mesh: Mesh | None) -> str:
+    """What multiplies grouped rows on this mesh: JAX's own kernel on TPUs, a loop elsewhere."""
+    platform = "cpu" if mesh is None else mesh.devices.flat[0].platform
+    return MEGABLOX if platform == "tpu" else BLOCKS
 
 
 @struct.dataclass
 class Groups:
     """Rows in the order of their experts, each expert's from a new block on.
 
-    What is no expert's, stands nowhere.
+    What is no expert's, stands nowhere. For megablox, which takes rows in tiles, a block is a row.
     """
 
     place_A: jax.Array  # int32, the row of the layout of what came as row a; R = none
-    expert: jax.Array  # int32 [R / Q], of each block
-    used: jax.Array  # int32 scalar, blocks that hold anything
     sizes_E: jax.Array  # int32, rows with what fills up the last block
+    rows: int = struct.field(pytree_node=False)  # R
     block: int = struct.field(pytree_node=False)  # Q
+    tile: int = struct.field(pytree_node=False, default=0)  # rows of one of megablox's; 0: a loop
+    interpret: bool = struct.field(pytree_node=False, default=False)  # megablox, on any platform
 
     @property
-    def rows(self) -> int:
-        """R"""
-        return self.expert.shape[0] * self.block
+    def blocks(self) -> tuple[jax.Array, jax.Array]:
+        """The expert of each block, int32 [R / Q], and how many hold anything."""
+        ends_E = jnp.cumsum(self.sizes_E // self.block, dtype=jnp.int32)
+        places = jnp.arange(self.rows // self.block)
+        expert = jnp.sum(places[:, None] >= ends_E, axis=1, dtype=jnp.int32)
+        return jnp.minimum(expert, ends_E.shape[0] - 1), ends_E[-1]
 
     def spread(self, x_TD: jax.Array) -> jax.Array:
         """Tokens, each to the rows of its A / T experts [R, D]; zeros elsewhere."""
@@ -46,38 +61,74 @@ class Groups:
         return x_RF.at[self.place_A].get(mode="fill", fill_value=0)
 
 
-def group(expert_A: jax.Array, experts: int) -> Groups:
+def group(expert_A: jax.Array, experts: int, kernel: str = BLOCKS, mean: int = 0) -> Groups:
     """For rows that belong to experts 0 .. E - 1; any other number is nobody's.
 
-    By counting, since sorting so many numbers compiles for minutes on TPUs.
+    `mean` is about how many an expert has (0: all rows are of these experts). By counting, since
+    sorting so many numbers compiles for minutes on TPUs.
     """
     rows = expert_A.shape[0]
-    block = min(1 << max((rows // experts).bit_length() - 1, 3), MAX_BLOCK)  # at least 8
+    mean = mean or rows // experts
+    if kernel == MEGABLOX:  # an expert's last tile is half empty, and so is its first one
+        least, most = TILE_ROWS
+        block, tile = 1, min(max(_power_of_two(mean // 2), least), most)
+        room = -(-rows // tile) * tile
+    else:
+        block, tile = min(max(_power_of_two(rows // experts), 8), MAX_BLOCK), 0
+        room = (rows // block + experts) * block  # whatever comes
     is_of_AE = expert_A[:, None] == jnp.arange(experts, dtype=jnp.int32)
     before_AE = jnp.cumsum(is_of_AE, axis=0, dtype=jnp.int32) - is_of_AE
-    blocks_E = -(-jnp.sum(is_of_AE, axis=0, dtype=jnp.int32) // block)
-    ends_E = jnp.cumsum(blocks_E, dtype=jnp.int32)
-    most = rows // block + experts  # blocks, whatever comes
-    first_E = (ends_E - blocks_E) * block
+    sizes_E = -(-jnp.sum(is_of_AE, axis=0, dtype=jnp.int32) // block) * block
+    first_E = jnp.cumsum(sizes_E, dtype=jnp.int32) - sizes_E
     place_A = jnp.sum(jnp.where(is_of_AE, first_E + before_AE, 0), axis=1)
-    place_A = jnp.where(jnp.any(is_of_AE, axis=1), place_A, most * block)
-    block_expert = jnp.sum(jnp.arange(most)[:, None] >= ends_E, axis=1, dtype=jnp.int32)
-    return Groups(
-        place_A=place_A,
-        expert=jnp.minimum(block_expert, experts - 1),
-        used=ends_E[-1],
-        sizes_E=blocks_E * block,
-        block=block,
-    )
+    place_A = jnp.where(jnp.any(is_of_AE, axis=1), place_A, room)
+    return Groups(place_A, sizes_E, room, block, tile)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one up to it, at least 1."""
+    return 1 << max(number.bit_length() - 1, 0)
 
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, groups: Groups) -> jax.Array:
     """Each row times its expert's matrix [R, F]; what lies behind the used blocks is zero.
 
-    A block at a time, in a loop over those that hold anything: XLA's own ragged_dot multiplies all
-    rows by all matrices where there is no kernel for it.
+    Where there is no kernel a block at a time, in a loop over those that hold anything: XLA's own
+    ragged_dot multiplies all rows by all matrices there, and its weights' gradients on TPUs too.
     """
-    return _by_blocks(x_RD, w_EDF, groups.expert, groups.used)
+    if groups.tile:
+        return _by_megablox(x_RD, w_EDF, groups)
+    return _by_blocks(x_RD, w_EDF, *groups.blocks)
+
+
+def _by_megablox(x_RD: jax.Array, w_EDF: jax.Array, groups: Groups) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import megablox
+
+    tiling = _Tiling(groups.tile, x_RD.dtype.itemsize)
+    given = x_RD, w_EDF, groups.sizes_E, x_RD.dtype
+    y_RF = megablox.gmm(*given, tiling, interpret=groups.interpret)
+    # It writes no tile that nobody has rows in: what lies there may be anything.
+    is_used_R = jnp.arange(groups.rows) < jnp.sum(groups.sizes_E)
+    return jnp.where(is_used_R[:, None], y_RF, 0)
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """(rows, inner, columns) -> those of a tile, whatever the product: forward or a gradient."""
+
+    rows: int
+    itemsize: int  # of a number, in bytes
+
+    def __call__(self, _: int, inner: int, columns: int) -> tuple[int, int, int]:
+        return self.rows, self._width(inner), self._width(columns)
+
+    def _width(self, size: int) -> int:
+        """All of it, or a part without a rest if there is one that is wide enough."""
+        most = TILE_COLUMNS * 2 // self.itemsize
+        if size <= most:
+            return size
+        wide = range(most, most // 2, -LANES)
+        return next((width for width in wide if size % width == 0), most)
 
 
 @jax.custom_vjp

@@ -1,7 +1,8 @@
-"""Which attention over packed rows runs where, and the kernels of others."""
+"""Which attention over packed rows runs where, the kernels of others, and what they compute."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,15 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.machines.mesh import spec_of
+from r1jax.machines.mesh import parts_of, spec_of
 from r1jax.models.config import ModelConfig
+from r1jax.models.grouped import MEGABLOX, choose_grouped
 from r1jax.models.layouts import Compute
-from r1jax.models.packed_attention import ATTENTION, Seen, Span, packed_mask, see
-
-SPLASH_BLOCK = 128  # lanes of a TPU; the kernel's blocks are multiples of it
+from r1jax.models.packed_attention import Seen, SeenByShard, Span, packed_mask, see
 
 
 def choose_kernel(
@@ -26,19 +26,25 @@ def choose_kernel(
     """What attention over packed rows runs on this mesh: compute.attention, "auto" resolved.
 
     The splash kernel compares segments and nothing else, so it cannot run rows in which completions
-    share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits, and values
-    as wide as keys, which latent attention has not.
+    share a prompt: "auto" then means xla, and "splash" is an error. cuDNN wants 16 bits,
+    values as wide as keys, which latent attention has not, and whole rows.
     """
     platform = "cpu" if mesh is None else mesh.devices.flat[0].platform
     gpu = platform in ("gpu", "cuda")
     kernel = compute.attention
     if kernel == "auto" and platform == "tpu" and not shared_prompts:
         return "splash"
-    latent = config.latent is not None
+    latent, split = config.latent is not None, parts_of("length", mesh) > 1
     if kernel == "auto":
-        return "cudnn" if gpu and compute.dtype == "bfloat16" and not latent else "xla"
+        whole = not latent and not split
+        return "cudnn" if gpu and compute.dtype == "bfloat16" and whole else "xla"
     if kernel == "cudnn" and latent:
         raise ConfigError("attention 'cudnn' cannot run latent attention: set it to 'xla'")
+    if kernel == "cudnn" and split:
+        raise ConfigError(
+            "attention 'cudnn' cannot run rows that are split over devices: set"
+            " config.mesh.context to 1, or attention to 'xla'"
+        )
     if kernel == "splash" and shared_prompts:
         raise ConfigError(
             "attention 'splash' cannot run rows in which completions share a prompt: set"
@@ -63,6 +69,8 @@ def see_packed(
     mask_BLL = packed_mask(segment_ids_BL, completion_ids_BL)
     if kernel == "cudnn":
         return SeenByCudnn(mask_BLL)
+    if parts_of("length", mesh) > 1:
+        return SeenByShard(mask_BLL, mesh)
     return see(mask_BLL, span, mesh is None or mesh.size == 1)
 
 
@@ -71,8 +79,8 @@ class SeenBySplash:
     """Causal attention within segments by the splash kernel for TPUs.
 
     It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
-    prefix, those before the window. Each device runs it on its own rows and heads. `interpret` runs
-    it on any platform, slowly.
+    prefix, those before the window. Each device runs it on its own rows and heads, and on its own
+    queries of them with all keys. `interpret` runs it on any platform, slowly.
     """
 
     segment_ids: jax.Array  # [B, L]
@@ -83,47 +91,39 @@ class SeenBySplash:
     def attend(
         self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
     ) -> jax.Array:
-        from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
+        from r1jax.models.splash import SegmentIds, padded_length, splash_kernel  # a second
 
-        length = q_BLHN.shape[1]
-        padded = -(-length // SPLASH_BLOCK) * SPLASH_BLOCK
-        block = min(padded, SPLASH_BLOCK * (4 if padded % (4 * SPLASH_BLOCK) == 0 else 1))
-        pad = padded - length
-        visible: Any = splash.CausalMask((padded, padded))
-        if self.span is not None and self.span.prefix == 0:
-            visible = splash.LocalMask((padded, padded), (self.span.window - 1, 0), 0)
+        (_, length, heads, _), mesh = q_BLHN.shape, self.mesh
+        parts = parts_of("length", mesh)
+        padded = padded_length(length, parts)
+        window = self.span.window if self.span is not None and self.span.prefix == 0 else None
+        kernel = splash_kernel(
+            padded, heads // parts_of("heads", mesh), window, parts, self.interpret
+        )
 
-        def one_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-            mask = splash.MultiHeadMask([visible] * q.shape[1])
-            sizes = splash.BlockSizes(*(block,) * 8)
-            kernel = splash.make_splash_mha(
-                mask,
-                block_sizes=sizes,
-                head_shards=1,
-                q_seq_shards=1,
-                residual_checkpoint_name=ATTENTION,
-                interpret=self.interpret,
-            )
-            ids = splash.SegmentIds(q=segments, kv=segments)
-            return jax.vmap(kernel)(q, k, v, ids)
+        def one_device(kernel: Any, *given: jax.Array) -> jax.Array:
+            q, k, v, of_queries, of_keys = given
+            return jax.vmap(kernel)(q, k, v, SegmentIds(of_queries, of_keys))
 
-        q_BHLN = q_BLHN.swapaxes(1, 2) * scale
+        q_BHLN, pad = q_BLHN.swapaxes(1, 2) * scale, padded - length
         q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLO))
         segments = jnp.pad(self.segment_ids, [(0, 0), (0, pad)])
-        if self.mesh is not None and self.mesh.size > 1:
-            heads, kv_heads, rows = (
-                spec_of(("batch", "heads", None, None)),
-                spec_of(("batch", "kv_heads", None, None)),
-                spec_of(("batch", None)),
+        if mesh is not None and mesh.size > 1:
+            heads_spec, keys_spec, queries, keys = (
+                spec_of(("batch", "heads", "length", None)),
+                spec_of(("batch", "kv_heads", "keys", None)),
+                spec_of(("batch", "length")),
+                spec_of(("batch", "keys")),
             )
+            of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, spec_of((None, "length"))))
             one_device = jax.shard_map(
                 one_device,
-                mesh=self.mesh,
-                in_specs=(heads, kv_heads, kv_heads, rows),
-                out_specs=heads,
+                mesh=mesh,
+                in_specs=(of_kernel, heads_spec, keys_spec, keys_spec, queries, keys),
+                out_specs=heads_spec,
                 check_vma=False,
             )
-        mixed_BHLN = one_device(q, k, v, segments)
+        mixed_BHLN = one_device(kernel, q, k, v, segments, segments)
         return mixed_BHLN[:, :, :length].swapaxes(1, 2).astype(v_BKLO.dtype)
 
 
@@ -152,6 +152,12 @@ class SeenByCudnn:
 FLOATS = ("bf16", "f32")
 
 
+def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], share: float) -> float:
+    """Of rows with their experts' matrices [rows, columns], or of rows with rows, by expert."""
+    rows = next(x for x in operands if x.dtype in FLOATS)
+    return 2.0 * share * math.prod(rows.dims) * outputs[0].dims[-1]
+
+
 def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
     """Of causal attention: `products` names the width that each of its products runs over, q for
     that of keys and v for that of values.
@@ -166,8 +172,21 @@ def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], flo
     return flops
 
 
-KERNEL_FLOPS = {
-    "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
-    "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
-    "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, of weights, of keys
-}
+def kernel_flops(mesh: Mesh) -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
+    """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with."""
+    # There is room for all rows at each part of the experts, where the mean is a part of them.
+    grouped = functools.partial(_grouped_flops, share=1 / mesh.shape["expert"])
+    return {
+        "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
+        "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
+        "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, weights, keys
+        "gmm": grouped,
+        "tgmm": grouped,
+    }
+
+
+def grouped_kernels(config: ModelConfig, mesh: Mesh, *, backward: bool) -> tuple[str, ...]:
+    """Names of the kernels that products with experts must show in a program."""
+    if choose_grouped(mesh) != MEGABLOX or not any(stack.sparse for stack in config.stacks):
+        return ()
+    return ("gmm", "tgmm") if backward else ("gmm",)

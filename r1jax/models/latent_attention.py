@@ -92,9 +92,11 @@ class MultiHeadLatentAttention(AttentionLayer):
     ) -> tuple[jax.Array, jax.Array]:
         """Of all heads [B, H, T, N] and [B, H, T, O]."""
         latent = self._latent
+        # Gathered while they are narrow.
+        latents_BTC = self.constrain(latents_BTC, "batch", "keys", "latent_act")
         latents_BTC, key_BTP = jnp.split(latents_BTC, [latent.kv_rank], axis=2)
         both_BHTN = jnp.einsum("btc,chn->bhtn", latents_BTC, up_CHN)
-        both_BHTN = self.constrain(both_BHTN, "batch", "heads", "length", "head_dim")
+        both_BHTN = self.constrain(both_BHTN, "batch", "heads", "keys", "head_dim")
         nope_BHTN, v_BHTO = jnp.split(both_BHTN, [latent.nope_dim], axis=3)
         shape = (*nope_BHTN.shape[:3], latent.rope_dim)
         k_BHTP = jnp.broadcast_to(key_BTP[:, None], shape)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from r1jax.machines.mesh import constrain, gathered
+from r1jax.machines.mesh import constrain, gathered, parts_of
 from r1jax.models.caches import RowCache
 from r1jax.models.config import ModelConfig
 from r1jax.models.layouts import Compute, project
@@ -73,13 +73,14 @@ class Layer(nn.Module):
         """
         (into, into_names), (out, out_names) = inner, outer
         weight = self.weight(name, [*into, *out], [*into_names, *out_names], std)
-        y = project(x, weight, len(into))
+        apart = parts_of("stream", self.mesh) > 1
+        y = project(x, weight, len(into), apart)
         if (lora := self.config.lora) is None or name not in self.config.adapted:
             return y
         rank, rank_name = [lora.rank], ["lora"]
         a = self.weight(name + LORA_A, [*into, *rank], [*into_names, *rank_name], adapter_std(into))
         b = self.weight(name + LORA_B, [*rank, *out], [*rank_name, *out_names], 0.0)
-        return y + project(project(x, a, len(into)), b) * lora.scale
+        return y + project(project(x, a, len(into), apart), b, 1, apart) * lora.scale
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         """x, split over the mesh by its logical axes."""

@@ -43,15 +43,17 @@ class Compute:
         return replace(self, scan_layers=False, remat="none")
 
 
-def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+def project(x: jax.Array, weight: jax.Array, contracted: int = 1, apart: bool = False) -> jax.Array:
     """x's last axes times the weight's first, `contracted` of them.
 
     As one matmul of two plain matrices: XLA on CPUs takes half as long again for the gradients of
-    dots with several batch or contracted axes.
+    dots with several batch or contracted axes. Where more than one of x's first axes is split over
+    a mesh they stay `apart`, since what is one axis cannot be split so.
     """
     lead, last = x.shape[: x.ndim - contracted], weight.shape[contracted:]
-    rows = x.reshape(math.prod(lead), -1)
-    return (rows @ weight.reshape(rows.shape[1], -1)).reshape(*lead, *last)
+    width = math.prod(weight.shape[:contracted])
+    rows = x.reshape(*(lead if apart else (math.prod(lead),)), width)
+    return (rows @ weight.reshape(width, -1)).reshape(*lead, *last)
 
 
 def places_of_layers(config: ModelConfig) -> dict[str, tuple[str, int]]:

@@ -6,6 +6,7 @@ grouped.Groups, F ffn of an expert.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,9 +15,9 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from r1jax.machines.mesh import RULES
+from r1jax.machines.mesh import RULES, spec_of
 from r1jax.models.config import Experts
-from r1jax.models.grouped import group, grouped_matmul
+from r1jax.models.grouped import choose_grouped, group, grouped_matmul
 from r1jax.models.layer import Layer
 
 ROUTER = "router"  # the matrix of the scores
@@ -51,9 +52,11 @@ class MixtureOfExperts(Layer):
         counts_BL: jax.Array | None,
         recorded_BLk: jax.Array | None,
         replay: bool,
+        length: str = "length",
     ) -> tuple[jax.Array, Routing]:
         """`counts` says which tokens are no padding (None: all are). `recorded` are the experts
         that another pass took, -1 where that is not known: here they are compared with, or taken.
+        `length` is the logical axis of x's.
         """
         c = self._experts
         scores_BLE, bias_E = self._scores(x_BLD)
@@ -70,8 +73,9 @@ class MixtureOfExperts(Layer):
             weights_BLk /= jnp.sum(weights_BLk, axis=2, keepdims=True) + 1e-20
         counted_BL = jnp.ones(x_BLD.shape[:2], bool) if counts_BL is None else counts_BL
         taken_BLk = jnp.where(counted_BL[..., None], chosen_BLk, c.num_experts)  # padding: none
-        y_BLD = self._routed(x_BLD, weights_BLk * c.scale, taken_BLk)
+        y_BLD = self._routed(x_BLD, weights_BLk * c.scale, taken_BLk, length)
         if c.num_shared:
+            x_BLD = self.constrain(x_BLD, "batch", "length", "embed_act")
             y_BLD += self.mlp(x_BLD, c.num_shared * c.ffn_dim, "shared_")
         hits_BLE = jnp.sum(jax.nn.one_hot(taken_BLk, c.num_experts, dtype=jnp.float32), axis=2)
         return y_BLD, Routing(
@@ -98,7 +102,9 @@ class MixtureOfExperts(Layer):
             return scores_BLE, 0.0
         return scores_BLE, self.weight32(ROUTER_BIAS, [c.num_experts], ["router"], 0.0)
 
-    def _routed(self, x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array) -> jax.Array:
+    def _routed(
+        self, x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array, length: str
+    ) -> jax.Array:
         """The weighted sum of what a token's experts make of it [B, L, D]."""
         c, embed_dim = self._experts, self.config.embed_dim
         into = [c.num_experts, embed_dim, c.ffn_dim], ["expert", "expert_embed", "ffn"]
@@ -108,12 +114,14 @@ class MixtureOfExperts(Layer):
             self.weight("expert_up", *into),
             self.weight("expert_down", *out, self.residual_std),
         )
-        run: Callable[..., jax.Array] = run_experts
+        run: Callable[..., jax.Array] = functools.partial(
+            run_experts, kernel=choose_grouped(self.mesh), experts=c.num_experts
+        )
         if self.mesh is not None and self.mesh.size > 1:
-            rows = PartitionSpec(RULES["batch"], None, None)
+            rows = spec_of(("batch", length, None))
             into_spec = PartitionSpec("expert", None, "tensor")
             run = jax.shard_map(
-                _on_one_device,
+                functools.partial(_on_one_device, run, "tensor" in RULES[length]),
                 mesh=self.mesh,
                 in_specs=(
                     rows,
@@ -124,6 +132,7 @@ class MixtureOfExperts(Layer):
                     PartitionSpec("expert", "tensor"),
                 ),
                 out_specs=rows,
+                check_vma=False,  # Pallas has no types for it
             )
         return run(x_BLD, weights_BLk, taken_BLk, *matrices)
 
@@ -152,10 +161,14 @@ def run_experts(
     gate_EDF: jax.Array,
     up_EDF: jax.Array,
     down_EFD: jax.Array,
+    *,
+    kernel: str,
+    experts: int,
 ) -> jax.Array:
-    """[B, L, D] of experts 0 .. E - 1; what is taken of any others counts nothing."""
+    """[B, L, D] of experts 0 .. E - 1 of so many; what is taken of any others counts nothing."""
     x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
-    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0])
+    mean = taken_BLk.size // experts
+    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0], kernel, mean)
     x_RD = groups.spread(x_TD)
     gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
     out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
@@ -165,22 +178,31 @@ def run_experts(
 
 
 def _on_one_device(
-    x_BLD: jax.Array, weights_BLk: jax.Array, taken_BLk: jax.Array, *given: jax.Array
+    run: Callable[..., jax.Array],
+    is_split: bool,
+    x_BLD: jax.Array,
+    weights_BLk: jax.Array,
+    taken_BLk: jax.Array,
+    *matrices: jax.Array,
 ) -> jax.Array:
-    """Its share of the experts, for the tokens of all devices along `expert`.
+    """Its share of the experts, for the tokens of all devices along `expert`, and along `tensor`
+    where the length `is_split` over that.
 
-    Those tokens come together, and each device's sums go back to them: two collectives a layer,
-    which exist on every platform (ragged all-to-all does not).
+    Those tokens come together, and each device's sums go back to them: two collectives an axis and
+    layer, which exist on every platform (ragged all-to-all does not).
     """
-    x, weights, taken = (
-        jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in (x_BLD, weights_BLk, taken_BLk)
-    )
-    taken -= jax.lax.axis_index("expert") * given[0].shape[0]
-    # What devices share is said to differ, so that its gradients are summed over them.
-    x, weights, taken = jax.lax.pcast((x, weights, taken), "tensor", to="varying")
-    matrices = jax.lax.pcast(given, ("data", "fsdp"), to="varying")
-    y_BLD = jax.lax.psum(run_experts(x, weights, taken, *matrices), "tensor")
-    return jax.lax.psum_scatter(y_BLD, "expert", scatter_dimension=0, tiled=True)
+    axes = {"expert": 0, "tensor": 1} if is_split else {"expert": 0}
+    given = x_BLD, weights_BLk, taken_BLk
+    for axis, place in axes.items():
+        given = tuple(jax.lax.all_gather(x, axis, axis=place, tiled=True) for x in given)
+    x, weights, taken = given
+    taken -= jax.lax.axis_index("expert") * matrices[0].shape[0]
+    y_BLD = run(x, weights, taken, *matrices)
+    if not is_split:
+        y_BLD = jax.lax.psum(y_BLD, "tensor")
+    for axis, place in reversed(axes.items()):
+        y_BLD = jax.lax.psum_scatter(y_BLD, axis, scatter_dimension=place, tiled=True)
+    return y_BLD
 
 
 def sequence_balance(

@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
-from r1jax.models.attention import by_kv_head, per_kv_head, scaled, softmax_mix
+from r1jax.machines.mesh import constrain, parts_of
+from r1jax.models.attention import attend, by_kv_head, per_kv_head, scaled, softmax_mix
 
 MIN_BLOCK, MAX_BLOCKS = 96, 12  # queries of a block; blocks of two spans
 ATTENTION = "attention"  # what jax.checkpoint may keep of it: its outcome, its log denominators
+QUERIES = 512  # of a device, whose scores exist at once where rows are split over devices
 NEARER = 0.75  # share of its columns below which a block may take a nearer window instead
 
 
@@ -70,6 +73,45 @@ class SeenInBlocks:
     ) -> jax.Array:
         seen = self.mask, self.windows
         return _attend_in_blocks(q_BLHN, k_BKLN, v_BKLO, *seen, self.blocks, scale)
+
+
+@struct.dataclass
+class SeenByShard:
+    """For XLA where devices have a part of each row's queries: all keys come to them.
+
+    Some of them at a time, whose scores are made again in the backward pass.
+    """
+
+    mask: jax.Array  # bool [B, L, L]
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+
+    def attend(
+        self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
+    ) -> jax.Array:
+        k, v = (
+            constrain(x, self.mesh, "batch", "kv_heads", "keys", None) for x in (k_BKLN, v_BKLO)
+        )
+        rows, length, heads, _ = q_BLHN.shape
+        shards = parts_of("length", self.mesh)
+        own = length // shards
+        times = next(n for n in range(-(-own // QUERIES), own + 1) if own % n == 0)
+
+        def in_turn(x_BL: jax.Array, *names: str | None) -> jax.Array:
+            x = x_BL.reshape(rows, shards, times, own // times, *x_BL.shape[2:])
+            return constrain(
+                jnp.moveaxis(x, 2, 0), self.mesh, None, "batch", "length", None, *names
+            )
+
+        @jax.checkpoint
+        def one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+            q, mask = (x.reshape(rows, -1, *x.shape[3:]) for x in given)
+            mixed = attend(q, k, v, mask, scale)[0]
+            return mixed.reshape(rows, shards, -1, *mixed.shape[2:])
+
+        given = in_turn(q_BLHN, "heads", None), in_turn(self.mask, None)
+        mixed = jnp.moveaxis(jax.lax.map(one, given), 0, 2)
+        mixed_BLHO = mixed.reshape(rows, length, heads, -1).astype(v_BKLO.dtype)
+        return checkpoint_name(mixed_BLHO, ATTENTION)
 
 
 def see(mask_BLL: jax.Array, span: Span | None = None, one_device: bool = False) -> SeenInBlocks:

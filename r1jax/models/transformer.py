@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
-from r1jax.machines.mesh import constrain, gathered
+from r1jax.machines.mesh import constrain, gathered, parts_of
 from r1jax.models.block import Block, Context
 from r1jax.models.caches import Cache, RowCache
 from r1jax.models.config import ModelConfig, Stack
@@ -89,16 +89,18 @@ class Transformer(nn.Module):
             self.param("scalar_bias", nn.with_partitioning(zeros, ()), ())
         table_VD = gathered(embedding_VD, self.mesh, "vocab", "embed")
         x_BLD = jnp.take(table_VD, tokens_BL, axis=0).astype(self.compute.dtype)
-        x_BLD = constrain(x_BLD, self.mesh, "batch", "length", "embed_act")
-        seen = counts_BL = None
+        seen, counts_BL, stream = None, None, "length"
         if cache is None:
             assert segment_ids_BL is not None, "without a cache the rows are packed"
+            if tokens_BL.shape[1] % parts_of("stream", self.mesh) == 0:
+                stream = "stream"
             seen = see_packed(self.kernel, segment_ids_BL, completion_ids_BL, self.mesh, self.span)
             counts_BL = segment_ids_BL > 0
+        x_BLD = constrain(x_BLD, self.mesh, "batch", stream, "embed_act")
         sin_cos = rotary(positions_BL, c)
         if cache is not None and cache.sin_cos is not None:
             sin_cos = cache.sin_cos
-        context = Context(sin_cos, seen, counts_BL, bool(self.replay))
+        context = Context(sin_cos, seen, counts_BL, bool(self.replay), stream)
         x_BLD, layers, routing = self._layers(x_BLD, context, cache, recorded_SBLk)
         norm_D: Any = self.param(
             "final_norm", nn.with_partitioning(nn.initializers.ones, ("norm",)), (c.embed_dim,)

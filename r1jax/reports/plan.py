@@ -29,7 +29,7 @@ from r1jax.machines.mesh import axes_across_slices
 from r1jax.machines.planned import Iteration, Planned
 from r1jax.machines.program_cost import Cost, cost_of
 from r1jax.machines.topology import GIB, Slices
-from r1jax.models.kernels import KERNEL_FLOPS
+from r1jax.models.kernels import kernel_flops
 
 HOUR = 3600.0
 OUTSIDE_ITS_MEMORY = re.compile(
@@ -190,7 +190,8 @@ def _compile(lowered: Any) -> Compiled:
 def _program(planned: Planned, compiled: Compiled, slices: Slices, mesh: Mesh) -> ProgramPlan:
     chip, cost = slices.chip, Cost()
     if compiled.text:
-        cost = cost_of(compiled.text, mesh, planned.loops, {**KERNEL_FLOPS, **planned.formulas})
+        formulas = kernel_flops(mesh) | dict(planned.formulas)
+        cost = cost_of(compiled.text, mesh, planned.loops, formulas)
         for kernel in planned.kernels:
             if not any(name.startswith(kernel) for name in cost.kernels):
                 raise UserError(

@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 
 from r1jax.config import ConfigError
+from r1jax.machines.mesh import rollout_mesh
 from r1jax.models.caches import LayerCache, cache_kind
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.pages import has_kernel
@@ -50,9 +51,9 @@ class Engine:
         config: EngineConfig | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        self.mesh = mesh = model.mesh
+        self.mesh = mesh = rollout_mesh(model.mesh)
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self.model = model = model.clone(compute=model.compute.for_rollouts())
+        self.model = model = model.clone(mesh=mesh, compute=model.compute.for_rollouts())
         drafts = self.config.speculative
         if drafts and not model.config.mtp:
             raise ConfigError("engine.speculative: the model has no multi-token prediction (mtp)")

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding
 
-from r1jax.machines.mesh import RULES, replicated, spec_of
+from r1jax.machines.mesh import RULES, parts_of, replicated, spec_of
 from r1jax.models.caches import kept_rows
 from r1jax.models.layouts import unstack_layers
 from r1jax.models.lora import merged, without_adapters
@@ -59,9 +59,7 @@ class Programs:
         self.decoder = Decoder(self.model, tuple(stop_ids))
         self.has_experts = any(stack.sparse for stack in model.config.stacks)
         self.mesh = mesh = model.mesh
-        self.shards = 1
-        if mesh is not None:
-            self.shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+        self.shards = parts_of("batch", mesh)
         self.prepare = jax.jit(self._prepare, out_shardings=self.param_shardings())
         # Named for all that gives them: what is sharded otherwise would need programs of its own.
         slots = self.slot_shardings()

@@ -64,7 +64,7 @@ class EvaluateConfig:
     template_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # its name in tables; "" = the workdir's
     seed: Seed = 0  # of the samples
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)

@@ -26,10 +26,10 @@ from ml_collections import ConfigDict
 
 from r1jax.config import section
 from r1jax.files import absolute
-from r1jax.machines.mesh import check_divisible
+from r1jax.machines.mesh import check_split
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
-from r1jax.stages.grpo_config import GrpoConfig, check, check_lengths, chosen
+from r1jax.stages.grpo_config import GrpoConfig, check, check_lengths, chosen, packing_of
 from r1jax.stages.grpo_evaluation import held_out_of, open_evaluation
 from r1jax.stages.grpo_plan import planned as planned
 from r1jax.stages.grpo_rollouts import (
@@ -101,7 +101,7 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         open_run(config, config_dict, workdir, SHOWN, reference, config.shares_prompts) as stage,
         open_evaluation(config, stage, benchmarks) as (sampler, held_out),
     ):
-        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "config.microbatch_rows")
+        check_split(config.microbatch_rows, packing_of(config).lengths, stage.mesh)
         check_lengths(config, stage.trained.model.config.max_length)
         critic = None
         if config.critic is not None:

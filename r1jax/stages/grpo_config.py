@@ -110,7 +110,7 @@ class GrpoConfig:
     share_prompts: bool | None = None
     logits_chunk: Count = 0  # of a row, tokens whose logits exist at once; 0 = by platform
     seed: Seed = 0  # of the order of questions, of the samples, of a fresh model
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 16  # updates; taken at the end of the iteration
     show_every: Count = 20  # updates between two completions on the screen; 0 = none

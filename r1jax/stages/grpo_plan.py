@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
-from r1jax.machines.mesh import check_divisible
+from r1jax.machines.mesh import check_split
 from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
 from r1jax.models.params import model_flops
 from r1jax.rollout.planned import Asked, rollout_programs
@@ -32,7 +32,7 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     `memory` is a device's, in bytes. A critic and reward models are not planned.
     """
     config = chosen(config, mesh.devices.flat[0].platform)
-    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    check_split(config.microbatch_rows, packing_of(config).lengths, mesh)
     opened = open_shapes(config.model)
     check_lengths(config, opened.config.max_length)
     reference = config.reference if config.loss.kl_coef > 0 else None

@@ -53,7 +53,7 @@ class PreferencesConfig:
     policy: ChatModelConfig | None = None  # samples the responses where the rows have none
     queries: Size = QUERIES  # verdicts a pair, in random order of the two
     seed: Seed = 0  # of that order
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
 
 

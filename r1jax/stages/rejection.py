@@ -89,7 +89,7 @@ class RejectionConfig:
     rewriter: str | None = None  # module:function(example, text) -> text or None, instead
     portion: Size = 1024  # questions between two saves
     seed: Seed = 0  # of the samples
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"data": -1})
     engine: EngineConfig = field(default_factory=EngineConfig)
     graders: GraderConfig = field(default_factory=GraderConfig)

@@ -44,7 +44,7 @@ from r1jax.judges.reward_model import Labelled, Scorer, pack_labelled, size_of, 
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_scalars
 from r1jax.losses.scalar import pairwise_loss, pointwise_loss
-from r1jax.machines.mesh import check_divisible
+from r1jax.machines.mesh import check_split
 from r1jax.machines.planned import Assumed, Iteration
 from r1jax.models.transformer import Transformer
 from r1jax.training.metrics import ProfileConfig
@@ -79,7 +79,7 @@ class RewardModelConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6))
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of the head
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 100  # updates
     wandb_project: str | None = None  # Weights & Biases, beside metrics.jsonl and TensorBoard
@@ -97,7 +97,7 @@ def describe(config: RewardModelConfig) -> str:
 
 def planned(config: RewardModelConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
     """An update, in shapes alone (see r1jax.stages)."""
-    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    check_split(config.microbatch_rows, [config.pack_length], mesh)
     steps = updates_of(config.total_steps, config.epochs, config.batch_size, assumed)
     opened = open_shapes(with_scalar_head(config.model))
     trained = imagined(opened, config.optimizer, steps, mesh, shared_prompts=True)
@@ -141,7 +141,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     if opened is not None:  # what is wrong is said before the model is loaded
         found = fitting(opened.tokenizer, opened.config.max_length)
     with open_run(config, config_dict, workdir, shown, shared_prompts=True) as stage:
-        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        check_split(config.microbatch_rows, [config.pack_length], stage.mesh)
         sources = {"config.data": rows, "config.held_out.data": held_out_rows}
         keep_rows(stage.workdir, sources, sources if stage.start else ())
         trained = stage.trained

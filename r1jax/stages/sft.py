@@ -59,7 +59,7 @@ from r1jax.files import absolute
 from r1jax.losses.aggregation import Metrics, token_mean
 from r1jax.losses.logprobs import teacher_kl, token_loss
 from r1jax.losses.supervised import ahead_loss, token_nll
-from r1jax.machines.mesh import check_divisible
+from r1jax.machines.mesh import check_split
 from r1jax.machines.planned import Assumed, Iteration
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
@@ -112,7 +112,7 @@ class SftConfig:
     mtp_coef: NotNegative = 0.0
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     seed: Seed = 0  # of the order of rows, of a fresh model
-    # Devices along "data", "fsdp", "expert" and "tensor"; one may be -1: what is left.
+    # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=lambda: {"fsdp": -1})
     checkpoint_every: Count = 200  # updates
     log_every: Size = 1  # updates between two lines of metrics.jsonl
@@ -134,7 +134,7 @@ def planned(config: SftConfig, mesh: Mesh, assumed: Assumed, memory: float) -> I
     """An update, in shapes alone (see r1jax.stages)."""
     if config.teacher is not None:
         raise ConfigError("config.teacher: distillation on logits is not planned")
-    check_divisible((config.microbatch_rows,), ("batch",), mesh, "config.microbatch_rows")
+    check_split(config.microbatch_rows, [config.pack_length], mesh)
     steps = updates_of(config.total_steps, config.epochs, config.batch_size, assumed)
     trained = imagined(open_shapes(config.model), config.optimizer, steps, mesh)
     loss_fn = make_loss(trained.model, config.logits_chunk, mtp_coef=config.mtp_coef)
@@ -166,7 +166,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
             if asked is not None:
                 check_held_out(*asked, stage.tokenizer)
         keep_rows(stage.workdir, {"config.data": rows}, {"config.data"} if stage.start else ())
-        check_divisible((config.microbatch_rows,), ("batch",), stage.mesh, "microbatch_rows")
+        check_split(config.microbatch_rows, [config.pack_length], stage.mesh)
         teacher, frozen = open_teacher(config, stage)
         trained = stage.trained
         loss_fn = make_loss(

@@ -15,6 +15,7 @@ from r1jax.config import ConfigError
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
+from r1jax.models.kernels import grouped_kernels
 from r1jax.models.params import model_flops
 from r1jax.training.optimizers import OptimizerConfig
 from r1jax.training.reference import ReferenceConfig
@@ -85,10 +86,14 @@ def abstract_batch(
 
 
 def kernels_of(trained: Trainable, *, backward: bool) -> tuple[str, ...]:
-    """Names of the kernels that attention over packed rows must show in a program."""
+    """Names of the kernels that packed rows must show in a program."""
+    mesh = trained.model.mesh
+    assert mesh is not None, "a plan is made for a mesh"
+    kernels = grouped_kernels(trained.model.config, mesh, backward=backward)
     if trained.kernel != "splash":
-        return ()
-    return ("splash_mha_fwd", *(("splash_mha_dq", "splash_mha_dkv") if backward else ()))
+        return kernels
+    more = ("splash_mha_dq", "splash_mha_dkv") if backward else ()
+    return ("splash_mha_fwd", *more, *kernels)
 
 
 class Packed(Protocol):

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
 from r1jax.machines.compiler import VARIABLE
+from r1jax.models.grouped import choose_grouped
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig, check_router
@@ -276,6 +277,8 @@ def open_run(
     )
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
+        if source.config.experts is not None:
+            logging.info("products with experts: %s", choose_grouped(mesh))
     if mesh.devices.flat[0].platform == "tpu":
         logging.info("options of the TPU's compiler: %s", os.environ.get(VARIABLE, ""))
     check_config(path, config_dict, _unit(config))

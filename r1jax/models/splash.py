@@ -1,0 +1,91 @@
+"""The splash kernel for TPUs, its mask worked out once for all programs of a process.
+
+A module of its own, since Pallas takes a second to import.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from r1jax.models.packed_attention import ATTENTION
+
+SegmentIds = splash.SegmentIds
+
+LANES = 128  # of a TPU; blocks are multiples of it
+WIDEST = 1024  # columns of a block: with more, scores don't fit a core's memory
+WIDEST_SCORES = 512  # columns whose scores exist at once
+
+
+def padded_length(length: int, parts: int = 1) -> int:
+    """What the kernel wants of a row whose queries are so many devices'."""
+    return -(-length // (parts * LANES)) * parts * LANES
+
+
+@functools.lru_cache(maxsize=32)
+def splash_kernel(
+    length: int, heads: int, window: int | None, parts: int = 1, interpret: bool = False
+) -> Any:
+    """For a device's heads: causal, over the last `window` columns where that is a number.
+
+    A pytree with NumPy leaves, which any program may take, split for the devices that have a part
+    of the queries each; its mask is walked here, and never again for the same arguments.
+    """
+    mask = splash.MultiHeadMask([_Causal((length, length), window)] * heads)
+    with jax.ensure_compile_time_eval():
+        kernel = splash.make_splash_mha(
+            mask,
+            block_sizes=_block_sizes(length // parts),
+            head_shards=1,
+            q_seq_shards=parts,
+            residual_checkpoint_name=ATTENTION,
+            interpret=interpret,
+        )
+        return jax.tree.map(np.asarray, kernel)
+
+
+def _block_sizes(length: int) -> splash.BlockSizes:
+    """As wide as divides the length: a block of 512 takes a TPU no longer than to begin it."""
+    block = next(size for size in (WIDEST, 512, LANES) if length % size == 0 or size == LANES)
+    part = min(block, WIDEST_SCORES)
+    return splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=part,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=part,
+        block_q_dq=block,
+        block_kv_dq=part,
+    )
+
+
+class _Causal(splash.LocalMask):
+    """A causal mask, with a window or without, that knows of whole blocks without looking inside.
+
+    So a row's mask is walked in the time of its diagonals, not of its square.
+    """
+
+    def __init__(self, shape: tuple[int, int], window: int | None) -> None:
+        self.columns = window or shape[1]  # that a query sees, its own among them
+        super().__init__(shape, (window and window - 1, 0), 0)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, columns = (range(*part.indices(n)) for part, n in zip(index, self.shape, strict=True))
+        nearest, farthest = rows[0] - columns[-1], rows[-1] - columns[0]  # of query from key
+        shape = len(rows), len(columns)
+        if nearest >= 0 and farthest < self.columns:
+            return _whole(shape, True)
+        if farthest < 0 or nearest >= self.columns:
+            return _whole(shape, False)
+        found: np.ndarray = super().__getitem__(index)
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def _whole(shape: tuple[int, int], value: bool) -> np.ndarray:
+    return np.full(shape, value)
