@@ -139,7 +139,7 @@ def test_rows_that_cannot_be_split(rows: int, lengths: list[int], message: str) 
 
 
 def test_rollouts_have_context_as_more_rows() -> None:
-    """On the same devices in the same order, so that parameters stay where they are."""
+    """And more experts apart; on the same devices in the same order: parameters stay."""
     mesh = make_mesh({"data": 2, "context": 2, "tensor": 2})
     found = rollout_mesh(mesh)
     assert found is not None
@@ -151,8 +151,11 @@ def test_rollouts_have_context_as_more_rows() -> None:
         strict=True,
     ):
         assert here.is_equivalent_to(there, 4)
+    spread = rollout_mesh(make_mesh({"fsdp": 2, "expert": 2, "tensor": 2}), experts=8)
+    assert spread is not None
+    assert dict(spread.shape) == {"data": 1, "fsdp": 1, "context": 1, "expert": 4, "tensor": 2}
     whole = make_mesh(EIGHT)
-    assert rollout_mesh(whole) is whole
+    assert rollout_mesh(whole) is rollout_mesh(whole, experts=3) is whole
     assert rollout_mesh(None) is None
 
 

@@ -98,15 +98,21 @@ def _laid_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
     )
 
 
-def rollout_mesh(mesh: Mesh | None) -> Mesh | None:
+def rollout_mesh(mesh: Mesh | None, experts: int = 0) -> Mesh | None:
     """The same devices for rows that decode: a token has no length to split, but rows are many.
 
-    Parameters lie there as they lie here.
+    There parameters are split over `tensor` alone, and `experts` over all that is not `data`, where
+    they can be: each device has few of them, and reads few in a step.
     """
-    if mesh is None or mesh.shape["context"] == 1:
-        return mesh
+    if mesh is None:
+        return None
     sizes = dict(mesh.shape)
-    sizes |= {"fsdp": sizes["fsdp"] * sizes["context"], "context": 1}
+    several = sizes["fsdp"] * sizes["context"]
+    spread = experts > 0 and experts % (several * sizes["expert"]) == 0
+    goal = "expert" if spread else "fsdp"
+    sizes |= {"fsdp": 1, "context": 1, goal: several * (sizes["expert"] if spread else 1)}
+    if sizes == dict(mesh.shape):
+        return mesh
     devices = mesh.devices.reshape(tuple(sizes.values()))
     return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
 

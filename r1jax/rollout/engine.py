@@ -51,7 +51,8 @@ class Engine:
         config: EngineConfig | None = None,
     ) -> None:
         self.config = config or EngineConfig()
-        self.mesh = mesh = rollout_mesh(model.mesh)
+        experts = model.config.experts
+        self.mesh = mesh = rollout_mesh(model.mesh, experts.num_experts if experts else 0)
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.model = model = model.clone(mesh=mesh, compute=model.compute.for_rollouts())
         drafts = self.config.speculative
