@@ -30,6 +30,7 @@ FREE = {
     "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "add-dependency",
     "copy-done", "async-done", "async-update", "domain",
 }  # fmt: skip
+SCATTERED = "all-reduce-scatter"  # how TPUs name a fusion of a sum and a slice of it
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
 BEGINS = 'custom_call_target="AsyncCollectiveStart"'
 SLICING = ("dynamic-slice", "slice", "gather")
@@ -230,14 +231,19 @@ class _Walk:
         """Of a computation; what is fused moves nothing through the memory."""
         if (name, fused) not in self._known:
             found = self._known[name, fused] = Cost()
+            scattered = name.startswith(SCATTERED)
             for instruction in self._computations.get(name, {}).values():
                 if instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
-                    self._count(found, instruction, self._computations[name], fused)
+                    self._count(found, instruction, self._computations[name], fused, scattered)
         return self._known[name, fused]
 
-    def _count(self, total: Cost, it: Instruction, around: Computation, fused: bool) -> None:
+    def _count(
+        self, total: Cost, it: Instruction, around: Computation, fused: bool, scattered: bool
+    ) -> None:
         operands = [around[name] for name in it.operands if name in around]
         kind = it.opcode.removesuffix("-start")
+        if kind == "all-reduce" and scattered:
+            kind = "reduce-scatter"
         if it.opcode == "while":
             (body,) = it.called("body")
             total.add(self.cost(body), self._trips(it, total))

@@ -8,9 +8,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import (
+    process_mask,
+    process_mask_dkv,
+)
 
 from r1jax.models.packed_attention import ATTENTION
 
@@ -36,16 +40,25 @@ def splash_kernel(
     of the queries each; its mask is walked here, and never again for the same arguments.
     """
     mask = splash.MultiHeadMask([_Causal((length, length), window)] * heads)
-    with jax.ensure_compile_time_eval():
-        kernel = splash.make_splash_mha(
-            mask,
-            block_sizes=_block_sizes(length // parts),
-            head_shards=1,
-            q_seq_shards=parts,
-            residual_checkpoint_name=ATTENTION,
-            interpret=interpret,
-        )
-        return jax.tree.map(np.asarray, kernel)
+    sizes = _block_sizes(length // parts)
+    how: Any = {"downcast_smem_data": True, "head_shards": 1, "q_seq_shards": parts}
+    # As make_splash_mha has it, which would make arrays of the program that is traced.
+    forward, mask_function = process_mask(mask, (sizes.block_q, sizes.block_kv), **how)
+    of_queries, _ = process_mask(mask, (sizes.block_q_dq, sizes.block_kv_dq), **how)
+    of_keys, _ = process_mask_dkv(mask, (sizes.block_q_dkv, sizes.block_kv_dkv), **how)
+    return kernels.SplashAttentionKernel(
+        forward,
+        of_queries,
+        of_keys,
+        block_sizes=sizes,
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=kernels.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=ATTENTION,
+        mask_function=mask_function,
+        interpret=interpret,
+    )
 
 
 def _block_sizes(length: int) -> splash.BlockSizes:
