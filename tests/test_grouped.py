@@ -1,5 +1,6 @@
 """Products of rows with their experts' matrices: a loop and megablox against ragged_dot."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.grouped import BLOCKS, MEGABLOX, _Tiling, choose_grouped, group, grouped_matmul
 from r1jax.models.kernels import grouped_kernels, kernel_flops
+from r1jax.models.moe import ROOM, run_experts
 
 INNER, COLUMNS = 24, 40
 
@@ -126,6 +128,8 @@ def test_flops_of_the_kernels() -> None:
     assert formulas["gmm"]([*scalars, rows, matrices], [out]) == products
     assert formulas["gmm"]([*scalars, out, matrices], [rows]) == products
     assert formulas["tgmm"]([*scalars, rows, out], [matrices]) == products
+    limited, out = Shape("bf16", (ROOM, 64)), Shape("bf16", (ROOM, 96))
+    assert formulas["gmm"]([*scalars, limited, matrices], [out]) == ROOM * 64 * 96
 
 
 class FakeTpus:
@@ -146,3 +150,33 @@ def test_the_mesh_chooses() -> None:
     assert grouped_kernels(sparse, here, backward=True) == ()
     assert grouped_kernels(dense, tpus, backward=True) == ()  # type: ignore[arg-type]
     assert grouped_kernels(sparse, tpus, backward=True) == ("gmm", "tgmm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", [BLOCKS, MEGABLOX])
+@pytest.mark.parametrize("crowd", [0, 150], ids=["even", "all to one"])
+def test_some_tokens_at_a_time(crowd: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for an eighth of the rows, or for fewer than come: values and gradients of all."""
+    grouped = functools.partial(replace, interpret=True)
+    monkeypatch.setattr("r1jax.models.moe.group", lambda *args: grouped(group(*args)))
+    keys = jax.random.split(jax.random.key(0), 7)
+    tokens, width, ffn, experts, held, top_k = 301, 16, 24, 16, 4, 2
+    taken = jax.random.randint(keys[0], (1, tokens, top_k), 0, experts)
+    taken = taken.at[:, :crowd].set(jnp.array([1, 2]))
+    weights = jax.random.uniform(keys[1], taken.shape)
+    x, target = (jax.random.normal(key, (1, tokens, width)) for key in keys[2:4])
+    gate, up = (jax.random.normal(key, (held, width, ffn)) for key in keys[4:6])
+    down = jax.random.normal(keys[6], (held, ffn, width))
+
+    def both(room: int) -> Any:
+        def loss(*given: jax.Array) -> Any:
+            x, weights, *matrices = given
+            how = {"kernel": kernel, "experts": experts, "room": room}
+            found = run_experts(x, weights, taken, *matrices, **how)
+            return jnp.sum(found * target), found
+
+        run = jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True)
+        return jax.jit(run)(x, weights, gate, up, down)
+
+    whole = jax.tree.leaves(both(10_000))
+    for one, other in zip(jax.tree.leaves(both(128)), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-2, rtol=1e-3)

@@ -47,6 +47,18 @@ def test_loops_whose_length_is_a_value() -> None:
     assert len(once.unknown_loops) == 1
 
 
+def test_branches() -> None:
+    """The dearest one, or the one that is said to be usual."""
+
+    def either(x: jax.Array, flag: jax.Array) -> jax.Array:
+        with jax.named_scope("twice"):
+            return jax.lax.cond(flag, lambda x: x @ x, lambda x: x @ x @ x, x)
+
+    given = square(N, N), jax.ShapeDtypeStruct((), bool)
+    assert cost(either, *given).flops == 2 * 2 * N**3
+    assert cost(either, *given, loops={"twice": 1}).flops == 2 * N**3
+
+
 def test_gradients_cost_twice_as_much_again() -> None:
     def loss(w: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(jnp.sin(x @ w) @ w))
@@ -113,30 +125,6 @@ def test_collectives_by_axis(kind: str, axes: tuple[str, ...], sent: float) -> N
     assert set(found.collectives) == {key}
     assert found.collectives[key] == 4 * 2 * N * N * sent
     assert found.calls[key] == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "sent"),
-    [("all-reduce-scatter.3.clone", "reduce-scatter", 1), ("fused.3", "all-reduce", 2)],
-)
-def test_sums_of_which_a_device_keeps_a_part(name: str, kind: str, sent: int) -> None:
-    """As TPUs write them: a fusion of an all-reduce with a slice, which sends half as much."""
-    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
-    text = f"""
-%{name} (p: f32[8,64]) -> f32[4,64] {{
-  %p = f32[8,64]{{1,0}} parameter(0)
-  %sum = f32[8,64]{{1,0}} all-reduce(%p), replica_groups={{{{0,1}}}}, to_apply=%add
-  %zero = s32[] constant(0)
-  ROOT %part = f32[4,64]{{1,0}} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={{4,64}}
-}}
-
-ENTRY %main (x: f32[8,64]) -> f32[4,64] {{
-  %x = f32[8,64]{{1,0}} parameter(0)
-  ROOT %out = f32[4,64]{{1,0}} fusion(%x), kind=kCustom, calls=%{name}
-}}
-"""
-    found = cost_of(text, mesh)
-    assert found.collectives == {(kind, "fsdp"): sent * 4 * 8 * 64 / 2}
 
 
 def test_collectives_in_loops() -> None:

@@ -30,7 +30,6 @@ FREE = {
     "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "add-dependency",
     "copy-done", "async-done", "async-update", "domain",
 }  # fmt: skip
-SCATTERED = "all-reduce-scatter"  # how TPUs name a fusion of a sum and a slice of it
 UNMOVED = r'custom_call_target="(AllocateBuffer|ShapeOnlyCustomCall|Sharding|SPMD\w*)"'
 BEGINS = 'custom_call_target="AsyncCollectiveStart"'
 SLICING = ("dynamic-slice", "slice", "gather")
@@ -144,7 +143,8 @@ def cost_of(
     """The cost of a compiled program's text (`compiled.as_text()`).
 
     `loops`: how often those loops run whose length is a value, by the `jax.named_scope` around
-    them. `kernels`: the FLOPs of kernels whose inside the text does not show.
+    them; of a branching, which branch is the usual one. `kernels`: the FLOPs of kernels whose
+    inside the text does not show.
     """
     computations, entry = _parse(text)
     return _Walk(computations, mesh, loops or {}, kernels or {}).cost(entry)
@@ -231,19 +231,14 @@ class _Walk:
         """Of a computation; what is fused moves nothing through the memory."""
         if (name, fused) not in self._known:
             found = self._known[name, fused] = Cost()
-            scattered = name.startswith(SCATTERED)
             for instruction in self._computations.get(name, {}).values():
                 if instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
-                    self._count(found, instruction, self._computations[name], fused, scattered)
+                    self._count(found, instruction, self._computations[name], fused)
         return self._known[name, fused]
 
-    def _count(
-        self, total: Cost, it: Instruction, around: Computation, fused: bool, scattered: bool
-    ) -> None:
+    def _count(self, total: Cost, it: Instruction, around: Computation, fused: bool) -> None:
         operands = [around[name] for name in it.operands if name in around]
         kind = it.opcode.removesuffix("-start")
-        if kind == "all-reduce" and scattered:
-            kind = "reduce-scatter"
         if it.opcode == "while":
             (body,) = it.called("body")
             total.add(self.cost(body), self._trips(it, total))
@@ -251,7 +246,9 @@ class _Walk:
         if it.opcode == "conditional":
             branches = it.called("true_computation", "false_computation", "branch_computations")
             costs = [self.cost(branch) for branch in branches]
-            total.add(max(costs, key=lambda cost: cost.flops + cost.bytes))
+            usual = self._named(it)
+            dearest = max(costs, key=lambda cost: cost.flops + cost.bytes)
+            total.add(dearest if usual is None else costs[int(usual)])
             return
         if it.opcode in ("call", "async-start"):
             for name in it.called("to_apply", "calls", "called_computations"):
@@ -294,12 +291,16 @@ class _Walk:
                 flops, moved = found if isinstance(found, tuple) else (found, moved)
         return flops, moved
 
+    def _named(self, it: Instruction) -> float | None:
+        """What `loops` says of it, by the name of the scope around it."""
+        around = it.scope.rpartition("/")[0].split("/")[-1]  # jvp(NAME) where differentiated
+        scopes = re.findall(r"\w+", around)
+        return next((self._loops[scope] for scope in scopes if scope in self._loops), None)
+
     def _trips(self, loop: Instruction, total: Cost) -> float:
         """How often a loop runs: a number that its condition compares with, or one of `loops`."""
-        around = loop.scope.removesuffix("/while").split("/")[-1]  # jvp(NAME) where differentiated
-        for scope in re.findall(r"\w+", around):
-            if scope in self._loops:
-                return self._loops[scope]
+        if (named := self._named(loop)) is not None:
+            return named
         (name,) = loop.called("condition")
         condition = self._computations[name]
         for instruction in condition.values():

@@ -17,6 +17,7 @@ from r1jax.machines.mesh import parts_of, spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.grouped import MEGABLOX, choose_grouped
 from r1jax.models.layouts import Compute
+from r1jax.models.moe import ROOM
 from r1jax.models.packed_attention import Seen, SeenByShard, Span, packed_mask, see
 
 
@@ -152,9 +153,10 @@ class SeenByCudnn:
 FLOATS = ("bf16", "f32")
 
 
-def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], share: float) -> float:
+def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], parts: int) -> float:
     """Of rows with their experts' matrices [rows, columns], or of rows with rows, by expert."""
     rows = next(x for x in operands if x.dtype in FLOATS)
+    share = 1 / 2 if rows.dims[0] == ROOM else 1 / parts
     return 2.0 * share * math.prod(rows.dims) * outputs[0].dims[-1]
 
 
@@ -174,8 +176,9 @@ def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], flo
 
 def kernel_flops(mesh: Mesh) -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
     """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with."""
-    # There is room for all rows at each part of the experts, where the mean is a part of them.
-    grouped = functools.partial(_grouped_flops, share=1 / mesh.shape["expert"])
+    # There is room for all rows at each part of the experts, where the mean is a part of them; or,
+    # of very many, for twice the mean.
+    grouped = functools.partial(_grouped_flops, parts=mesh.shape["expert"])
     return {
         "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
         "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries

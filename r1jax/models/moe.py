@@ -7,7 +7,8 @@ grouped.Groups, F ffn of an expert.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,14 @@ from jax.sharding import PartitionSpec
 
 from r1jax.machines.mesh import RULES, spec_of
 from r1jax.models.config import Experts
-from r1jax.models.grouped import choose_grouped, group, grouped_matmul
+from r1jax.models.grouped import Groups, choose_grouped, group, grouped_matmul
 from r1jax.models.layer import Layer
 
 ROUTER = "router"  # the matrix of the scores
 ROUTER_BIAS = "router_bias"  # what is added when experts are chosen; no gradient moves it
+ROOM = 1 << 15  # rows of a device's experts that exist at once
+EXPERTS_FIT = "experts_fit"  # the name, in programs, of the choice whether some have that room
+Tokens = tuple[jax.Array, jax.Array, jax.Array]  # x [T, D], weights and experts [T, k]
 
 
 @struct.dataclass
@@ -158,23 +162,76 @@ def run_experts(
     x_BLD: jax.Array,
     weights_BLk: jax.Array,
     taken_BLk: jax.Array,
-    gate_EDF: jax.Array,
-    up_EDF: jax.Array,
-    down_EFD: jax.Array,
-    *,
+    *matrices: jax.Array,
     kernel: str,
     experts: int,
+    room: int = ROOM,
 ) -> jax.Array:
-    """[B, L, D] of experts 0 .. E - 1 of so many; what is taken of any others counts nothing."""
-    x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
-    mean = taken_BLk.size // experts
-    groups = group(taken_BLk.reshape(-1), gate_EDF.shape[0], kernel, mean)
+    """[B, L, D] of experts 0 .. E - 1 of so many; what is taken of any others counts nothing.
+
+    No token is dropped, and all may be these experts': of more than `room` rows, some tokens are
+    computed at a time, so many that their rows have room in twice the mean; if they have not, in
+    smaller parts, which always do.
+    """
+    shape, top_k = x_BLD.shape, taken_BLk.shape[2]
+    x_TD, weights_Tk, taken_Tk = (
+        x.reshape(-1, x.shape[2]) for x in (x_BLD, weights_BLk, taken_BLk)
+    )
+    given = x_TD, weights_Tk, taken_Tk
+    held, tokens = matrices[0].shape[0], shape[0] * shape[1]
+    if tokens * top_k <= room:
+        return _of_groups(given, matrices, _grouped(given, held, kernel, experts)).reshape(shape)
+    # Over many parts the matrices' gradients are summed in float32.
+    dtype, wide = matrices[0].dtype, [matrix.astype(jnp.float32) for matrix in matrices]
+
+    @jax.checkpoint
+    def piece(given: Tokens) -> jax.Array:
+        narrow = [matrix.astype(dtype) for matrix in wide]
+        groups = _grouped(given, held, kernel, experts)
+        part = max(room // top_k, 1)
+
+        def small(given: Tokens) -> jax.Array:
+            return _of_groups(given, narrow, _grouped(given, held, kernel, experts))
+
+        with jax.named_scope(EXPERTS_FIT):
+            return jax.lax.cond(
+                jnp.sum(groups.sizes_E) <= room,
+                lambda given: _of_groups(given, narrow, replace(groups, rows=room)),
+                lambda given: _in_turn(small, given, part),
+                given,
+            )
+
+    return _in_turn(piece, given, max(room * experts // (2 * held * top_k), 1)).reshape(shape)
+
+
+def _grouped(given: Tokens, held: int, kernel: str, experts: int) -> Groups:
+    return group(given[2].reshape(-1), held, kernel, given[2].size // experts)
+
+
+def _of_groups(given: Tokens, matrices: Sequence[jax.Array], groups: Groups) -> jax.Array:
+    """[T, D] of tokens in groups."""
+    x_TD, weights_Tk, taken_Tk = given
+    gate_EDF, up_EDF, down_EFD = matrices
     x_RD = groups.spread(x_TD)
     gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
     out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
-    out_BLkD = groups.collect(out_RD).reshape(*taken_BLk.shape, -1)
-    y_BLD = jnp.einsum("blk,blkd->bld", weights_BLk, out_BLkD.astype(jnp.float32))
-    return y_BLD.astype(x_BLD.dtype)
+    out_TkD = groups.collect(out_RD).reshape(*taken_Tk.shape, -1)
+    y_TD = jnp.einsum("tk,tkd->td", weights_Tk, out_TkD.astype(jnp.float32))
+    return y_TD.astype(x_TD.dtype)
+
+
+def _in_turn(function: Callable[[Tokens], jax.Array], given: Tokens, size: int) -> jax.Array:
+    """The function of so many tokens at a time [T, D]."""
+    tokens = len(given[0])
+    padded = -tokens % size
+
+    def parts(x: jax.Array, value: int) -> jax.Array:
+        x = jnp.pad(x, ((0, padded), (0, 0)), constant_values=value)
+        return x.reshape(-1, size, x.shape[1])
+
+    x_TD, weights_Tk, taken_Tk = given
+    found = jax.lax.map(function, (parts(x_TD, 0), parts(weights_Tk, 0), parts(taken_Tk, -1)))
+    return found.reshape(-1, found.shape[-1])[:tokens]
 
 
 def _on_one_device(

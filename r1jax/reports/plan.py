@@ -30,6 +30,7 @@ from r1jax.machines.planned import Iteration, Planned
 from r1jax.machines.program_cost import Cost, cost_of
 from r1jax.machines.topology import GIB, Slices
 from r1jax.models.kernels import kernel_flops
+from r1jax.models.moe import EXPERTS_FIT
 
 HOUR = 3600.0
 OUTSIDE_ITS_MEMORY = re.compile(
@@ -191,7 +192,8 @@ def _program(planned: Planned, compiled: Compiled, slices: Slices, mesh: Mesh) -
     chip, cost = slices.chip, Cost()
     if compiled.text:
         formulas = kernel_flops(mesh) | dict(planned.formulas)
-        cost = cost_of(compiled.text, mesh, planned.loops, formulas)
+        loops = {EXPERTS_FIT: 1} | dict(planned.loops)
+        cost = cost_of(compiled.text, mesh, loops, formulas)
         for kernel in planned.kernels:
             if not any(name.startswith(kernel) for name in cost.kernels):
                 raise UserError(

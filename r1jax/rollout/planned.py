@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
-from r1jax.models.kernels import grouped_kernels
+from r1jax.models.kernels import grouped_kernels, kernel_flops
 from r1jax.models.paged_kernels import paged_costs
 from r1jax.models.params import abstract_params, model_flops, param_shardings
 from r1jax.models.transformer import Transformer
@@ -68,8 +68,9 @@ def rollout_programs(
     of_prompts = model_flops(c, asked.questions * assumed.prompt, assumed.prompt, 1) / loads
     of_chunk = model_flops(c, rows * mean, mean, 1) * config.chunk / steps
     apart = beside - bytes_of(trained)
-    assert model.mesh is not None, "a plan is made for a mesh"
-    kernels = grouped_kernels(c, model.mesh, backward=False)
+    assert engine.mesh is not None
+    kernels, grouped = grouped_kernels(c, engine.mesh, backward=False), kernel_flops(engine.mesh)
+    of_pages = paged_costs(live / lowered.row_tokens) if lowered.row_tokens else {}
     return [
         Planned("prepare", lambda: by.prepare.lower(trained), 1, before, apart),
         Planned(
@@ -79,7 +80,7 @@ def rollout_programs(
             held,
             beside + bytes_of(lowered.apart),
             kernels=kernels,
-            formulas=paged_costs(assumed.prompt / asked.max_prompt_tokens),
+            formulas=grouped | dict(paged_costs(assumed.prompt / asked.max_prompt_tokens)),
             model_flops=of_prompts,
         ),
         Planned(
@@ -90,7 +91,7 @@ def rollout_programs(
             beside,
             {DECODE_STEPS: config.chunk},
             kernels=(*lowered.kernels, *kernels),
-            formulas=paged_costs(live / lowered.row_tokens) if lowered.row_tokens else {},
+            formulas=grouped | dict(of_pages),
             model_flops=of_chunk,
         ),
     ], [
