@@ -109,20 +109,10 @@ def latent_attention(
     return mixed.reshape(rows, length, heads, rank)
 
 
-def _latent_step(
-    row_S: Any,
-    part_S: Any,
-    _: Any,
-    tokens_B: Any,
-    steps_B: Any,
-    q_ref: Any,
-    *refs: Any,
-    scale: float,
-    heads: int,
-    rank: int,
-) -> None:
+def _latent_step(*refs: Any, scale: float, heads: int, rank: int) -> None:
     """Adds a step's pages to what its row has so far: m the largest score, t and sum of weights."""
-    *page_refs, out_ref, top_ref, total_ref, sum_ref = refs
+    row_S, part_S, _, tokens_B, steps_B, q_ref, *page_refs = refs[:-4]
+    out_ref, top_ref, total_ref, sum_ref = refs[-4:]
     step = pl.program_id(0)
     row, part = row_S[step], part_S[step]
 
