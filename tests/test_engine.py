@@ -526,3 +526,13 @@ def test_experts_are_those_of_training(share_prompts: bool) -> None:
         compared, differing = int(output.routing.compared[0]), int(output.routing.differing[0])
         assert compared == (batch.experts[0] >= 0).sum() and compared
         assert differing <= 0.01 * compared if share == 0 else differing > share * compared
+
+
+@pytest.mark.parametrize("limit", [60, 1000, 32_768, 65_536])
+def test_few_programs_at_any_length(limit: int) -> None:
+    """At most twelve decode, of four sizes and three numbers of slots, and none is too small."""
+    columns: Any = Engine(Transformer(CONFIG), STOP, EngineConfig(slots=8)).keeping
+    sizes = {steps: columns.own(steps, limit) for steps in range(1, limit + 1, 59)}
+    assert len(set(sizes.values())) <= 4
+    assert all(steps <= size < max(4 * steps, limit / 4, 256) for steps, size in sizes.items())
+    assert columns.own(limit, limit) - limit < 128

@@ -38,6 +38,8 @@ from r1jax.rollout.store import (
     prompt_arrays,
 )
 
+LARGEST_SHARE = 8  # the smallest ring is such a part of the largest, or a bucket: four sizes
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -60,7 +62,8 @@ class Columns:
 
     def own(self, steps: int, limit: int) -> int:
         """For so many steps of rows that may have `limit` tokens."""
-        return self._size(self._width * min(steps, limit), self._width * limit)
+        most = self._width * limit
+        return self._size(self._width * min(steps, limit), most, most // LARGEST_SHARE)
 
     def prompt(self, length: int) -> int:
         """For all tokens of a prompt but the last, in whole chunks of the prefill."""
@@ -68,11 +71,11 @@ class Columns:
         columns = self._size(max(length - 1, 1), self.programs.model.config.max_length)
         return columns if columns <= chunk else -(-columns // chunk) * chunk
 
-    def _size(self, tokens: int, most: int) -> int:
-        """The first of few sizes that holds so many tokens: bucket x (1, 2, 4, ...), and the
-        largest, which `most` tokens need, as soon as that is less than four times as large.
+    def _size(self, tokens: int, most: int, least: int = 1) -> int:
+        """The first of few sizes that holds so many tokens: what `least` need, 2, 4, ... times as
+        much, and the largest, which `most` need, as soon as that is less than four times as large.
         """
-        size, largest = self.config.bucket, -(-most // self.config.bucket) * self.config.bucket
+        size, largest = (-(-n // self.config.bucket) * self.config.bucket for n in (least, most))
         while size < tokens:
             size = 2 * size if 4 * size <= largest else largest
         return size

@@ -17,7 +17,7 @@ class EngineConfig:
 
     slots: Count = 64  # rows that decode together, on all devices; 0 = as many as memory allows
     chunk: Size = 32  # decode steps on the device between two looks from the host
-    bucket: Size = 128  # columns of a cache: so many, 2, 4, ... times as many, or for the longest
+    bucket: Size = 128  # columns of a cache: multiples of it, few, up to what the longest needs
     prefill_batch: Size = 8  # prompts prefilled together, a device
     prefill_chunk: Size = 512  # tokens of a prompt that are prefilled at once
     memory_mib: Count = 0  # for caches and logits, a device; 0 = with slots=0, 80 % of what is free
