@@ -58,7 +58,8 @@ def mixed_and_grads(
 
 
 @pytest.mark.parametrize(
-    ("length", "span"), [(128, None), (200, None), (300, Span(0, 70)), (1024, Span(0, 300))]
+    ("length", "span"),
+    [(128, None), (200, None), (300, Span(0, 70)), (900, None), (1024, Span(0, 300))],
 )
 def test_splash_is_xla(length: int, span: Span | None) -> None:
     """Values and gradients, for packed segments with padding behind them, grouped heads."""
@@ -66,7 +67,7 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
     q = jax.random.normal(keys[0], (2, length, 4, 64))
     k, v = (jax.random.normal(key, (2, 2, length, 64)) for key in keys[1:3])
     target = jax.random.normal(keys[3], q.shape)
-    borders = jnp.array([[50, 90, 120], [1, 60, 128]])
+    borders = jnp.array([[50, 90, 120], [1, 60, 128]]) * max(length // 150, 1)
     segments = 1 + jnp.sum(jnp.arange(length)[None, :, None] >= borders[:, None], axis=-1)
     segments = jnp.where(segments == 4, 0, segments)  # padding
     real = (segments > 0)[:, :, None, None]
@@ -88,6 +89,7 @@ def test_splash_is_xla(length: int, span: Span | None) -> None:
         ("xla", 1280, {"fsdp": 2, "context": 2}),  # 640 queries each, in turns of 320
         ("xla", 96, {"context": 4, "tensor": 2}),
         ("splash", 300, {"context": 2}),
+        ("splash", 1000, {"context": 4}),
     ],
 )
 def test_devices_have_a_part_of_the_queries(kernel: str, length: int, axes: dict[str, int]) -> None:

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.models.kernels import SeenBySplash
+from r1jax.models.kernels import SeenBySplash, seen_share
 from r1jax.models.packed_attention import Span
-from r1jax.models.splash import _block_sizes, _Causal, padded_length, splash_kernel
+from r1jax.models.splash import (
+    _block_sizes,
+    _Causal,
+    padded_length,
+    splash_kernel,
+    within_segments,
+)
 
 
 @pytest.mark.parametrize("window", [None, 1, 64, 65, 200, 1000])
@@ -76,3 +82,18 @@ def test_a_long_mask_is_walked_in_the_time_of_its_diagonal(
     kernel = splash_kernel(33_792, 3, None)
     assert 33 <= len(inside) <= 8 * 33  # blocks on the diagonal; the square has 33 x 33
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(kernel))
+
+
+def test_blocks_between_segments_are_left_out() -> None:
+    """Five blocks of 128: segments of 80, 80, 240 and 80 tokens, and padding, which is one too."""
+    segments = jnp.repeat(jnp.array([1, 2, 3, 3, 3, 4, 0, 0]), 640 // 8)
+    kernel = within_segments(splash_kernel(640, 2, None), segments, segments)
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]
+    for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        np.testing.assert_array_equal(np.asarray(info.block_mask[0]) > 0, expected)
+
+
+def test_what_is_seen_of_rows() -> None:
+    """Segments of four blocks lie in five, of which 15 are looked at, of rows of sixteen."""
+    assert seen_share([4096.0] * 3, 16_384) == 15 * 1024**2 / (4096 * 16_384 / 2)
+    assert seen_share([16_384.0], 16_384) == 1

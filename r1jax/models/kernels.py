@@ -79,9 +79,10 @@ def see_packed(
 class SeenBySplash:
     """Causal attention within segments by the splash kernel for TPUs.
 
-    It never holds the scores, and skips the blocks above the diagonal and, of a `span` without a
-    prefix, those before the window. Each device runs it on its own rows and heads, and on its own
-    queries of them with all keys. `interpret` runs it on any platform, slowly.
+    It never holds the scores, and skips the blocks above the diagonal, those between segments and,
+    of a `span` without a prefix, those before the window. Each device runs it on its own rows and
+    heads, and on its own queries of them with all keys. `interpret` runs it on any platform,
+    slowly.
     """
 
     segment_ids: jax.Array  # [B, L]
@@ -92,7 +93,12 @@ class SeenBySplash:
     def attend(
         self, q_BLHN: jax.Array, k_BKLN: jax.Array, v_BKLO: jax.Array, scale: float
     ) -> jax.Array:
-        from r1jax.models.splash import SegmentIds, padded_length, splash_kernel  # a second
+        from r1jax.models.splash import (  # it takes a second
+            SegmentIds,
+            padded_length,
+            splash_kernel,
+            within_segments,
+        )
 
         (_, length, heads, _), mesh = q_BLHN.shape, self.mesh
         parts = parts_of("length", mesh)
@@ -103,8 +109,12 @@ class SeenBySplash:
         )
 
         def one_device(kernel: Any, *given: jax.Array) -> jax.Array:
-            q, k, v, of_queries, of_keys = given
-            return jax.vmap(kernel)(q, k, v, SegmentIds(of_queries, of_keys))
+            def one_row(q: Any, k: Any, v: Any, of_queries: Any, of_keys: Any) -> jax.Array:
+                row = within_segments(kernel, of_queries, of_keys)
+                mixed: jax.Array = row(q, k, v, SegmentIds(of_queries, of_keys))
+                return mixed
+
+            return jax.vmap(one_row)(*given)
 
         q_BHLN, pad = q_BLHN.swapaxes(1, 2) * scale, padded - length
         q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, pad), (0, 0)]) for x in (q_BHLN, k_BKLN, v_BKLO))
@@ -160,29 +170,45 @@ def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], parts: int) 
     return 2.0 * share * math.prod(rows.dims) * outputs[0].dims[-1]
 
 
-def _splash_flops(products: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
-    """Of causal attention: `products` names the width that each of its products runs over, q for
-    that of keys and v for that of values.
+def _splash_flops(products: str, seen: float) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+    """Of causal attention, or this share of it: `products` names the width that each of its
+    products runs over, q for that of keys and v for that of values.
     """
 
     def flops(operands: Sequence[Any], _: Sequence[Any]) -> float:
         # [.., heads, tokens, width]; behind them segments and what the backward pass is given.
         q, k, v = [x.dims for x in operands if len(x.dims) > 2 and x.dtype in FLOATS][:3]
         widths = sum({"q": q[-1], "v": v[-1]}[name] for name in products)
-        return 2.0 * math.prod(q[:-2]) * q[-2] * k[-2] / 2 * widths
+        return 2.0 * seen * math.prod(q[:-2]) * q[-2] * k[-2] / 2 * widths
 
     return flops
 
 
-def kernel_flops(mesh: Mesh) -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
-    """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with."""
+def seen_share(lengths: Sequence[float], row: int) -> float:
+    """Of the causal half of rows that are full of segments of these lengths, what splash's blocks
+    within segments come to.
+    """
+    from r1jax.models.splash import block_of
+
+    block = block_of(row)
+    blocks = [length / block + 1 for length in lengths]  # that a segment lies in, in the mean
+    seen = sum(number * (number + 1) / 2 for number in blocks) * block**2
+    return min(seen / (sum(lengths) * row / 2), 1.0)
+
+
+def kernel_flops(
+    mesh: Mesh, seen: float = 1.0
+) -> dict[str, Callable[[Sequence[Any], Sequence[Any]], float]]:
+    """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with; `seen` is
+    `seen_share` of the rows.
+    """
     # There is room for all rows at each part of the experts, where the mean is a part of them; or,
     # of very many, for twice the mean.
     grouped = functools.partial(_grouped_flops, parts=mesh.shape["expert"])
     return {
-        "splash_mha_fwd": _splash_flops("qv"),  # scores, mixed values
-        "splash_mha_dq": _splash_flops("qvq"),  # scores, gradients of weights, of queries
-        "splash_mha_dkv": _splash_flops("qvvq"),  # scores, gradients of values, weights, keys
+        "splash_mha_fwd": _splash_flops("qv", seen),  # scores, mixed values
+        "splash_mha_dq": _splash_flops("qvq", seen),  # scores, gradients of weights, of queries
+        "splash_mha_dkv": _splash_flops("qvvq", seen),  # scores, gradients of values, weights, keys
         "gmm": grouped,
         "tgmm": grouped,
     }

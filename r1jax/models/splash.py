@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -61,9 +63,47 @@ def splash_kernel(
     )
 
 
+def within_segments(kernel: Any, of_queries_l: jax.Array, of_keys_L: jax.Array) -> Any:
+    """The kernel for one row of these segments, positive but for padding (0): blocks of which no
+    query is in the segment of a key are left out.
+    """
+    sizes = kernel.kwargs["block_sizes"]
+
+    def seen(info: Any, queries: int, keys: int, by_key: bool = False) -> Any:
+        (first_q, last_q), (first_k, last_k) = (
+            _bounds(of_queries_l, queries),
+            _bounds(of_keys_L, keys),
+        )
+        other = info.data_next[0].astype(jnp.int32)  # what the grid's own two numbers don't say
+        own = jnp.arange(other.shape[by_key])
+        q, k = (other, own[None]) if by_key else (own[:, None], other)
+        meet = (first_q[q] <= last_k[k]) & (first_k[k] <= last_q[q])
+        return info._replace(block_mask=jnp.where(meet, info.block_mask, 0))
+
+    return kernels.SplashAttentionKernel(
+        seen(kernel.fwd_mask_info, sizes.block_q, sizes.block_kv),
+        seen(kernel.dq_mask_info, sizes.block_q_dq, sizes.block_kv_dq),
+        seen(kernel.dkv_mask_info, sizes.block_q_dkv, sizes.block_kv_dkv, by_key=True),
+        **kernel.kwargs,
+    )
+
+
+def _bounds(segments_L: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """The first and the last segment of each block, padding behind them all."""
+    blocks = jnp.where(segments_L > 0, segments_L, jnp.iinfo(jnp.int32).max).reshape(-1, size)
+    return blocks.min(axis=1), blocks.max(axis=1)
+
+
+def block_of(length: int) -> int:
+    """Columns of a block of such a row: as many as divide it, since a TPU is done with 512 as soon
+    as it has begun them.
+    """
+    padded = padded_length(length)
+    return next(size for size in (WIDEST, 512, LANES) if padded % size == 0)
+
+
 def _block_sizes(length: int) -> splash.BlockSizes:
-    """As wide as divides the length: a block of 512 takes a TPU no longer than to begin it."""
-    block = next(size for size in (WIDEST, 512, LANES) if length % size == 0 or size == LANES)
+    block = block_of(length)
     part = min(block, WIDEST_SCORES)
     return splash.BlockSizes(
         block_q=block,

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.mesh import check_split
 from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
+from r1jax.models.kernels import kernel_flops, seen_share
 from r1jax.models.params import model_flops
-from r1jax.rollout.planned import Asked, rollout_programs
+from r1jax.rollout.planned import Asked, imagined_lengths, rollout_programs
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     check_lengths,
@@ -68,6 +69,8 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     columns = chunk_columns(config.logits_chunk, rows, length, mesh)
     chunks = math.ceil(completions * mean / (microbatches * rows) / columns)
     loops = {MICROBATCHES: microbatches, HEAD_CHUNKS: chunks}
+    lengths = imagined_lengths(completions, mean, asked.max_tokens)
+    formulas = kernel_flops(mesh, seen_share([assumed.prompt + n for n in lengths], length))
     held = state | {"batch": bytes_of(batch)}
 
     def pass_of(names: Sequence[str], runs: float) -> Planned:
@@ -76,7 +79,7 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
         flops = model_flops(c, tokens, mean, 1)
         kernels = kernels_of(trained, backward=False)
         lower = lambda: lowered()[names[0]]  # noqa: E731
-        return Planned(names[0], lower, runs, here, beside, loops, kernels, flops)
+        return Planned(names[0], lower, runs, here, beside, loops, kernels, flops, formulas)
 
     # Where both are said by one program, it stands under the first one's name.
     each = config.updates_per_rollout
@@ -85,7 +88,7 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     trains.append(
         Planned(
             "update", lambda: lowered()["update"], each, held, state.get("reference", 0.0), loops,
-            kernels_of(trained, backward=True), model_flops(c, tokens, mean, 3),
+            kernels_of(trained, backward=True), model_flops(c, tokens, mean, 3), formulas,
         )
     )  # fmt: skip
     notes.append(

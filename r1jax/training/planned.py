@@ -15,7 +15,7 @@ from r1jax.config import ConfigError
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
-from r1jax.models.kernels import grouped_kernels
+from r1jax.models.kernels import grouped_kernels, kernel_flops, seen_share
 from r1jax.models.params import model_flops
 from r1jax.training.optimizers import OptimizerConfig
 from r1jax.training.reference import ReferenceConfig
@@ -140,6 +140,7 @@ def supervised(
         loops=loops,
         kernels=kernels_of(trained, backward=True),
         model_flops=model_flops(model, tokens, mean, 3),
+        formulas=kernel_flops(mesh, seen_share([mean], pack_length)),
     )
     return program, (
         f"an update has {tokens:,} tokens in {completions:,} texts of {mean:,}, in {used:,} rows"
