@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers import read_lines
+from safetensors.numpy import load
 
 from r1jax.rollout import files
 from r1jax.rollout.files import from_row, is_written, read_rollouts, to_row, write_rollouts
@@ -106,3 +107,14 @@ def test_one_that_cannot_write_leaves_no_mark(
 def test_a_line_has_all_of_it(experts: bool) -> None:
     one = rollout(2, 1, experts)
     assert_equal([from_row(to_row(one))], [one])
+
+
+@pytest.mark.parametrize(("most", "bits"), [(255, 8), (256, 16)])
+def test_experts_take_a_byte_where_they_can(tmp_path: Path, most: int, bits: int) -> None:
+    directory = epath.Path(tmp_path / "000003")
+    one = rollout(0, 0, experts=True)
+    one.completion.experts[0, 0] = most, 0  # type: ignore[index]
+    write_rollouts(directory, [one])
+    columns = load((directory / "0.safetensors").read_bytes())
+    assert columns["experts"].dtype == f"uint{bits}"
+    assert_equal(read_rollouts(directory), [one])

@@ -87,6 +87,8 @@ def _write_share(path: epath.Path, rollouts: Sequence[Rollout]) -> None:
         return
     arrays = [_arrays(rollout) for rollout in rollouts]
     columns = {name: np.concatenate([of_one[name] for of_one in arrays]) for name in arrays[0]}
+    if "experts" in columns:  # by far the most of it, and seldom more of them than a byte can say
+        columns["experts"] = _narrowed(columns["experts"])
     write_atomic(path.with_suffix(".safetensors"), save(columns))
     rows = (
         _values(rollout)
@@ -101,7 +103,7 @@ def _read_share(path: epath.Path) -> list[Rollout]:
     try:
         columns = load(file.read_bytes())
         arrays = {
-            name: _split(column, [row[_length(name)] for row in rows])
+            name: _split(column.astype(DTYPES[name]), [row[_length(name)] for row in rows])
             for name, column in columns.items()
         }
         return [
@@ -110,6 +112,12 @@ def _read_share(path: epath.Path) -> list[Rollout]:
         ]
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise DataError(f"{file} is not what was written: {error!r}") from None
+
+
+def _narrowed(numbers: np.ndarray) -> np.ndarray:
+    """As the smallest integers that hold them."""
+    ends = np.min_scalar_type(numbers.min()), np.min_scalar_type(numbers.max())
+    return numbers.astype(np.result_type(*ends))
 
 
 def _length(name: str) -> str:
