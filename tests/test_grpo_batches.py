@@ -243,10 +243,10 @@ def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
     [
         ("missing text", "0.jsonl does not exist"),
         ("missing arrays", "0.safetensors is not what was written"),
-        ("short text", "values for"),
+        ("short text", "for completions with"),
         ("torn text", "0.jsonl:16 is not JSON"),
         ("torn arrays", "0.safetensors is not what was written"),
-        ("fewer tokens", "values for"),
+        ("fewer tokens", "for completions with"),
         ("no text", "KeyError('text')"),
         ("another question", "has rollouts of other questions"),
         ("no rewards", "has rollouts of other questions, or without rewards"),

@@ -38,7 +38,7 @@ def get_config(arg=""):
     asked = {{"data": problems, "template": "plain", "max_prompt_tokens": 48, "num_samples": 4,
               "sampling": {{"max_tokens": 8}}}}
     engine = {{"slots": 16, "chunk": 8, "bucket": 64, "prefill_batch": 4}}
-    base = sft_config({tokenizer!r}, total_steps=2, mesh={{"fsdp": -1}})
+    base = sft_config({tokenizer!r}, total_steps=2, checkpoint_every=1, mesh={{"fsdp": -1}})
     base.model.config.experts = {{
         "num_experts": 4, "top_k": 2, "ffn_dim": 8, "score": "sigmoid", "bias": True}}
     pairs = {{"path": "pairs.jsonl"}}
@@ -52,8 +52,8 @@ def get_config(arg=""):
     zero.model = ConfigDict({{"path": "@base"}})
     kept = {{"stage": "rejection", "model": {{"path": "@zero"}}, "portion": 3, "per_prompt": 2,
              "minimum": {{"helpers:ascii_share": 0.5}}, "engine": engine, **asked}}
-    again = sft_config({tokenizer!r}, total_steps=2, template="plain", overlong="drop",
-        data={{"path": "@kept/data.jsonl"}})
+    again = sft_config({tokenizer!r}, total_steps=2, checkpoint_every=1, template="plain",
+        data={{"path": "@kept/data.jsonl"}}, overlong="drop")
     again.model = ConfigDict({{"path": "@zero"}})
     tested = {{"stage": "evaluate", "model": "@again", "benchmarks": {{"few": asked}},
                "engine": engine}}
@@ -258,7 +258,7 @@ def test_four_processes_and_then_two_are_one(tokenizer_dir: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None:
-    """It is that of one process, and killed thrice the same to the bit."""
+    """It is that of one process, and killed in each of its stages the same to the bit."""
     (tmp_path / "config.py").write_text(PIPELINE.format(tokenizer=tokenizer_dir))
     pairs = [{"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no" * (1 + i)} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -275,9 +275,12 @@ def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None
     assert answers[0] == answers[1]
 
     for moment in (
+        "base/checkpoints/1/manifest.json",
         "reward/checkpoints/1/manifest.json",
         "zero/rollouts/000001/0.jsonl",  # behind it comes its mark
         "kept/rollouts/000001",
+        "again/checkpoints/1/manifest.json",
+        "tested/evaluation.json",
     ):
         Launch(tmp_path, "killed", 2, 2).kill(exists(moment))
     killed = Launch(tmp_path, "killed", 2, 2).finish()

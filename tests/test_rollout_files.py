@@ -11,6 +11,7 @@ from etils import epath
 from helpers import read_lines
 from safetensors.numpy import load
 
+from r1jax.config import DataError
 from r1jax.rollout import files
 from r1jax.rollout.files import from_row, is_written, read_rollouts, to_row, write_rollouts
 from r1jax.types import Completion, Rollout
@@ -101,6 +102,8 @@ def test_one_that_cannot_write_leaves_no_mark(
     with pytest.raises(OSError, match="no space"):
         write_rollouts(directory, [rollout(0, 0)])
     assert not is_written(directory)
+    with pytest.raises(DataError, match="000003 has no complete.json: its rollouts are not all"):
+        read_rollouts(directory)
 
 
 @pytest.mark.parametrize("experts", [False, True])

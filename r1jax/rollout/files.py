@@ -22,7 +22,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from r1jax.config import DataError
-from r1jax.files import read_jsonl, read_object, write_atomic, write_json, write_jsonl_atomic
+from r1jax.files import (
+    absolute,
+    read_jsonl,
+    read_object,
+    write_atomic,
+    write_json,
+    write_jsonl_atomic,
+)
 from r1jax.machines.hosts import agreed, wait_for_all
 from r1jax.types import Completion, Rollout
 
@@ -64,11 +71,14 @@ def write_rollouts(directory: epath.Path, rollouts: Sequence[Rollout]) -> None:
     wait_for_all("rollouts complete")  # who looks for them finds them
 
 
-def read_rollouts(directory: epath.Path) -> list[Rollout]:
+def read_rollouts(directory: epath.PathLike) -> list[Rollout]:
     """Those that so many processes as there were have written, sorted by (prompt, sample).
 
     DataError where they are not what was written.
     """
+    directory = absolute(directory)
+    if not is_written(directory):
+        raise DataError(f"{directory} has no {COMPLETE}: its rollouts are not all written")
     counts = read_object(directory / COMPLETE).get("completions")
     if not isinstance(counts, list):
         raise DataError(f"{directory / COMPLETE} does not say how many completions there are")
@@ -102,10 +112,7 @@ def _read_share(path: epath.Path) -> list[Rollout]:
     rows, file = read_jsonl(path.with_suffix(".jsonl")), path.with_suffix(".safetensors")
     try:
         columns = load(file.read_bytes())
-        arrays = {
-            name: _split(column.astype(DTYPES[name]), [row[_length(name)] for row in rows])
-            for name, column in columns.items()
-        }
+        arrays = {name: _split(name, column, rows) for name, column in columns.items()}
         return [
             _rollout(row, {name: parts[i] for name, parts in arrays.items()})
             for i, row in enumerate(rows)
@@ -125,10 +132,12 @@ def _length(name: str) -> str:
     return "prompt_length" if name == "prompt_tokens" else "length"
 
 
-def _split(column: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
-    if sum(lengths) != len(column):
-        raise ValueError(f"{len(column)} values for {sum(lengths)} tokens")
-    return np.split(column, np.cumsum(lengths)[:-1])
+def _split(name: str, column: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Each completion's part of all their values."""
+    ends = np.cumsum([row[_length(name)] for row in rows])
+    if ends[-1] != len(column):
+        raise ValueError(f"{len(column)} {name} for completions with {ends[-1]}")
+    return np.split(column.astype(DTYPES[name], copy=False), ends[:-1])
 
 
 # -- a line ----------------------------------------------------------------------------------------
