@@ -129,11 +129,15 @@ SAVES = """
 import os, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from r1jax.machines import hosts
 from r1jax.machines.hosts import set_up_jax
 from r1jax.weights import checkpoint
 from r1jax.weights.checkpoint import CheckpointError, Checkpoints
 set_up_jax()
 me, told = jax.process_index(), []
+hosts.PART = 64  # bytes: a long text goes in several parts, the short one's process beside it
+texts = ["計" * 3, "\\ud800 \\n" * 50]
+print("all", me, hosts.of_all({"text": texts[me]}) == [{"text": t} for t in texts], flush=True)
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
 split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), ()))
 def make(step):
@@ -200,6 +204,7 @@ def test_each_process_writes_and_checks_its_own_files(tmp_path: Path) -> None:
     finish(tmp_path, *processes)
     for i in range(2):
         lines = (tmp_path / f"{i}.log").read_text().splitlines()
+        assert f"all {i} True" in lines
         assert f"restored {i} 2 [1, 2]" in lines
         assert f"damaged {i} True 1" in lines
         assert f"told {i} True [1]" in lines
