@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from etils import epath
 from helpers import metrics_by_step, read_lines
 
+from r1jax.config import DataError
+from r1jax.machines import hosts
 from r1jax.rollout.files import read_rollouts
 from r1jax.types import Rollout
 
@@ -241,6 +244,34 @@ def assert_same_rollouts(found: Path, expected: Path) -> list[Rollout]:
             assert parts[0] == pytest.approx(parts[1], abs=1e-5)
         rollouts += other
     return rollouts
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "expected"),
+    [
+        (None, None, None),
+        (None, [1, "no room"], OSError("no room")),
+        (OSError("here"), None, OSError("here")),
+        (DataError("here"), [1, "no room"], DataError("here")),
+    ],
+)
+def test_an_error_of_one_process_is_one_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+    mine: Exception | None,
+    others: list[Any] | None,
+    expected: Exception | None,
+) -> None:
+    def work() -> int:
+        if mine:
+            raise mine
+        return 5
+
+    monkeypatch.setattr(hosts, "of_all", lambda problem: [problem, others])
+    if expected is None:
+        assert hosts.agreed(work, DataError, OSError) == 5
+    else:
+        with pytest.raises(type(expected), match=str(expected)):
+            hosts.agreed(work, DataError, OSError)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render_prompt
 from r1jax.data.datasets import errors_at
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.machines.hosts import of_all
+from r1jax.machines.hosts import agreed, of_all
 from r1jax.rewards import Failure, Grade
 from r1jax.rewards.pool import GraderPool, Grading
 from r1jax.rollout.engine import Engine
@@ -188,7 +188,9 @@ class Ungraded:
         have time limits, and a grade that differed between two would let them train on different
         things. ConfigError where more failed than config.graders.max_failures.
         """
-        found: dict[Any, Grade] = dict(self.grading.results())
+        found: dict[Any, Grade] = agreed(
+            lambda: dict(self.grading.results()), RuntimeError, OSError
+        )
         own = [[*place, text, asdict(found[place])] for place, text in self.texts.items()]
         graded = {
             (prompt, sample): (text, _grade(grade))
