@@ -43,6 +43,8 @@ from r1jax.config import ConfigError, section
 from r1jax.files import METRICS, ROLLOUTS, TIMINGS, absolute, read_jsonl, write_atomic
 from r1jax.machines.hosts import set_up_jax
 from r1jax.reports.runs import read_run
+from r1jax.rollout.files import read_rollouts
+from r1jax.types import Rollout
 
 PEAK_SIZE, PEAK_TRIES = 2048, 10
 SAMPLED = "grpo/rollout/decode_seconds"  # in the first line of an iteration that sampled
@@ -96,8 +98,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
         ]
         parameters = read_run(path).active_params
         peak = max(peak, matmul_peak())
-        files = sorted((path / ROLLOUTS).glob("*.jsonl"), key=lambda file: int(file.stem))
-        rollouts = [read_jsonl(file) for file in files]
+        rollouts = [read_rollouts(directory) for directory in sorted((path / ROLLOUTS).iterdir())]
     each = sizes.updates_per_rollout
     compiled = [0, *(row["compile/programs"] for row in rows[each - 1 :: each])]
     iterations = [
@@ -125,7 +126,7 @@ def bench(config: ConfigDict) -> dict[str, Any]:
 
 def iteration_figures(
     updates: Sequence[Mapping[str, float]],
-    rollouts: Sequence[Mapping[str, Any]],
+    rollouts: Sequence[Rollout],
     compiled_before: float,
     parameters: int,
     peak: float,
@@ -136,8 +137,8 @@ def iteration_figures(
         return sum(line.get(f"grpo/seconds/{name}", 0.0) for line in updates)
 
     first, update = updates[0], seconds("update")
-    completion_tokens = sum(len(rollout["tokens"]) for rollout in rollouts)
-    prompts = {rollout["prompt_index"]: len(rollout["prompt_tokens"]) for rollout in rollouts}
+    completion_tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+    prompts = {r.completion.prompt_index: len(r.prompt_tokens) for r in rollouts}
     flops = 6 * parameters * (completion_tokens + sum(prompts.values()))
     return {
         "step_seconds": seconds("total"),

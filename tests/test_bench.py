@@ -16,6 +16,7 @@ from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_params, random_params
 from r1jax.models.transformer import Transformer
+from r1jax.types import Completion, Rollout
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 
@@ -72,7 +73,7 @@ def test_one_iteration_by_hand() -> None:
         "compile/programs": 9,
     }
     rollouts = [
-        {"prompt_index": p, "prompt_tokens": [1] * 7, "tokens": [2] * n}
+        Rollout("", np.ones(7), Completion(p, 0, np.ones(n), np.ones(n), "stop"), "", 0.0, {})
         for p, n in ((0, 3), (0, 5), (1, 4), (1, 8))
     ]
     figures = iteration_figures([line, second], rollouts, 4, parameters=1_000_000, peak=0.1)

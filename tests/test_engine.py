@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.config import ConfigError
-from r1jax.data.packing import completion_group, pack
+from r1jax.data.packing import completion_group, pack, with_experts
 from r1jax.losses.logprobs import _output, token_logprobs
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.caches import LatentCache, LayerCache
@@ -508,12 +508,11 @@ def test_experts_are_those_of_training(share_prompts: bool) -> None:
     found = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
     rows = [[found[p, g] for g in range(3)] for p in range(len(prompts))]
     groups = [
-        completion_group(
-            prompt, *([getattr(c, name) for c in row] for name in ("tokens", "logprobs", "experts"))
-        )
+        completion_group(prompt, [c.tokens for c in row], [c.logprobs for c in row])
         for prompt, row in zip(prompts, rows, strict=True)
     ]
     batch = pack(groups, 64, 6, share_prompts=share_prompts)
+    batch = with_experts(batch, [c.experts for row in rows for c in row], range(6))
     total = sum(len(c.tokens) for c in found.values())
     assert batch.experts.shape == (*batch.tokens.shape, 1, 2)
     assert (batch.experts >= 0).sum() == 2 * total

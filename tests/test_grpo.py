@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
 
 from r1jax.config import ConfigError
-from r1jax.files import write_jsonl_atomic
-from r1jax.rollout.sampler import Sampler, from_row, to_row
+from r1jax.rollout.files import read_rollouts, to_row, write_rollouts
+from r1jax.rollout.sampler import Sampler
 from r1jax.stages import grpo
 from r1jax.training.run import TrainingRun
 from r1jax.weights.checkpoint import load_params
@@ -51,12 +52,12 @@ def finished(
 
 
 def rollouts_of(workdir: Path, iteration: int) -> list[dict[str, Any]]:
-    return read_lines(workdir / "rollouts" / f"{iteration:06d}.jsonl")
+    return [to_row(r) for r in read_rollouts(epath.Path(workdir) / f"rollouts/{iteration:06d}")]
 
 
 def test_rollouts_are_written_and_last_is_cut(finished: Path) -> None:
     files = sorted(path.name for path in (finished / "rollouts").iterdir())
-    assert files == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
+    assert files == ["000000", "000001", "000002"]
     for iteration, prompts in enumerate((4, 4, 2)):  # the last one has one update left
         rows = rollouts_of(finished, iteration)
         places = [(row["prompt_index"], row["sample_index"]) for row in rows]
@@ -152,10 +153,9 @@ def test_written_rollouts_are_reused(
         patch.setattr(TrainingRun, "log", die_at_3)
         with pytest.raises(KeyboardInterrupt):
             grpo.run(config, str(tmp_path))
-    path = tmp_path / "rollouts" / "000001.jsonl"
-    rows = read_lines(path)
-    tampered = [replace(from_row(row), reward=float(i % 2)) for i, row in enumerate(rows)]
-    write_jsonl_atomic(path, [to_row(rollout) for rollout in tampered])
+    path = epath.Path(tmp_path / "rollouts/000001")
+    rollouts = read_rollouts(path)
+    write_rollouts(path, [replace(r, reward=float(i % 2)) for i, r in enumerate(rollouts)])
 
     monkeypatch.setattr(Sampler, "sample", never)
     grpo.run(config, str(tmp_path))
@@ -323,13 +323,14 @@ def test_rollouts_of_the_policy_before(
     assert lines[1]["grpo/importance/mean"] == pytest.approx(1.0, abs=1e-4)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints/5")
-    (tmp_path / "rollouts/000002.jsonl").rename(tmp_path / "kept.jsonl")
+    (tmp_path / "rollouts/000002").rename(tmp_path / "kept")
     grpo.run(config, str(tmp_path))  # from update 4, whose checkpoint came after rollout 2
     assert len(seen) == 4
     different = (tmp_path / "metrics.jsonl").read_bytes() != whole
     assert different  # a lost rollout is sampled by another policy: hence the order of writing
     shutil.rmtree(tmp_path / "checkpoints/5")
-    (tmp_path / "kept.jsonl").rename(tmp_path / "rollouts/000002.jsonl")
+    shutil.rmtree(tmp_path / "rollouts/000002")
+    (tmp_path / "kept").rename(tmp_path / "rollouts/000002")
     grpo.run(config, str(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 

@@ -1,6 +1,5 @@
 """From rollouts to minibatches, and other parts of GRPO that a run hides."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import optax
 import pytest
 from etils import epath
 from flax import linen as nn
-from helpers import MODEL, example, grpo_config, write_lines
+from helpers import MODEL, example, grpo_config, read_lines, write_lines
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import completion_group, pack
@@ -23,7 +22,7 @@ from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
 from r1jax.rewards.pool import GraderPool
-from r1jax.rollout.sampler import to_row
+from r1jax.rollout.files import to_row, write_rollouts
 from r1jax.stages import grpo, grpo_rollouts, grpo_updates
 from r1jax.stages.grpo_config import (
     GrpoConfig,
@@ -241,46 +240,69 @@ def test_reward_of_truncated(truncated: str, expected: list[float]) -> None:
     np.testing.assert_array_equal(rewards_BG, [expected] * 4)
 
 
-def test_a_torn_file_of_rollouts_is_sampled_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing text", "0.jsonl does not exist"),
+        ("missing arrays", "0.safetensors is not what was written"),
+        ("short text", "for completions with"),
+        ("torn text", "0.jsonl:16 is not JSON"),
+        ("torn arrays", "0.safetensors is not what was written"),
+        ("fewer tokens", "for completions with"),
+        ("no text", "KeyError('text')"),
+        ("another question", "has rollouts of other questions"),
+        ("no rewards", "has rollouts of other questions, or without rewards"),
+        ("a count too many", "has 16 of 17 rollouts"),
+        ("no counts", "does not say how many completions there are"),
+    ],
+)
+def test_damaged_rollouts_are_sampled_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, said: str
 ) -> None:
     """But not with rollouts ahead, which older parameters have sampled."""
-    whole = [to_row(r) for r in four_by_four()]
-    path = epath.Path(tmp_path / "000000.jsonl")
+    path = epath.Path(tmp_path / "000000")
     source: Any = grpo_rollouts.Rollouts.__new__(grpo_rollouts.Rollouts)
     source._config = config_of()
-    questions = {row["example_id"] for row in whole}
+    questions = {r.example_id for r in four_by_four()}
     assert source._written(path, 16, questions) is None  # there is none
-    assert not caplog.records
-    write_lines(Path(path), whole)
+    write_rollouts(path, four_by_four())
     found = source._written(path, 16, questions)
-    assert [to_row(rollout) for rollout in found] == whole
-    lines = path.read_text().splitlines(keepends=True)
-    damaged = [
-        ("".join([json.dumps(whole[0] | damage) + "\n", *lines[1:]]), said)
-        for damage, said in (
-            ({"example_id": "another"}, "has rollouts of other questions"),
-            ({"logprobs": []}, "or without a number a token"),
-            ({"tokens": None}, "is not what was written"),
-            ({"prompt_tokens": "x"}, "is not what was written"),
-            ({"reward_breakdown": 5}, "has rollouts of other questions"),
-        )
-    ]
-    for text, said in (
-        ("".join(lines[:-1]), "has 15 of 16 rollouts"),
-        ("".join(lines)[:-20], "jsonl:16 is not JSON"),
-        ("", "is empty"),
-        ("{}\n" * 16, "has no key"),
-        *damaged,
-    ):
-        path.write_text(text)
-        caplog.clear()
-        source._config = config_of()
-        assert source._written(path, 16, questions) is None
-        assert said in caplog.text and "sampled again" in caplog.text
-        source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
-        with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
-            source._written(path, 16, questions)
+    assert list(map(to_row, found)) == list(map(to_row, four_by_four()))
+    assert not caplog.records
+
+    text, arrays, complete = path / "0.jsonl", path / "0.safetensors", path / "complete.json"
+    lines = read_lines(Path(text))
+    match damage:
+        case "missing text":
+            text.unlink()
+        case "missing arrays":
+            arrays.unlink()
+        case "short text":
+            write_lines(Path(text), lines[:-1])
+        case "torn text":
+            text.write_text(text.read_text()[:-20])
+        case "torn arrays":
+            arrays.write_bytes(arrays.read_bytes()[:-4])
+        case "a count too many":
+            complete.write_text('{"completions": [17]}')
+        case "no counts":
+            complete.write_text("{}")
+        case "no text":
+            del lines[0]["text"]
+            write_lines(Path(text), lines)
+        case _:
+            changes = {
+                "fewer tokens": {"length": 0},
+                "another question": {"example_id": "another"},
+                "no rewards": {"reward_breakdown": 5},
+            }
+            lines[0] |= changes[damage]
+            write_lines(Path(text), lines)
+    assert source._written(path, 16, questions) is None
+    assert said in caplog.text and "sampled again" in caplog.text
+    source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
+    with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
+        source._written(path, 16, questions)
 
 
 def test_a_completion_on_the_screen() -> None:
@@ -466,9 +488,8 @@ def test_packed_advantages_belong_to_their_tokens(split_by: str, share: bool) ->
 
 
 def test_old_rollouts_are_forgotten(tmp_path: Path) -> None:
-    (tmp_path / "rollouts").mkdir()
     for keep, left in ((0, [0, 1, 2, 3, 4]), (2, [3, 4])):
         for i in range(5):
-            (tmp_path / "rollouts" / f"{i:06d}.jsonl").touch()
-        grpo_rollouts.forget_rollouts(tmp_path, keep, 4)
-        assert sorted(int(p.stem) for p in (tmp_path / "rollouts").iterdir()) == left
+            write_rollouts(grpo_rollouts.rollouts_of(epath.Path(tmp_path), i), four_by_four())
+        grpo_rollouts.forget_rollouts(epath.Path(tmp_path), keep, 4)
+        assert sorted(int(p.name) for p in (tmp_path / "rollouts").iterdir()) == left

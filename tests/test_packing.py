@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from test_transformer import make_params
 
 from r1jax.config import ConfigError, DataError
-from r1jax.data.packing import Group, completion_group, fullest, pack, padding_share, sequence_group
+from r1jax.data.packing import (
+    Group,
+    completion_group,
+    fullest,
+    pack,
+    padding_share,
+    sequence_group,
+    with_experts,
+)
 from r1jax.losses.logprobs import token_logprobs
 from r1jax.models import packed_attention
 from r1jax.models.config import ModelConfig
@@ -305,6 +313,32 @@ def one_by_one(params: Any) -> Any:
             logprobs.append(row[0, prompt_length : prompt_length + len(completion)])
             grads.append(grad)
     return groups, logprobs, jax.tree.map(lambda *leaves: sum(leaves), *grads)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("own", [[0, 1], [1], []])
+def test_experts_stand_beside_their_tokens(share_prompts: bool, own: list[int]) -> None:
+    """In the rows that are asked for; the second completion has none."""
+    groups = [prompt_group([1, 2, 3], [10, 11], [20]), prompt_group([4, 5], [30], [40, 41, 42])]
+    tokens = [piece.tokens[1:] for group in groups for piece in group.pieces]
+    taken = [np.stack([t, t + 100], axis=1)[:, None] for t in tokens]
+    batch = pack(groups, 8, 2, 4, share_prompts)
+    batch = with_experts(batch, [taken[0], None, *taken[2:]], own)
+    found = batch.experts[: batch.microbatches]
+    assert batch.experts.shape == (*batch.tokens.shape, 1, 2) and found.dtype == np.int16
+    known = (batch.loss_mask == 1) & (batch.tokens != 20)
+    expected = np.where(known, batch.tokens, -1)[: batch.microbatches]
+    for row in range(2):
+        if row in own:
+            np.testing.assert_array_equal(found[:, row, :, 0, 0], expected[:, row])
+            assert (expected[:, row] >= 0).any()
+        else:
+            assert not found[:, row].any()
+
+
+def test_without_experts_nothing_is_added() -> None:
+    batch = pack([prompt_group([1, 2], [3])], 8, 1)
+    assert with_experts(batch, [None], [0]) is batch
 
 
 @pytest.mark.parametrize(

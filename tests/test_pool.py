@@ -86,7 +86,9 @@ def grade_all(pool: GraderPool, texts: list[str]) -> dict[str, Grade]:
     batch = pool.begin("")
     for text in texts:
         batch.submit(text, EXAMPLE, text, 7, "stop")
-    return dict(batch.results())  # type: ignore[arg-type]
+    grades = dict(batch.results())
+    batch.judge(grades.values())
+    return grades  # type: ignore[return-value]
 
 
 def is_alive(pid: int) -> bool:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from helpers import sft_config
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from r1jax.data.datasets import DataConfig
 from r1jax.judges import preferences
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
 from r1jax.judges.preferences import judge_messages, judge_pairs, length_matched, verdict_of
+from r1jax.machines import hosts
 from r1jax.stages import preferences as stage
 from r1jax.stages import sft
 
@@ -236,6 +238,14 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {r["auth"] for r in requests} == {"Bearer secret"}
     assert sorted(r["seed"] for r in requests) == [5, 6, 7]
     assert requests[0]["model"] == "judge" and requests[0]["temperature"] == 0.6
+
+
+def test_the_first_of_several_processes_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(hosts, "of_first_process", lambda mine: [["what the first was told"], None])
+    with server() as (url, requests):
+        assert ask(url, "a") == ["what the first was told"]
+    assert not requests
 
 
 def test_a_busy_endpoint_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

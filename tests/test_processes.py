@@ -1,43 +1,115 @@
-"""Two processes with a device each, as on two hosts, against one process with both devices."""
+"""Several processes with some devices each, as on hosts, against one process with all of them."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 from helpers import metrics_by_step, read_lines
 
+from r1jax.config import DataError
+from r1jax.machines import hosts
+from r1jax.rollout.files import read_rollouts
+from r1jax.types import Rollout
+
 ROOT = Path(__file__).parents[1]
-CONFIG = """
+GRPO = """
 from helpers import grpo_config
 
 def get_config(arg=""):
-    rewards = {{"helpers:ascii_share": 1.0, "helpers:process": 1.0}}
+    rewards = {{"helpers:ascii_share": 1.0, "helpers:process": 0.0}}
     return grpo_config(
         {tokenizer!r}, rewards=rewards, rollouts_ahead=1, loss={{"importance_cap": 2.0}}
     )
 """
+# Every stage that runs on several processes, of a model with experts, each on another's files.
+PIPELINE = """
+from helpers import grpo_config, sft_config
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    problems = {{"function": "experiments.mini.world.problems:problems",
+                 "args": {{"seed": 1, "split": "test", "levels": [1], "count": 6}}}}
+    asked = {{"data": problems, "template": "plain", "max_prompt_tokens": 48, "num_samples": 4,
+              "sampling": {{"max_tokens": 8}}}}
+    engine = {{"slots": 16, "chunk": 8, "bucket": 64, "prefill_batch": 4}}
+    base = sft_config({tokenizer!r}, total_steps=2, checkpoint_every=1, mesh={{"fsdp": -1}})
+    base.model.config.experts = {{
+        "num_experts": 4, "top_k": 2, "ffn_dim": 8, "score": "sigmoid", "bias": True}}
+    pairs = {{"path": "pairs.jsonl"}}
+    reward = {{"stage": "reward_model", "model": {{"path": "@base"}}, "data": pairs,
+               "held_out": {{"data": pairs}}, "template": "plain", "batch_size": 8,
+               "total_steps": 2, "pack_length": 64, "checkpoint_every": 1}}
+    learned = {{"path": "@reward", "weight": 0.5, "reads": "response", "template": "plain"}}
+    zero = grpo_config({tokenizer!r}, mesh={{"data": 2, "fsdp": 2}}, router_replay=True,
+        reward_models={{"learned": learned}},
+        evaluation={{"every": 2, "curve": {{"few": asked}}}})
+    zero.model = ConfigDict({{"path": "@base"}})
+    kept = {{"stage": "rejection", "model": {{"path": "@zero"}}, "portion": 3, "per_prompt": 2,
+             "minimum": {{"helpers:ascii_share": 0.5}}, "engine": engine, **asked}}
+    again = sft_config({tokenizer!r}, total_steps=2, checkpoint_every=1, template="plain",
+        data={{"path": "@kept/data.jsonl"}}, overlong="drop")
+    again.model = ConfigDict({{"path": "@zero"}})
+    tested = {{"stage": "evaluate", "model": "@again", "benchmarks": {{"few": asked}},
+               "engine": engine}}
+    found = ConfigDict({{"stage": "pipeline"}})
+    stages = dict(base=base, reward=reward, zero=zero, kept=kept, again=again, tested=tested)
+    found.stages = ConfigDict(stages, sort_keys=False)
+    return found
+"""
 
 
-def start(directory: Path, workdir: str, **environment: str) -> subprocess.Popen[bytes]:
-    with open(directory / f"{workdir}-{environment.get('JAX_PROCESS_ID', 0)}.log", "wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "r1jax.train", "--config=config.py", f"--workdir={workdir}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            env=os.environ
-            | {
-                "XLA_FLAGS": "",
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-                "R1JAX_COMPILATION_CACHE": str(directory / "xla"),
-                **environment,
-            },
-        )
+class Launch:
+    """`python -m r1jax.train --config=config.py` as so many processes, with devices each."""
+
+    def __init__(self, directory: Path, workdir: str, processes: int, devices: int) -> None:
+        self.directory, self.workdir = directory, directory / workdir
+        several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+        several["JAX_NUM_PROCESSES"] = str(processes)
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "R1JAX_COMPILATION_CACHE": str(directory / "xla"),
+            **(several if processes > 1 else {}),
+        }
+        command = [sys.executable, "-m", "r1jax.train", "--config=config.py"]
+        self.processes = []
+        for i in range(processes):
+            with open(directory / f"{workdir}-{i}.log", "wb") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        [*command, f"--workdir={workdir}"],
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        cwd=directory,
+                        env=environment | {"JAX_PROCESS_ID": str(i)},
+                    )
+                )
+
+    def finish(self) -> Path:
+        finish(self.directory, *self.processes)
+        return self.workdir
+
+    def kill(self, moment: Callable[[Path], bool]) -> None:
+        """Ends all of them at once by SIGKILL."""
+        try:
+            while not moment(self.workdir):
+                assert not any(process.poll() for process in self.processes)
+                time.sleep(0.001)
+            assert all(process.poll() is None for process in self.processes), "it ended before"
+        finally:
+            for process in self.processes:
+                process.kill()
+            for process in self.processes:
+                process.wait()
 
 
 def finish(directory: Path, *processes: subprocess.Popen[bytes]) -> None:
@@ -56,19 +128,19 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def without_seconds(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if "seconds" not in name}
-
-
 SAVES = """
 import os, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from r1jax.machines import hosts
 from r1jax.machines.hosts import set_up_jax
 from r1jax.weights import checkpoint
 from r1jax.weights.checkpoint import CheckpointError, Checkpoints
 set_up_jax()
 me, told = jax.process_index(), []
+hosts.PART = 64  # bytes: a long text goes in several parts, the short one's process beside it
+texts = ["計" * 3, "\\ud800 \\n" * 50]
+print("all", me, hosts.of_all({"text": texts[me]}) == [{"text": t} for t in texts], flush=True)
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
 split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), ()))
 def make(step):
@@ -135,33 +207,124 @@ def test_each_process_writes_and_checks_its_own_files(tmp_path: Path) -> None:
     finish(tmp_path, *processes)
     for i in range(2):
         lines = (tmp_path / f"{i}.log").read_text().splitlines()
+        assert f"all {i} True" in lines
         assert f"restored {i} 2 [1, 2]" in lines
         assert f"damaged {i} True 1" in lines
         assert f"told {i} True [1]" in lines
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_with_two_devices(tokenizer_dir: str, tmp_path: Path) -> None:
-    """One rollout ahead, and a reward that every process grades differently: the first's counts."""
-    (tmp_path / "config.py").write_text(CONFIG.format(tokenizer=tokenizer_dir))
-    flags = "--xla_force_host_platform_device_count=2"
-    finish(tmp_path, start(tmp_path, "one", XLA_FLAGS=flags))
-    several = {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    both = [start(tmp_path, "two", JAX_PROCESS_ID=str(i), **several) for i in range(2)]
-    finish(tmp_path, *both)
+def exists(name: str) -> Callable[[Path], bool]:
+    return lambda workdir: (workdir / name).exists()
 
-    one, two = metrics_by_step(tmp_path / "one"), metrics_by_step(tmp_path / "two")
-    assert list(one) == list(two)
-    assert len(one) == 4
+
+def assert_same_metrics(found: Path, expected: Path) -> None:
+    """Up to the rounding of sums over devices."""
+    one, other = metrics_by_step(expected), metrics_by_step(found)
+    assert list(one) == list(other)
     for step in one:
-        expected, found = without_seconds(one[step]), without_seconds(two[step])
-        assert expected.keys() == found.keys()
-        for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
-    for path in sorted((tmp_path / "one/rollouts").iterdir()):
-        expected, found = read_lines(path), read_lines(tmp_path / "two/rollouts" / path.name)
-        for key in ("prompt_tokens", "tokens", "finish_reason", "reward_breakdown"):
-            assert [row[key] for row in found] == [row[key] for row in expected]
+        assert one[step].keys() == other[step].keys()
+        for name in one[step].keys() - {"grpo/reward/helpers:process"}:
+            np.testing.assert_allclose(
+                other[step][name], one[step][name], rtol=1e-4, atol=1e-6, err_msg=name
+            )
+
+
+def assert_same_rollouts(found: Path, expected: Path) -> list[Rollout]:
+    names = sorted(path.name for path in (expected / "rollouts").iterdir())
+    assert sorted(path.name for path in (found / "rollouts").iterdir()) == names
+    rollouts = []
+    for name in names:
+        one, other = (read_rollouts(epath.Path(w) / "rollouts" / name) for w in (expected, found))
+        for a, b in zip(one, other, strict=True):
+            assert (a.example_id, a.text) == (b.example_id, b.text)
+            assert a.completion.tokens.tolist() == b.completion.tokens.tolist()
+            assert a.completion.finish_reason == b.completion.finish_reason
+            np.testing.assert_allclose(a.completion.logprobs, b.completion.logprobs, atol=1e-5)
+            parts = [dict(r.reward_breakdown) | {"helpers:process": 0.0} for r in (a, b)]
+            assert parts[0] == pytest.approx(parts[1], abs=1e-5)
+        rollouts += other
+    return rollouts
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "expected"),
+    [
+        (None, None, None),
+        (None, [1, "no room"], OSError("no room")),
+        (OSError("here"), None, OSError("here")),
+        (DataError("here"), [1, "no room"], DataError("here")),
+    ],
+)
+def test_an_error_of_one_process_is_one_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+    mine: Exception | None,
+    others: list[Any] | None,
+    expected: Exception | None,
+) -> None:
+    def work() -> int:
+        if mine:
+            raise mine
+        return 5
+
+    monkeypatch.setattr(hosts, "of_all", lambda problem: [problem, others])
+    if expected is None:
+        assert hosts.agreed(work, DataError, OSError) == 5
+    else:
+        with pytest.raises(type(expected), match=str(expected)):
+            hosts.agreed(work, DataError, OSError)
+
+
+@pytest.mark.slow
+def test_four_processes_and_then_two_are_one(tokenizer_dir: str, tmp_path: Path) -> None:
+    """Of GRPO with a rollout ahead and a reward that every process grades differently: that of the
+    process whose question it is counts on all. Killed, it goes on with what the four have written.
+    """
+    (tmp_path / "config.py").write_text(GRPO.format(tokenizer=tokenizer_dir))
+    one = Launch(tmp_path, "one", 1, 8).finish()
+    written = "rollouts/000001/complete.json"
+    Launch(tmp_path, "several", 4, 2).kill(exists(written))
+    several = Launch(tmp_path, "several", 2, 4).finish()
+    assert len(json.loads((several / written).read_text())["completions"]) == 4
+    assert_same_metrics(several, one)
+    for rollout in assert_same_rollouts(several, one):
+        completion = rollout.completion
+        expected = 0.1 * (completion.prompt_index % 4) * (len(completion.tokens) % 3)
+        assert rollout.reward_breakdown["helpers:process"] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None:
+    """It is that of one process, and killed in each of its stages the same to the bit."""
+    (tmp_path / "config.py").write_text(PIPELINE.format(tokenizer=tokenizer_dir))
+    pairs = [{"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no" * (1 + i)} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    one = Launch(tmp_path, "one", 1, 4).finish()
+    two = Launch(tmp_path, "two", 2, 2).finish()
+    for name in ("base", "reward", "zero", "again"):
+        assert_same_metrics(two / name, one / name)
+    for name in ("zero", "kept"):
+        assert_same_rollouts(two / name, one / name)
+    for name in ("kept/data.jsonl", "kept/statistics.json"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    answers = [[(r["tokens"], r["reward"]) for r in read_lines(w / "tested/few.jsonl")]
+               for w in (one, two)]  # fmt: skip
+    assert answers[0] == answers[1]
+
+    for moment in (
+        "base/checkpoints/1/manifest.json",
+        "reward/checkpoints/1/manifest.json",
+        "zero/rollouts/000001/0.jsonl",  # behind it comes its mark
+        "kept/rollouts/000001",
+        "again/checkpoints/1/manifest.json",
+        "tested/evaluation.json",
+    ):
+        Launch(tmp_path, "killed", 2, 2).kill(exists(moment))
+    killed = Launch(tmp_path, "killed", 2, 2).finish()
+    names = [
+        path.relative_to(two)
+        for pattern in ("*/metrics.jsonl", "*/rollouts/*/*", "*/data.jsonl", "tested/*.jsonl")
+        for path in two.glob(pattern)
+    ]
+    assert len(names) > 20
+    different = [str(n) for n in names if (two / n).read_bytes() != (killed / n).read_bytes()]
+    assert different == []

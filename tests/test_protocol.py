@@ -20,7 +20,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.rewards.pool import GraderConfig
-from r1jax.rollout.sampler import from_row
+from r1jax.rollout.files import from_row
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Example
 from r1jax.weights.load import load_tokenizer

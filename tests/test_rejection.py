@@ -63,10 +63,9 @@ def test_what_stays_and_what_is_counted(tokenizer_dir: str, tmp_path: Path) -> N
     fates = statistics["completions_by_fate"]
     assert sum(fates.values()) == statistics["completions"] == 24
     assert statistics["questions"] == 6
-    sampled = [r for f in (tmp_path / "rollouts").iterdir() for r in read_lines(f)]
-    assert statistics["completion_tokens"] == sum(len(r["tokens"]) for r in sampled) > 24
+    rollouts = [r for f in sorted(tmp_path.glob("rollouts/*/0.jsonl")) for r in read_lines(f)]
+    assert statistics["completion_tokens"] == sum(r["length"] for r in rollouts) > 24
     assert len(rows) == fates["kept"] == sum(statistics["rows_by_domain"].values()) > 0
-    rollouts = [r for p in sorted((tmp_path / "rollouts").iterdir()) for r in read_lines(p)]
     good = {}
     for rollout in rollouts:
         if rollout["reward_breakdown"]["helpers:ascii_share"] >= 0.5:
@@ -93,7 +92,7 @@ def test_a_killed_run_goes_on_where_it_was(
     rejection.run(config(tokenizer_dir), str(tmp_path / "cut"))
     for name in ("statistics.json", "data.jsonl", "kept/000001.jsonl", "kept/000000.jsonl"):
         (tmp_path / "cut" / name).unlink()
-    (tmp_path / "cut/rollouts/000001.jsonl").unlink()  # killed while the second was sampled
+    (tmp_path / "cut/rollouts/000001/complete.json").unlink()  # killed while the second was sampled
     sampled = []
     original = Sampler.sample
     monkeypatch.setattr(

@@ -101,7 +101,7 @@ def files(workdir: Path) -> dict[str, bytes]:
     paths = [
         *workdir.glob("metrics.jsonl"),
         *workdir.glob("samples.jsonl"),
-        *workdir.glob("rollouts/*.jsonl"),
+        *workdir.glob("rollouts/*/*"),
         *workdir.glob("evaluations/*/*.json*"),
     ]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
@@ -129,7 +129,7 @@ def test_grpo_killed_twice(tokenizer_dir: str, tmp_path: Path, config: str) -> N
     """Between a rollout and its updates, and inside a checkpoint."""
     command = Command(tmp_path, config.format(tokenizer=tokenizer_dir, steps=8))
     whole, killed = command.finish(tmp_path / "whole"), tmp_path / "killed"
-    assert command.kill(killed, exists(killed / "rollouts" / "000001.jsonl"))
+    assert command.kill(killed, exists(killed / "rollouts/000001/complete.json"))
     assert command.kill(killed, exists(killed / "checkpoints" / "4", without="manifest.json"))
     command.finish(killed)
     assert_same(killed, whole)
@@ -152,7 +152,7 @@ def random_moment(
     checkpoint = workdir / "checkpoints" / str(step - step % 6)  # due in both stages
     moments = (
         after(rng.uniform(0, seconds)),
-        exists(workdir / "rollouts" / f"{step // 2:06d}.jsonl"),
+        exists(workdir / "rollouts" / f"{step // 2:06d}"),
         logged(workdir, step),
         exists(checkpoint),
         exists(checkpoint / "state", without="../manifest.json"),

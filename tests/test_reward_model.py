@@ -326,7 +326,7 @@ def test_in_rl(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     )
     grpo.run(config, str(tmp_path / "rl"))
     model = RewardModel(str(tmp_path / "run"), "response", "plain")
-    rows = read_lines(tmp_path / "rl" / "rollouts" / "000000.jsonl")
+    rows = read_lines(tmp_path / "rl/rollouts/000000/0.jsonl")
     for row in rows:
         example = data[int(row["example_id"])]
         share = row["reward_breakdown"]["helpers:ascii_share"]

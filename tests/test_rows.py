@@ -370,7 +370,7 @@ def test_other_questions_are_refused(
         for file in sorted(directory.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
         directory.rmdir()
-    assert read_lines(tmp_path / "run" / "rollouts" / "000000.jsonl")
+    assert read_lines(tmp_path / "run/rollouts/000000/0.jsonl")
     write(tmp_path / "rows.jsonl", questions[:3])
     with pytest.raises(ConfigError, match="config.data: 6 rows have become 3 rows"):
         grpo.train(config, str(tmp_path / "run"))

@@ -22,7 +22,8 @@ from r1jax.machines.mesh import make_mesh
 from r1jax.rewards.format import reflective_words
 from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampler import Questions, Sampler, make_prompt, to_row
+from r1jax.rollout.files import to_row
+from r1jax.rollout.sampler import Questions, Sampler, make_prompt
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks import final_answer, same_answer, task_of
 from r1jax.types import Example, Rollout

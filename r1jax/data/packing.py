@@ -6,8 +6,9 @@ Shape legend: M microbatches, B rows a microbatch, L tokens a row, C sequences (
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,7 +25,6 @@ class Piece:
     tokens: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # float32 [T], aligned to targets; the first is never a target
     sampler_logprobs: np.ndarray | None = None  # float32 [T]
-    experts: np.ndarray | None = None  # int16 [T, S, k], -1 where none are known
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,14 @@ def completion_group(
     prompt: np.ndarray,
     completions: Sequence[np.ndarray],
     logprobs: Sequence[np.ndarray],
-    experts: Sequence[np.ndarray | None] = (),
 ) -> Group:
-    """A prompt and the completions sampled for it, with the experts that their tokens took.
+    """A prompt and the completions sampled for it.
 
     The prompt's last token predicts the first token of *every* completion, so it is not part of the
     shared prefix: each piece starts with its own copy of it.
     """
     pieces = []
-    taken = list(experts) or [None] * len(completions)
-    for tokens, values, chosen in zip(completions, logprobs, taken, strict=True):
+    for tokens, values in zip(completions, logprobs, strict=True):
         mask = np.ones(len(tokens) + 1, np.float32)
         mask[0] = 0.0
         pieces.append(
@@ -63,7 +61,6 @@ def completion_group(
                 np.concatenate([prompt[-1:], tokens]).astype(np.int32),
                 mask,
                 np.concatenate([[0.0], values]).astype(np.float32),
-                None if chosen is None else np.concatenate([np.full_like(chosen[:1], -1), chosen]),
             )
         )
     return Group(pieces, np.asarray(prompt[:-1], np.int32))
@@ -100,9 +97,6 @@ def pack(
     shape = (total * rows, length)
     tokens, positions, segment_ids, completion_ids = (np.zeros(shape, np.int32) for _ in range(4))
     loss_mask, sampler_logprobs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    known = (piece.experts for group in groups for piece in group.pieces)
-    some = next((experts for experts in known if experts is not None), None)
-    experts = None if some is None else np.full((*shape, *some.shape[1:]), -1, np.int16)
     for r, row in enumerate(packed):
         start = 0
         for segment, completion_id, position, piece in _placed(row):
@@ -114,8 +108,6 @@ def pack(
             loss_mask[r, at] = piece.loss_mask
             if piece.sampler_logprobs is not None:
                 sampler_logprobs[r, at] = piece.sampler_logprobs
-            if experts is not None and piece.experts is not None:
-                experts[r, at] = piece.experts
             start = at.stop
 
     def shaped(x: np.ndarray) -> np.ndarray:
@@ -129,7 +121,6 @@ def pack(
         completion_ids=shaped(completion_ids),
         loss_mask=shaped(loss_mask),
         sampler_logprobs=shaped(sampler_logprobs) if sampled else None,
-        experts=None if experts is None else shaped(experts),
         advantages=None if advantages is None else np.append(0.0, advantages).astype(np.float32),
         lengths=np.array(
             [1.0, *(piece.loss_mask.sum() for group in groups for piece in group.pieces)],
@@ -138,6 +129,26 @@ def pack(
         num_targets=np.float32(loss_mask.sum()),
         microbatches=np.int32(used),
     )
+
+
+def with_experts(batch: Batch, taken: Sequence[np.ndarray | None], rows: Collection[int]) -> Batch:
+    """With what each completion has as `experts` (see Completion), in the order of their ids.
+
+    That is most of a batch by far: so only these rows of each microbatch, those of this process's
+    devices, have it. The others' are never looked at.
+    """
+    some = next((experts for experts in taken if experts is not None), None)
+    if some is None:
+        return batch
+    found = np.zeros((*batch.tokens.shape, *some.shape[1:]), np.int16)
+    for m, b in itertools.product(range(batch.microbatches), rows):
+        found[m, b] = -1
+        ids, starts = np.unique(batch.completion_ids[m, b], return_index=True)
+        for completion, start in zip(ids, starts, strict=True):
+            experts = taken[completion - 1] if completion else None
+            if experts is not None:  # from behind the prompt's last token on
+                found[m, b, start + 1 : start + 1 + len(experts)] = experts
+    return replace(batch, experts=found)
 
 
 def padding_share(batch: Batch) -> float:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, Positive, Seed, Size
 from r1jax.data.chat import Template, render_prompt
+from r1jax.machines.hosts import ask_first
 from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
@@ -110,7 +111,8 @@ def _remote(config: ChatModelConfig) -> ChatModel:
         with ThreadPoolExecutor(config.parallel) as pool:
             return list(pool.map(one, enumerate(conversations)))
 
-    return answer
+    # Of several processes the first one asks for all: a server may answer each differently.
+    return lambda conversations: ask_first(lambda: answer(conversations))
 
 
 def _send(request: urllib.request.Request, timeout_s: float) -> bytes:

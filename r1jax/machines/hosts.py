@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from jax.experimental import multihost_utils
 from r1jax.config import ConfigError, UserError
 from r1jax.machines.compiler import set_tpu_options
 from r1jax.machines.cpu import make_cores_devices
+
+PART = 1 << 20  # bytes of a process that are gathered at once, so that devices have room for all
+T = TypeVar("T")
 
 
 def set_up_jax() -> None:
@@ -107,8 +110,31 @@ def of_all(value: Any) -> list[Any]:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    rows = multihost_utils.process_allgather(np.resize(data, int(sizes.max())))
+    longest = int(sizes.max())
+    width = min(1 << (longest - 1).bit_length(), PART)  # few shapes, each of which is a program
+    parts = [
+        multihost_utils.process_allgather(np.resize(data[start : start + width], width))
+        for start in range(0, longest, width)
+    ]
+    rows = np.concatenate(parts, axis=1)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+def agreed(work: Callable[[], T], *kinds: type[Exception]) -> T:
+    """What it gives here; where it raises one of these on any process, every process raises it.
+
+    The more special kinds first.
+    """
+    error = problem = None
+    try:
+        value = work()
+    except kinds as found:
+        error = found
+        problem = [next(i for i, kind in enumerate(kinds) if isinstance(found, kind)), str(found)]
+    if problem := next(filter(None, of_all(problem)), None):
+        kind, said = problem
+        raise error or kinds[kind](said)
+    return value
 
 
 class Meetings:

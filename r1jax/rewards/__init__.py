@@ -26,7 +26,7 @@ import io
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,7 +181,7 @@ def score(rewards: Rewards, example: Example, text: str, length: int, finish_rea
     return Grade(sum(weight * breakdown[name] for name, (_, weight) in rewards.items()), breakdown)
 
 
-def stop_if_failed(grades: Sequence[Grade], most: float, what: str) -> None:
+def stop_if_failed(grades: Collection[Grade], most: float, what: str) -> None:
     """Raises ConfigError where a reward itself failed on more than the share `most` of these.
 
     A grader that is late, dies or runs out of memory may owe that to what it had to grade.

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pickle import UnpicklingError
@@ -96,7 +96,7 @@ class GraderPool:
         else:
             batch.done.put((key, score(self._rewards[batch.rewards], *item)))
 
-    def judge(self, batch: Grading, grades: Sequence[Grade]) -> None:
+    def judge(self, batch: Grading, grades: Collection[Grade]) -> None:
         """Shows what failed for the first time; ConfigError where too much did."""
         for failure in (grade.failure for grade in grades if grade.failure):
             if (batch.rewards, failure.kind) not in self._shown:
@@ -152,18 +152,18 @@ class Grading:
         self._pool.put(self, key, (example, text, length, finish_reason))
 
     def results(self) -> Iterator[tuple[Hashable, Grade]]:
-        """(key, grade) of everything submitted so far, in the order of finishing.
-
-        ConfigError at the end where more of them failed than config.graders.max_failures.
-        """
-        grades = []
+        """(key, grade) of everything submitted so far, in the order of finishing."""
         while self._pending:
             key, grade = self.done.get()
             if isinstance(grade, Exception):
                 raise grade
             self._pending -= 1
-            grades.append(grade)
             yield key, grade
+
+    def judge(self, grades: Collection[Grade]) -> None:
+        """Of the whole batch, also what other processes have graded: shows what failed for the
+        first time; ConfigError where more of them failed than config.graders.max_failures.
+        """
         self._pool.judge(self, grades)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
 import jax
@@ -13,15 +13,16 @@ from r1jax.config import ConfigError, DataError
 from r1jax.data.chat import render_prompt
 from r1jax.data.datasets import errors_at
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.machines.hosts import of_first_process
-from r1jax.rewards import Grade
+from r1jax.machines.hosts import agreed, of_all
+from r1jax.rewards import Failure, Grade
 from r1jax.rewards.pool import GraderPool, Grading
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.files import process_of
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
 from r1jax.types import Completion, Example, Rollout
 
-DRAFTS = ("drafts", "right_drafts")  # of a completion; written where there were any
+Place = tuple[int, int]  # (prompt, sample)
 
 
 class OverlongError(DataError):
@@ -117,11 +118,22 @@ class Sampler:
         group_size: int = 1,
     ) -> Iterator[tuple[Completion, str]]:
         """`group_size` completions of each prompt with their texts, in the order of finishing."""
+        for completion in self._generate(params, prompts, sampling, key, group_size):
+            yield completion, self._text(completion)
+
+    def _generate(
+        self,
+        params: Any,
+        prompts: Sequence[np.ndarray],
+        sampling: SamplingConfig,
+        key: jax.Array,
+        group_size: int,
+    ) -> Iterator[Completion]:
         check = stop_check(self.tokenizer, sampling.stop)
-        for completion in self.engine.generate(
-            params, prompts, sampling, key, group_size, stop_check=check
-        ):
-            yield completion, self.tokenizer.decode(completion.tokens.tolist())
+        return self.engine.generate(params, prompts, sampling, key, group_size, stop_check=check)
+
+    def _text(self, completion: Completion) -> str:
+        return self.tokenizer.decode(completion.tokens.tolist())
 
     def sample(
         self,
@@ -132,27 +144,27 @@ class Sampler:
     ) -> Ungraded:
         """The answers to these questions; each goes to the graders while others decode.
 
-        Returns when all are sampled, `graded()` of that when all are graded. `on_completion` is
-        told how many completions are finished.
+        Of several processes each reads and grades the answers to some of the questions. Returns
+        when all are sampled, `graded()` of that when all are graded. `on_completion` is told how
+        many completions are finished.
         """
         assert self.pool is not None, "a sampler without graders reads texts only"
         prompts = questions.prompts
-        finished: dict[tuple[int, int], tuple[Completion, str]] = {}
+        finished: dict[Place, Completion] = {}
+        texts: dict[Place, str] = {}
         grading = self.pool.begin(questions.rewards)
         tokens = [prompt.tokens for prompt in prompts]
-        for completion, decoded in self.completions(
-            params, tokens, questions.sampling, key, questions.group_size
-        ):
+        how = questions.sampling, key, questions.group_size
+        for completion in self._generate(params, tokens, *how):
             place = (completion.prompt_index, completion.sample_index)
-            prompt = prompts[completion.prompt_index]
-            text = prompt.prefix + decoded
-            finished[place] = completion, text
-            if jax.process_index() == 0:
-                length = len(completion.tokens)
+            finished[place] = completion
+            if process_of(completion.prompt_index) == jax.process_index():
+                prompt, length = prompts[completion.prompt_index], len(completion.tokens)
+                text = texts[place] = prompt.prefix + self._text(completion)
                 grading.submit(place, prompt.example, text, length, completion.finish_reason)
             if on_completion is not None:
                 on_completion(len(finished))
-        return Ungraded(prompts, finished, grading, self._judges.get(questions.rewards))
+        return Ungraded(prompts, finished, texts, grading, self._judges.get(questions.rewards))
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,8 @@ class Ungraded:
     """Sampled completions whose rewards are being computed."""
 
     prompts: Sequence[Prompt]
-    finished: Mapping[tuple[int, int], tuple[Completion, str]]  # (prompt, sample) -> with its text
+    finished: Mapping[Place, Completion]
+    texts: Mapping[Place, str]  # of those that this process grades
     grading: Grading
     judge: Judge | None
 
@@ -171,15 +184,23 @@ class Ungraded:
     def by_rules(self) -> list[Rollout]:
         """The rules' part alone.
 
-        Of several processes the first one grades for all: graders have time limits, and a grade
-        that differed between two would let them train on different things.
+        Of several processes each tells the others its texts and grades. None grades anew: graders
+        have time limits, and a grade that differed between two would let them train on different
+        things. ConfigError where more failed than config.graders.max_failures.
         """
-        places = sorted(self.finished)
-        found: dict[Any, Grade] = dict(self.grading.results())
-        grades = of_first_process([_grade_row(found[place]) for place in places if place in found])
+        found: dict[Any, Grade] = agreed(
+            lambda: dict(self.grading.results()), RuntimeError, OSError
+        )
+        own = [[*place, text, asdict(found[place])] for place, text in self.texts.items()]
+        graded = {
+            (prompt, sample): (text, _grade(grade))
+            for of_one in of_all(own)
+            for prompt, sample, text, grade in of_one
+        }
+        self.grading.judge([grade for _, grade in graded.values()])
         return [
-            _rollout(self.prompts[place[0]], *self.finished[place], grade)
-            for place, grade in zip(places, grades, strict=True)
+            _rollout(self.prompts[place[0]], self.finished[place], *graded[place])
+            for place in sorted(self.finished)
         ]
 
     def judged(self, rollouts: list[Rollout]) -> list[Rollout]:
@@ -189,67 +210,20 @@ class Ungraded:
         return self.judge.added(rollouts, [prompt.example for prompt in self.prompts])
 
 
-def _grade_row(grade: Grade) -> dict[str, Any]:
-    """A Rollout's fields that are the graders'."""
-    return {
-        "reward": grade.reward,
-        "reward_breakdown": dict(grade.breakdown),
-        "failure": grade.failure.kind if grade.failure else None,
-        "failure_message": grade.failure.message if grade.failure else None,
-    }
+def _grade(values: Mapping[str, Any]) -> Grade:
+    """The inverse of asdict."""
+    failure = values["failure"]
+    return Grade(values["reward"], values["breakdown"], failure and Failure(**failure))
 
 
-def _rollout(
-    prompt: Prompt, completion: Completion, text: str, grade: Mapping[str, Any]
-) -> Rollout:
+def _rollout(prompt: Prompt, completion: Completion, text: str, grade: Grade) -> Rollout:
     return Rollout(
         example_id=prompt.example.id,
         prompt_tokens=prompt.tokens,
         completion=completion,
         text=text,
-        **grade,
-    )
-
-
-def to_row(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as one JSON line; float32 numbers survive exactly."""
-    completion = rollout.completion
-    return {
-        "example_id": rollout.example_id,
-        "prompt_index": completion.prompt_index,
-        "sample_index": completion.sample_index,
-        "prompt_tokens": rollout.prompt_tokens.tolist(),
-        "tokens": completion.tokens.tolist(),
-        "logprobs": [float(str(x)) for x in completion.logprobs],  # shortest text of a float32
-        "finish_reason": completion.finish_reason,
-        "text": rollout.text,
-        "reward": rollout.reward,
-        "reward_breakdown": dict(rollout.reward_breakdown),
-        "failure": rollout.failure,
-        "failure_message": rollout.failure_message,
-        **({} if completion.experts is None else {"experts": completion.experts.tolist()}),
-        **({name: getattr(completion, name) for name in DRAFTS} if completion.drafts else {}),
-    }
-
-
-def from_row(row: Mapping[str, Any]) -> Rollout:
-    """The inverse of to_row."""
-    completion = Completion(
-        prompt_index=row["prompt_index"],
-        sample_index=row["sample_index"],
-        tokens=np.asarray(row["tokens"], np.int32),
-        logprobs=np.asarray(row["logprobs"], np.float32),
-        finish_reason=row["finish_reason"],
-        experts=np.asarray(row["experts"], np.int16) if "experts" in row else None,
-        **{name: row[name] for name in DRAFTS if name in row},
-    )
-    return Rollout(
-        example_id=row["example_id"],
-        prompt_tokens=np.asarray(row["prompt_tokens"], np.int32),
-        completion=completion,
-        text=row["text"],
-        reward=row["reward"],
-        reward_breakdown=row["reward_breakdown"],
-        failure=row["failure"],
-        failure_message=row.get("failure_message"),
+        reward=grade.reward,
+        reward_breakdown=grade.breakdown,
+        failure=grade.failure.kind if grade.failure else None,
+        failure_message=grade.failure.message if grade.failure else None,
     )

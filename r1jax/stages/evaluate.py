@@ -43,7 +43,7 @@ from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampler import from_row, to_row
+from r1jax.rollout.files import from_row, to_row
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout
 from r1jax.weights.checkpoint import Checkpoints

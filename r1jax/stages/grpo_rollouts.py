@@ -18,19 +18,18 @@ from etils import epath
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import check_located, examples_of, stream
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import ROLLOUTS, read_jsonl, write_jsonl_atomic
+from r1jax.files import ROLLOUTS
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
-from r1jax.machines.hosts import ask_first, wait_for_all
+from r1jax.machines.hosts import agreed, ask_first
 from r1jax.rewards import load_rewards
+from r1jax.rollout.files import COMPLETE, is_written, read_rollouts, write_rollouts
 from r1jax.rollout.sampler import (
     OverlongError,
     Prompt,
     Questions,
     Sampler,
     Ungraded,
-    from_row,
     make_prompt,
-    to_row,
 )
 from r1jax.stages.grpo_config import GrpoConfig, in_effect, sampling_at
 from r1jax.training.run import TrainingRun
@@ -127,7 +126,7 @@ class Rollouts:
         sampler: Sampler,
         examples: TrainingQuestions,
     ) -> None:
-        written = ask_first(lambda: any((stage.workdir / ROLLOUTS).glob("*.jsonl")))
+        written = ask_first(lambda: any(map(is_written, (stage.workdir / ROLLOUTS).glob("*"))))
         begun = stage.start > 0 or written
         sources = {_key(at): found for at, found in examples.sources.items()}
         keep_rows(stage.workdir, sources, sources if begun else ())
@@ -139,7 +138,7 @@ class Rollouts:
 
         The last iteration samples for the updates that remain and no more.
         """
-        config, path = self._config, rollouts_file(self._stage.workdir, iteration)
+        config, path = self._config, rollouts_of(self._stage.workdir, iteration)
         attempts = [
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
@@ -148,7 +147,7 @@ class Rollouts:
         rollouts = self._written(path, len(attempts[0]) * config.group_size, questions)
         if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
-            self._write(iteration, rollouts)
+            write_rollouts(path, rollouts)
         kept = list(samples(config, rollouts, questions))
         self._stage.writer.samples(step + 1, kept)
         if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
@@ -158,25 +157,21 @@ class Rollouts:
     def _written(
         self, path: epath.Path, count: int, questions: Collection[str]
     ) -> list[Rollout] | None:
-        """An iteration's rollouts from their file; None where there is none, or not all of them.
+        """An iteration's rollouts from their files; None where there are none, or not all of them.
 
         Then they are sampled anew, the same ones, but for those that older parameters sampled.
         """
-        if not ask_first(path.exists):
+        if not ask_first(lambda: is_written(path)):
             return None
         try:
-            rollouts = [from_row(row) for row in read_jsonl(path)]
+            rollouts = agreed(lambda: read_rollouts(path), DataError)
             problem = f"{path} has {len(rollouts)} of {count} rollouts"
             if len(rollouts) == count:
                 if all(_is_of(rollout, questions) for rollout in rollouts):
                     return rollouts
-                problem = f"{path} has rollouts of other questions, or without a number a token"
+                problem = f"{path} has rollouts of other questions, or without rewards"
         except DataError as error:
             problem = str(error)
-        except KeyError as error:
-            problem = f"{path} has no key {error}"
-        except (TypeError, ValueError) as error:
-            problem = f"{path} is not what was written: {error}"
         if self._config.rollouts_ahead:
             raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
         logging.warning("%s: they are sampled again", problem)
@@ -189,7 +184,7 @@ class Rollouts:
         no such iteration, and where a run that was killed has its rollouts already.
         """
         config, stage = self._config, self._stage
-        done = ask_first(rollouts_file(stage.workdir, iteration).exists)
+        done = ask_first(lambda: is_written(rollouts_of(stage.workdir, iteration)))
         if not config.rollouts_ahead or step >= config.total_steps or done:
             return None
         before = stage.timer.read("rollout")
@@ -203,7 +198,8 @@ class Rollouts:
         """Waits for the graders and writes the rollouts down."""
         with self._stage.timer("graders"):  # what they still need after the updates
             rollouts = ahead.by_rules()
-        self._write(iteration, self._judged(ahead, rollouts))
+        path = rollouts_of(self._stage.workdir, iteration)
+        write_rollouts(path, self._judged(ahead, rollouts))
 
     def _prompts(self, iteration: int, step: int, attempt: int = 0) -> list[Prompt]:
         """The questions of an iteration's rollout; those of further attempts are others."""
@@ -260,12 +256,6 @@ class Rollouts:
         with self._stage.timer("reward_models"):
             return sampled.judged(rollouts)
 
-    def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
-        if jax.process_index() == 0:
-            path = rollouts_file(self._stage.workdir, iteration)
-            write_jsonl_atomic(path, [to_row(r) for r in rollouts])
-        wait_for_all("rollouts")  # who looks for the file finds it
-
     def _note_statistics(self, tokens: int, seconds: float) -> None:
         """The engine's numbers of the last rollout, for the next line of timings."""
         statistics = self._sampler.engine.statistics
@@ -281,24 +271,23 @@ class Rollouts:
 
 
 def _is_of(rollout: Rollout, questions: Collection[str]) -> bool:
-    """Whether it answers one of these, with its rewards and a log-probability for each token."""
-    completion = rollout.completion
-    whole = len(completion.tokens) == len(completion.logprobs)
-    graded = isinstance(rollout.reward_breakdown, Mapping)
-    return whole and graded and rollout.example_id in questions
+    """Whether it answers one of these, with its rewards."""
+    return isinstance(rollout.reward_breakdown, Mapping) and rollout.example_id in questions
 
 
-def rollouts_file(workdir: epath.Path, iteration: int) -> epath.Path:
-    return workdir / ROLLOUTS / f"{iteration:06d}.jsonl"
+def rollouts_of(workdir: epath.Path, iteration: int) -> epath.Path:
+    """The directory of an iteration's rollouts."""
+    return workdir / ROLLOUTS / f"{iteration:06d}"
 
 
 def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
     """Deletes the files of iterations that a resumed run cannot need any more; 0 keeps all."""
     if not keep or jax.process_index() != 0:
         return
-    for path in (workdir / ROLLOUTS).glob("*.jsonl"):
-        if path.stem.isdecimal() and int(path.stem) <= iteration - keep:
-            path.unlink()
+    for path in (workdir / ROLLOUTS).glob("*"):
+        if path.name.isdecimal() and int(path.name) <= iteration - keep:
+            (path / COMPLETE).unlink(missing_ok=True)  # else a kill would leave a part as if whole
+            path.rmtree()
 
 
 # -- what they are worth -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
-from r1jax.data.packing import Group, completion_group, pack, padding_share
+from r1jax.data.packing import Group, completion_group, pack, padding_share, with_experts
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss, whole_loss
 from r1jax.losses.policy import grpo_loss
@@ -25,7 +25,7 @@ from r1jax.stages.grpo_config import GrpoConfig, longest_completion, packing_of
 from r1jax.stages.grpo_rollouts import Rewarded, truncated
 from r1jax.training.critic import Critic
 from r1jax.training.run import Trainable, TrainingRun
-from r1jax.training.train_state import MICROBATCHES, microbatch, on_mesh
+from r1jax.training.train_state import MICROBATCHES, microbatch, on_mesh, own_rows
 from r1jax.types import Batch, Rollout
 
 
@@ -87,7 +87,6 @@ def to_groups(config: GrpoConfig, rollouts: Sequence[Rollout]) -> list[Group]:
             members[0].prompt_tokens,
             [member.completion.tokens for member in members],
             [member.completion.logprobs for member in members],
-            [member.completion.experts for member in members],
         )
         for members in groups.values()
     ]
@@ -144,6 +143,8 @@ class Programs:
             batch = count_left_out(batch, minibatch)
             if config.truncated == "mask":
                 batch = mask_truncated(batch, [*minibatch.rollouts, *minibatch.left_out])
+            experts = [rollout.completion.experts for rollout in minibatch.rollouts]
+            batch = with_experts(batch, experts, own_rows(config.microbatch_rows, stage.mesh))
             batch = on_mesh(batch, stage.mesh)
         policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one

@@ -52,8 +52,9 @@ from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.files import is_written, read_rollouts, write_rollouts
 from r1jax.rollout.planned import Asked, rollout_programs
-from r1jax.rollout.sampler import Questions, Sampler, from_row, make_prompt, to_row
+from r1jax.rollout.sampler import Questions, Sampler, make_prompt
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.provenance import note_start
@@ -199,7 +200,7 @@ def _portions(
 
 
 class _Source:
-    """A portion's rollouts, from their file or sampled into it."""
+    """A portion's rollouts, from their files or sampled into them."""
 
     def __init__(
         self, config: RejectionConfig, path: epath.Path, mesh: Mesh, pool: GraderPool
@@ -208,9 +209,9 @@ class _Source:
 
     def of(self, number: int, examples: Sequence[Example]) -> list[Rollout]:
         config = self._config
-        file = self._path / ROLLOUTS / f"{number:06d}.jsonl"
-        if ask_first(file.exists):
-            return [from_row(row) for row in read_jsonl(file)]
+        directory = self._path / ROLLOUTS / f"{number:06d}"
+        if ask_first(lambda: is_written(directory)):
+            return read_rollouts(directory)
         sampler, params = self._opened
         prompts = [
             make_prompt(e, sampler.tokenizer, config.template, config.max_prompt_tokens)
@@ -219,8 +220,7 @@ class _Source:
         questions = Questions(prompts, config.sampling, config.num_samples)
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         rollouts = sampler.sample(params, questions, key).graded()
-        if jax.process_index() == 0:
-            write_jsonl_atomic(file, map(to_row, rollouts))
+        write_rollouts(directory, rollouts)
         return rollouts
 
     @functools.cached_property
@@ -280,6 +280,7 @@ class _Selection:
             completion = rollout.completion
             batch.submit(place, example, text, len(completion.tokens), completion.finish_reason)
         grades = dict(batch.results())
+        batch.judge(grades.values())
         return [grades[place] for place in range(len(chosen))]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -95,6 +96,13 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
 def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
     """A batch of the host's, equal on every process, on the mesh's devices."""
     return to_global(batch, batch_shardings(batch, mesh))
+
+
+def own_rows(count: int, mesh: Mesh) -> list[int]:
+    """Which of a microbatch's rows this process's devices have."""
+    rows = NamedSharding(mesh, spec_of(("batch",)))
+    parts = rows.addressable_devices_indices_map((count,)).values()
+    return sorted({int(row) for part in parts for row in np.arange(count)[part]})
 
 
 def microbatch(batch: Batch, index: Any) -> Batch:

@@ -23,7 +23,8 @@ from etils import epath
 
 from r1jax.config import UserError
 from r1jax.files import write_json
-from r1jax.machines.hosts import of_all, of_first_process
+from r1jax.machines import hosts
+from r1jax.machines.hosts import of_first_process
 from r1jax.weights.chunks import (
     CHUNK,
     READERS,
@@ -54,14 +55,7 @@ class DamagedError(CheckpointError):
 
 def agreed(work: Callable[[], T]) -> T:
     """What it gives here; where it fails on any process, every process raises that error."""
-    try:
-        value, problem = work(), None
-    except CheckpointError as error:
-        problem = [isinstance(error, DamagedError), str(error)]
-    if problem := next(filter(None, of_all(problem)), None):
-        is_damage, said = problem
-        raise (DamagedError if is_damage else CheckpointError)(said)
-    return value
+    return hosts.agreed(work, DamagedError, CheckpointError)
 
 
 def leaves_of(state: Any) -> dict[str, Any]:
