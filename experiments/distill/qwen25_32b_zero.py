@@ -43,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = {"learning_rate": 2e-6, "schedule": "constant"}
     config.graders = {"workers": 16}
     config.engine = {"slots": 0}
-    config.mesh = {"fsdp": 8, "tensor": 8}
-    config.microbatch_rows = 8
+    config.mesh = {"fsdp": 16, "tensor": 4}
+    config.microbatch_rows = 16
     config.checkpoint_every = 80
     if args.smoke:
         tiny.shrink_grpo(config, args.model, tiny.QWEN2)
