@@ -30,7 +30,8 @@ MARKERS = {
 }
 
 
-LONGEST = ("test_engine", "test_pipeline", "test_resume", "test_lora")  # 7 to 11 minutes each
+# 7 to 11 minutes each.
+LONGEST = ("test_engine", "test_pipeline", "test_processes", "test_resume", "test_lora")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
