@@ -55,6 +55,8 @@ def write_as(
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: processes)
         patch.setattr(files, "wait_for_all", lambda name: None)
+        files.delete_rollouts(directory)  # as the first one does before the others begin
+        patch.setattr(files, "delete_rollouts", lambda directory: None)
         patch.setattr(files, "agreed", lambda work, *kinds: work())
         for process in reversed(range(processes)):
             patch.setattr(jax, "process_index", lambda process=process: process)
@@ -121,3 +123,16 @@ def test_experts_take_a_byte_where_they_can(tmp_path: Path, most: int, bits: int
     columns = load((directory / "0.safetensors").read_bytes())
     assert columns["experts"].dtype == f"uint{bits}"
     assert_equal(read_rollouts(directory), [one])
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    directory = epath.Path(tmp_path) / "000003"
+    write_rollouts(directory, [rollout(0, 0)])
+    (directory / "complete.json.tmp-12").touch()
+    (directory / "7.jsonl").touch()
+    write_rollouts(directory, [rollout(0, 0)])
+    assert {path.name for path in directory.iterdir()} == {
+        "0.jsonl",
+        "0.safetensors",
+        "complete.json",
+    }

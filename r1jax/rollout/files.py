@@ -63,12 +63,19 @@ def write_rollouts(directory: epath.Path, rollouts: Sequence[Rollout]) -> None:
     for rollout in rollouts:
         shares[process_of(rollout.completion.prompt_index)].append(rollout)
     if me == 0:
-        (directory / COMPLETE).unlink(missing_ok=True)
+        delete_rollouts(directory)  # what a run that was killed has left of them
     wait_for_all("rollouts begun")
     agreed(lambda: _write_share(directory / str(me), shares[me]), OSError)
     if me == 0:
         write_json(directory / COMPLETE, {"completions": [len(share) for share in shares]})
     wait_for_all("rollouts complete")  # who looks for them finds them
+
+
+def delete_rollouts(directory: epath.Path) -> None:
+    """First what says that they are whole: a kill leaves a part, and none that looks complete."""
+    (directory / COMPLETE).unlink(missing_ok=True)
+    if directory.exists():
+        directory.rmtree()
 
 
 def read_rollouts(directory: epath.PathLike) -> list[Rollout]:

@@ -22,7 +22,7 @@ from r1jax.files import ROLLOUTS
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.machines.hosts import agreed, ask_first
 from r1jax.rewards import load_rewards
-from r1jax.rollout.files import COMPLETE, is_written, read_rollouts, write_rollouts
+from r1jax.rollout.files import delete_rollouts, is_written, read_rollouts, write_rollouts
 from r1jax.rollout.sampler import (
     OverlongError,
     Prompt,
@@ -286,8 +286,7 @@ def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
         return
     for path in (workdir / ROLLOUTS).glob("*"):
         if path.name.isdecimal() and int(path.name) <= iteration - keep:
-            (path / COMPLETE).unlink(missing_ok=True)  # else a kill would leave a part as if whole
-            path.rmtree()
+            delete_rollouts(path)
 
 
 # -- what they are worth -------------------------------------------------------------------------
