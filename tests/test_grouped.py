@@ -152,8 +152,9 @@ def test_the_mesh_chooses() -> None:
     assert grouped_kernels(sparse, tpus, backward=True) == ("gmm", "tgmm")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kernel", [BLOCKS, MEGABLOX])
-@pytest.mark.parametrize("crowd", [0, 150], ids=["even", "all to one"])
+@pytest.mark.parametrize(
+    ("crowd", "kernel"), [(0, BLOCKS), (150, MEGABLOX)], ids=["even", "all to one"]
+)
 def test_some_tokens_at_a_time(crowd: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for an eighth of the rows, or for fewer than come: values and gradients of all."""
     grouped = functools.partial(replace, interpret=True)

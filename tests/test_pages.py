@@ -36,9 +36,9 @@ def paged(mesh: str = "", config: ModelConfig = CONFIG, **sizes: Any) -> Engine:
     return Engine(Transformer(config, devices), STOP, how)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(
-    page=st.sampled_from([1, 4, 64]),
+    page=st.sampled_from([1, 4]),
     sampling=st.sampled_from(sorted(SAMPLINGS)),
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     group_size=st.integers(1, 3),
@@ -53,7 +53,6 @@ def test_equals_naive_loop(page: int, sampling: str, lengths: list[int], group_s
 @pytest.mark.parametrize(
     ("mesh", "config"),
     [
-        ("", V3),
         ("", replace(V3, mtp=True)),
         ("", replace(CONFIG, mtp=True)),
         ("data=4 tensor=2", CONFIG),
