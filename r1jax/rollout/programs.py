@@ -6,6 +6,7 @@ Shape legend: Z shards of the mesh's batch axes; B = Z S rows with S slots a sha
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,11 +47,10 @@ class NewRows:
         return cls(np.full(rows, rows, np.int32), *np.zeros((6, rows), np.int32))
 
 
-class Programs:
+class Programs(ABC):
     """The programs for one model, computed as for rollouts, on its mesh.
 
-    `held` are the shardings of what is kept of the rows' tokens, a decoding.Held. `drafts` are
-    those of the model's multi-token prediction, which is left out else.
+    `drafts` are those of the model's multi-token prediction, which is left out else.
     """
 
     def __init__(self, model: Transformer, stop_ids: Sequence[int], drafts: bool = False) -> None:
@@ -72,12 +72,14 @@ class Programs:
             out_shardings=(slots, None if mesh is None else replicated(mesh)),
         )
 
+    @abstractmethod
     def held_shardings(self) -> Any:
-        """Of what is kept of the rows' tokens."""
-        raise NotImplementedError
+        """Of what is kept of the rows' tokens, a decoding.Held."""
 
     def param_shardings(self) -> Any:
-        """For rollouts parameters are split over `tensor` only: every step reads all of them."""
+        """For rollouts parameters are split over `tensor` only, and experts over `expert`: every
+        step reads all that a device has.
+        """
         if self.mesh is None:
             return None
         _, axes = param_axes(self.model)
