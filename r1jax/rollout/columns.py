@@ -63,7 +63,7 @@ class Columns:
     def own(self, steps: int, limit: int) -> int:
         """For so many steps of rows that may have `limit` tokens."""
         most = self._width * limit
-        return self._size(self._width * min(steps, limit), most, most // LARGEST_SHARE)
+        return self._size(self._width * min(steps, limit), most, max(most // LARGEST_SHARE, 1))
 
     def prompt(self, length: int) -> int:
         """For all tokens of a prompt but the last, in whole chunks of the prefill."""
