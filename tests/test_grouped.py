@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from r1jax.machines.mesh import make_mesh
+from r1jax.models import moe
 from r1jax.models.config import Experts, ModelConfig
 from r1jax.models.grouped import BLOCKS, MEGABLOX, _Tiling, choose_grouped, group, grouped_matmul
 from r1jax.models.kernels import grouped_kernels, kernel_flops
-from r1jax.models.moe import ROOM, run_experts
+from r1jax.models.moe import ROOM, Across, run_experts
 
 INNER, COLUMNS = 24, 40
 
@@ -62,7 +64,7 @@ def test_it_is_ragged_dot(case: str, kernel: str) -> None:
         hidden = jax.nn.silu(grouped_matmul(groups.spread(x), into, groups))
         found = grouped_matmul(hidden, out, groups)
         assert found.shape[0] == groups.rows
-        return groups.collect(found)
+        return groups.combine(found, jnp.ones((len(expert_A), 1)))
 
     def expected(x: jax.Array, into: jax.Array, out: jax.Array) -> jax.Array:
         hidden = jax.nn.silu(by_ragged_dot(x, into, expert_A))
@@ -153,14 +155,18 @@ def test_the_mesh_chooses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crowd", "kernel"), [(0, BLOCKS), (150, MEGABLOX)], ids=["even", "all to one"]
+    ("crowd", "kernel", "room", "parts"),
+    [(0, BLOCKS, 128, 4), (150, MEGABLOX, 128, 4), (0, BLOCKS, ROOM, 32), (300, BLOCKS, ROOM, 32)],
+    ids=["even", "all to one", "few of many parts", "all to one of many parts"],
 )
-def test_some_tokens_at_a_time(crowd: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for an eighth of the rows, or for fewer than come: values and gradients of all."""
+def test_some_tokens_at_a_time(
+    crowd: int, kernel: str, room: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for a part of the rows, or for fewer than come: values and gradients of all."""
     grouped = functools.partial(replace, interpret=True)
     monkeypatch.setattr("r1jax.models.moe.group", lambda *args: grouped(group(*args)))
     keys = jax.random.split(jax.random.key(0), 7)
-    tokens, width, ffn, experts, held, top_k = 301, 16, 24, 16, 4, 2
+    tokens, width, ffn, experts, held, top_k = 301, 16, 24, 4 * parts, 4, 2
     taken = jax.random.randint(keys[0], (1, tokens, top_k), 0, experts)
     taken = taken.at[:, :crowd].set(jnp.array([1, 2]))
     weights = jax.random.uniform(keys[1], taken.shape)
@@ -178,6 +184,52 @@ def test_some_tokens_at_a_time(crowd: int, kernel: str, monkeypatch: pytest.Monk
         run = jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True)
         return jax.jit(run)(x, weights, gate, up, down)
 
-    whole = jax.tree.leaves(both(10_000))
-    for one, other in zip(jax.tree.leaves(both(128)), whole, strict=True):
+    limited = jax.tree.leaves(both(room))
+    monkeypatch.setattr(moe, "SPARE", parts)
+    for one, other in zip(limited, jax.tree.leaves(both(ROOM)), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["length over tensor", "whole rows"])
+@pytest.mark.parametrize("crowd", [0, 13], ids=["even", "all to one"])
+def test_tokens_of_eight_devices_in_pieces(split: bool, crowd: int) -> None:
+    """Values and gradients are one device's; so many devices' tokens come together at a time that
+    no array is as long as all of them, and no sum is whole on every device.
+    """
+    mesh = make_mesh({"expert": 4, "tensor": 2}, jax.devices())
+    rows, length, width, ffn, experts, top_k = 4, 30, 16, 24, 8, 2
+    keys = jax.random.split(jax.random.key(0), 7)
+    taken = jax.random.randint(keys[0], (rows, length, top_k), 0, experts)
+    taken = taken.at[:, :crowd].set(jnp.array([4, 5]))
+    weights = jax.random.uniform(keys[1], taken.shape)
+    x, target = (jax.random.normal(key, (rows, length, width)) for key in keys[2:4])
+    gate, up = (jax.random.normal(key, (experts, width, ffn)) for key in keys[4:6])
+    down = jax.random.normal(keys[6], (experts, ffn, width))
+    run = functools.partial(run_experts, kernel=BLOCKS, experts=experts, room=64)
+    own = PartitionSpec("expert", "tensor" if split else None)
+    into, out = PartitionSpec("expert", None, "tensor"), PartitionSpec("expert", "tensor")
+    axes = (("expert", "tensor"), (), 8) if split else (("expert",), ("tensor",), 4)
+    here = jax.shard_map(
+        functools.partial(run, across=Across(*axes)),
+        mesh=mesh,
+        in_specs=(own, own, own, into, into, out),
+        out_specs=own,
+        check_vma=False,
+    )
+
+    def both(function: Any) -> Any:
+        def loss(x: jax.Array, weights: jax.Array, *matrices: jax.Array) -> Any:
+            found = function(x, weights, taken, *matrices)
+            return jnp.sum(found * target), found
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True))
+
+    given = x, weights, gate, up, down
+    one, eight = both(functools.partial(run, room=ROOM)), both(here)
+    for found, expected in zip(
+        jax.tree.leaves(eight(*given)), jax.tree.leaves(one(*given)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-4)
+    program = eight.lower(*given).compile().as_text()
+    assert "all-gather" in program and "reduce-scatter" in program
+    assert f"f32[{rows * length},{width}]" not in program

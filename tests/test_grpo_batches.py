@@ -35,7 +35,7 @@ from r1jax.stages.grpo_config import (
 )
 from r1jax.stages.grpo_rollouts import rewarded
 from r1jax.stages.grpo_updates import Minibatch
-from r1jax.training.reference import ReferenceConfig
+from r1jax.training.frozen import FrozenConfig
 from r1jax.training.run import Trainable, is_due
 from r1jax.training.train_state import microbatch
 from r1jax.types import Batch, Completion, Rollout, TrainState
@@ -223,7 +223,7 @@ def test_reference_is_a_copy() -> None:
     old, new = jnp.zeros(3), jnp.ones(3)
     trained = Trainable.__new__(Trainable)
     trained.ref_params, trained.state = {"a": old}, TrainState(0, {"a": new}, None)
-    trained._reference = ReferenceConfig()
+    trained._reference = FrozenConfig()
     stage: Any = SimpleNamespace(trained=trained)
     grpo.replace_reference(config, stage, 2)
     assert trained.ref_params["a"] is old

@@ -75,6 +75,32 @@ def test_an_iteration_of_grpo() -> None:
     assert [program.cost.unknown_loops for program in plan.programs] == 5 * [set()]
 
 
+def test_reward_models_inside_grpo() -> None:
+    """Each opened one has a program; what is offloaded is on the devices in that alone."""
+    path = str(ROOT / "experiments/mini/base")
+    terms = {
+        "one": {"path": path},
+        "same": {"path": path, "weight": 2.0, "kind": "helpful"},
+        "away": {"path": path, "reads": "response", "frozen": {"offload": True}},
+    }
+    plan = plan_of(grpo_config("", model=SHAPES, reward_models=terms), fsdp=8)
+    found = {program.planned.name: program for program in plan.programs}
+    assert list(found)[3:5] == ["reward away", "reward one"]
+    size = 4 * count_params(open_shapes(ModelSource(path=path)).config) / 8
+    one, away, update = found["reward one"], found["reward away"], found["update"]
+    for program in plan.programs:
+        assert size < program.held["reward models"] < 1.2 * size
+    assert "reward model" not in one.held | update.held
+    assert away.held["reward model"] == update.held["reward models"]
+    for program in (one, away):
+        arguments = program.held["batch"] + update.held["reward models"]
+        assert program.compiled.arguments == pytest.approx(arguments, abs=8192)
+    assert one.planned.beside == pytest.approx(
+        update.held["parameters"] + update.held["moments"] + update.held["reference"]
+    )
+    assert one.planned.model_flops > 0 and one.cost.flops > 0
+
+
 def test_flops_of_an_update_by_hand() -> None:
     """All products of the model, forward and backward, and attention to whole rows."""
     plan = plan_of(grpo_config("", model=SHAPES, share_prompts=False))
@@ -216,7 +242,8 @@ def test_stages_of_a_pipeline() -> None:
     kinds = {name: stages[name].stage for name in found}
     assert set(kinds.values()) == {"grpo", "sft", "rejection", "reward_model"}
     for name, (config, _) in found.items():
-        assert not config.model.get("path", "").startswith("@"), name
+        paths = [term.path for term in config.get("reward_models", {}).values()]
+        assert not any(p.startswith("@") for p in [config.model.get("path", ""), *paths]), name
         assert open_shapes(checked(config).model).config.num_layers > 0
 
 

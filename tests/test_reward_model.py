@@ -31,6 +31,7 @@ from r1jax.models.transformer import Transformer
 from r1jax.stages import grpo, reward_model, sft
 from r1jax.stages.reward_model import RewardModelConfig, with_scalar_head
 from r1jax.training import run
+from r1jax.training.frozen import HOST, FrozenConfig
 from r1jax.types import Batch, Completion, Example, Rollout
 from r1jax.weights.load import ModelSource, load_tokenizer, open_model, open_source
 
@@ -270,6 +271,20 @@ def test_what_is_read(tokenizer_dir: str, tmp_path: Path, one_device: None) -> N
     assert summary[0] == pytest.approx(summary[1], abs=1e-5)
     assert response[0] == pytest.approx(summary[0], abs=1e-5)
     assert abs(response[0] - response[1]) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_in_the_memory_of_the_host(tokenizer_dir: str, tmp_path: Path, dtype: Any) -> None:
+    train(tokenizer_dir, tmp_path, "pairwise")
+    conversations = [(question("7?"), text) for text in ("yes 3", "no 3")]
+    path, mesh = str(tmp_path / "run"), make_mesh({"fsdp": 8})
+    here = RewardModel(path, "response", "plain", mesh)
+    away = RewardModel(path, "response", "plain", mesh, frozen=FrozenConfig(dtype, offload=True))
+    found = away.scores(conversations)
+    np.testing.assert_allclose(
+        found, here.scores(conversations), atol=0 if dtype == "float32" else 0.03
+    )
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(away._params)} == {HOST}
 
 
 def test_eight_devices(tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

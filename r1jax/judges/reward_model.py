@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import ConfigError, DataError, Size
 from r1jax.data.chat import Template, render, render_prompt
@@ -22,11 +21,13 @@ from r1jax.machines.mesh import make_mesh, parts_of
 from r1jax.models.kernels import choose_kernel
 from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
+from r1jax.training.frozen import FrozenConfig, check_memory, fetched, kept
 from r1jax.training.train_state import on_mesh
 from r1jax.types import Batch, Example, Message, Rollout
 from r1jax.weights.load import open_model
 
 THOUGHTS = "<think>"
+IN_PLACE = FrozenConfig()
 ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
 Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response
 
@@ -71,12 +72,18 @@ def size_of(group: Group) -> int:
     return len(group.prefix) + sum(len(piece.tokens) for piece in group.pieces)
 
 
+def row_length(longest: int, mesh: Mesh) -> int:
+    """Of packed rows that have room for the longest conversation; of few sizes."""
+    multiple = ROUND * parts_of("length", mesh)
+    return -(-longest // multiple) * multiple
+
+
 def pack_labelled(rows: Sequence[Labelled], length: int, microbatch_rows: int) -> Batch:
     """Pairs stay in one row."""
     groups = [row.group for row in rows]
     batch = rounded_up(pack(groups, length, microbatch_rows, whole_groups=True))
     labels = np.array([0.0, *(label for row in rows for label in row.labels)], np.float32)
-    return dataclasses.replace(batch, labels=labels)
+    return replace(batch, labels=labels)
 
 
 class Scorer:
@@ -94,14 +101,11 @@ class Scorer:
         """float32, a value per response in order; rows are as long as the longest group asks."""
         if not groups:
             return np.zeros(0, np.float32)
-        multiple = ROUND * parts_of("length", self._mesh)
-        length = -(-max(map(size_of, groups)) // multiple) * multiple
+        length = row_length(max(map(size_of, groups)), self._mesh)
         batch = pack(groups, length, self._rows, whole_groups=True)
         count = len(batch.lengths)
         room = (1 << count.bit_length()) - count  # shapes for any number of responses: few programs
-        whole = dataclasses.replace(
-            batch, lengths=np.pad(batch.lengths, (0, room)), microbatches=None
-        )
+        whole = replace(batch, lengths=np.pad(batch.lengths, (0, room)), microbatches=None)
         total = np.zeros(count + room, np.float32)
         for m in range(batch.microbatches):
             one = jax.tree.map(lambda x, m=m: x[m : m + 1] if x.ndim == 3 else x, whole)
@@ -109,6 +113,18 @@ class Scorer:
             one = jax.tree.map(lambda x: x[0] if x.ndim == 3 else x, one)
             total += np.asarray(jax.device_get(self._scalars(params, one)))
         return total[1:count]
+
+    def lower(self, params: Any, batch: Batch) -> jax.stages.Lowered:
+        """For a batch of one microbatch, all in shapes."""
+
+        def one(x: Any) -> Any:
+            if x.ndim != 3:
+                return x
+            sharding = NamedSharding(self._mesh, PartitionSpec(*x.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
+        rows = jax.tree.map(one, replace(batch, microbatches=None))
+        return self._scalars.lower(params, rows)
 
 
 class RewardModel:
@@ -121,13 +137,15 @@ class RewardModel:
         template: str = "chat",
         mesh: Mesh | None = None,
         microbatch_rows: int = 8,
+        frozen: FrozenConfig = IN_PLACE,
     ) -> None:
         opened = open_model(path)
         if not opened.config.scalar_head:
             raise ConfigError(
                 f"model {path} has no scalar head; a reward model is what stage reward_model writes"
             )
-        mesh = mesh or make_mesh()
+        self._mesh = mesh = mesh or make_mesh()
+        self._frozen = frozen
         self._tokenizer, self._template, self._reads = opened.tokenizer, template, reads
         self._load = functools.partial(opened.load, mesh, 0)
         model = opened.transformer(mesh, choose_kernel(opened.config, opened.compute, mesh))
@@ -136,7 +154,8 @@ class RewardModel:
     @functools.cached_property
     def _params(self) -> Any:
         """Read when it is first asked."""
-        return self._load()
+        params = self._load()
+        return params if self._frozen == IN_PLACE else kept(params, self._frozen)
 
     def scores(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """float32 [N], of (messages, response); logits for a pointwise model."""
@@ -144,7 +163,7 @@ class RewardModel:
             to_group(messages, [sampled(response)], self._tokenizer, self._template, self._reads)
             for messages, response in conversations
         ]
-        return self._scorer(self._params, groups)
+        return self._scorer(fetched(self._params, self._frozen, self._mesh), groups)
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,14 @@ class LearnedReward:
     # completion is preferred to it (Bradley-Terry).
     against: str | None = None
     microbatch_rows: Size = 8  # packed rows in memory at once
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
+
+
+def same_model(term: LearnedReward) -> LearnedReward:
+    """Equal for terms that one opened model serves: another weight or kind of prompt makes no
+    other one.
+    """
+    return replace(term, weight=1.0, kind=None, against=None)
 
 
 class LearnedRewards:
@@ -181,16 +208,11 @@ class LearnedRewards:
         opened = {} if opened is None else opened
         self._terms, self._models = terms, {}
         for name, term in terms.items():
-            # Another weight or kind of prompt makes no other model.
-            same = LearnedReward(
-                term.path,
-                reads=term.reads,
-                template=term.template,
-                microbatch_rows=term.microbatch_rows,
-            )
+            check_memory(term.frozen, mesh, f"reward_models.{name}.frozen")
+            same = same_model(term)
             if same not in opened:
                 opened[same] = RewardModel(
-                    term.path, term.reads, term.template, mesh, term.microbatch_rows
+                    term.path, term.reads, term.template, mesh, term.microbatch_rows, term.frozen
                 )
             self._models[name] = opened[same]
 
@@ -209,7 +231,7 @@ class LearnedRewards:
                 name, [asked[i] for i in read], [found[i].text for i in read]
             )
             found = [
-                dataclasses.replace(
+                replace(
                     rollout,
                     reward=rollout.reward + (0.0 if rollout.failure else term.weight * score),
                     reward_breakdown={**rollout.reward_breakdown, name: score},

@@ -347,8 +347,12 @@ class _Walk:
         (name,) = it.called("calls")
         inside = self._computations[name]
         parameters = {int(i.arguments): i.name for i in inside.values() if i.opcode == "parameter"}
+        # What a piece of a collective beside products hands on to the next one is not moved by it.
+        handed = _aliases(it) if any(i.opcode in COLLECTIVES for i in inside.values()) else {}
         total = 0.0
         for place, operand in enumerate(operands):
+            if place in handed.values():
+                continue
             whole = sum(shape.hbm_bytes for shape in operand.outputs)
             part = _read_of(parameters[place], inside) if place in parameters else None
             total += whole if part is None else min(whole, part)
@@ -356,7 +360,9 @@ class _Walk:
         written = [root]
         if root.opcode == "tuple":
             written = [inside[name] for name in root.operands]
-        for output, made in zip(it.outputs, written, strict=False):
+        for place, (output, made) in enumerate(zip(it.outputs, written, strict=False)):
+            if place in handed:
+                continue
             made = _through_bitcasts(made, inside)
             if made.opcode in UPDATES and output.in_hbm:
                 total += inside[made.operands[UPDATES[made.opcode]]].output.bytes
@@ -428,6 +434,13 @@ def _begun(computations: Mapping[str, Computation]) -> dict[str, str]:
         for it in computation.values()
         if it.opcode in COLLECTIVES
     }
+
+
+def _aliases(it: Instruction) -> dict[int, int]:
+    """{output: the operand whose memory it is} of a fusion."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?)\}, \w+=", it.attributes)
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", found[1] if found else "")
+    return {int(output): int(operand) for output, operand in pairs}
 
 
 def _number_of(it: Instruction) -> int | None:

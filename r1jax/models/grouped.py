@@ -50,15 +50,27 @@ class Groups:
 
     def spread(self, x_TD: jax.Array) -> jax.Array:
         """Tokens, each to the rows of its A / T experts [R, D]; zeros elsewhere."""
-        tokens, places = x_TD.shape[0], self.place_A.shape[0]
-        source_R = jnp.full(self.rows, tokens, jnp.int32)
-        token_A = jnp.arange(places, dtype=jnp.int32) // (places // tokens)
-        source_R = source_R.at[self.place_A].set(token_A, mode="drop")
-        return x_TD.at[source_R].get(mode="fill", fill_value=0)
+        return x_TD.at[self._token_R(len(x_TD))].get(mode="fill", fill_value=0)
 
-    def collect(self, x_RF: jax.Array) -> jax.Array:
-        """The inverse: [A, F], zeros where there was no expert."""
-        return x_RF.at[self.place_A].get(mode="fill", fill_value=0)
+    def combine(self, y_RF: jax.Array, weights_Tk: jax.Array) -> jax.Array:
+        """The weighted sums of the tokens' rows, float32 [T, F]."""
+        y_RF, weights_A = y_RF.astype(jnp.float32), weights_Tk.reshape(-1)
+        if self.rows >= len(weights_A):
+            y_AF = y_RF.at[self.place_A].get(mode="fill", fill_value=0)
+            return jnp.einsum("tk,tkf->tf", weights_Tk, y_AF.reshape(*weights_Tk.shape, -1))
+        # Most of a token's experts are not among these: less is moved if the rows go to the tokens.
+        weights_R = jnp.zeros(self.rows).at[self.place_A].set(weights_A, mode="drop")
+        sums_TF = jnp.zeros((len(weights_Tk), y_RF.shape[1]))
+        return sums_TF.at[self._token_R(len(weights_Tk))].add(
+            weights_R[:, None] * y_RF, mode="drop"
+        )
+
+    def _token_R(self, tokens: int) -> jax.Array:
+        """Whose each row is; T = nobody's."""
+        places = len(self.place_A)
+        token_A = jnp.arange(places, dtype=jnp.int32) // (places // tokens)
+        nobody_R = jnp.full(self.rows, tokens, jnp.int32)
+        return nobody_R.at[self.place_A].set(token_A, mode="drop")
 
 
 def group(expert_A: jax.Array, experts: int, kernel: str = BLOCKS, mean: int = 0) -> Groups:

@@ -17,7 +17,7 @@ from r1jax.machines.mesh import parts_of, spec_of
 from r1jax.models.config import ModelConfig
 from r1jax.models.grouped import MEGABLOX, choose_grouped
 from r1jax.models.layouts import Compute
-from r1jax.models.moe import ROOM
+from r1jax.models.moe import ROOM, SPARE
 from r1jax.models.packed_attention import Seen, SeenByShard, Span, packed_mask, see
 
 
@@ -166,7 +166,7 @@ FLOATS = ("bf16", "f32")
 def _grouped_flops(operands: Sequence[Any], outputs: Sequence[Any], parts: int) -> float:
     """Of rows with their experts' matrices [rows, columns], or of rows with rows, by expert."""
     rows = next(x for x in operands if x.dtype in FLOATS)
-    share = 1 / 2 if rows.dims[0] == ROOM else 1 / parts
+    share = 1 / 2 if rows.dims[0] == ROOM else 1 / min(parts, SPARE)
     return 2.0 * share * math.prod(rows.dims) * outputs[0].dims[-1]
 
 
@@ -202,8 +202,8 @@ def kernel_flops(
     """(operands, outputs) -> FLOPs of a kernel's call, by what its name begins with; `seen` is
     `seen_share` of the rows.
     """
-    # There is room for all rows at each part of the experts, where the mean is a part of them; or,
-    # of very many, for twice the mean.
+    # There is room for all rows at each of few parts of the experts, where the mean is a part of
+    # them; for SPARE times the mean at each of many; or, of very many rows, for twice the mean.
     grouped = functools.partial(_grouped_flops, parts=mesh.shape["expert"])
     return {
         "splash_mha_fwd": _splash_flops("qv", seen),  # scores, mixed values
@@ -219,3 +219,14 @@ def grouped_kernels(config: ModelConfig, mesh: Mesh, *, backward: bool) -> tuple
     if choose_grouped(mesh) != MEGABLOX or not any(stack.sparse for stack in config.stacks):
         return ()
     return ("gmm", "tgmm") if backward else ("gmm",)
+
+
+def packed_kernels(
+    config: ModelConfig, mesh: Mesh, kernel: str, *, backward: bool
+) -> tuple[str, ...]:
+    """Names of all that packed rows must show in a program, with attention of this kernel."""
+    grouped = grouped_kernels(config, mesh, backward=backward)
+    if kernel != "splash":
+        return grouped
+    more = ("splash_mha_dq", "splash_mha_dkv") if backward else ()
+    return ("splash_mha_fwd", *more, *grouped)

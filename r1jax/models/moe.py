@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from r1jax.models.layer import Layer
 ROUTER = "router"  # the matrix of the scores
 ROUTER_BIAS = "router_bias"  # what is added when experts are chosen; no gradient moves it
 ROOM = 1 << 15  # rows of a device's experts that exist at once
+SPARE = 4  # times as many as come in the mean have room, up to that
+ROOMS = 512  # rows: rooms are multiples of it
 EXPERTS_FIT = "experts_fit"  # the name, in programs, of the choice whether some have that room
 Tokens = tuple[jax.Array, jax.Array, jax.Array]  # x [T, D], weights and experts [T, k]
 
@@ -124,8 +126,14 @@ class MixtureOfExperts(Layer):
         if self.mesh is not None and self.mesh.size > 1:
             rows = spec_of(("batch", length, None))
             into_spec = PartitionSpec("expert", None, "tensor")
+            split, tensor = ("tensor" in RULES[length]), self.mesh.shape["tensor"]
+            across = Across(
+                ("expert", "tensor") if split else ("expert",),
+                () if split else ("tensor",),
+                self.mesh.shape["expert"] * (tensor if split else 1),
+            )
             run = jax.shard_map(
-                functools.partial(_on_one_device, run, "tensor" in RULES[length]),
+                functools.partial(run, across=across),
                 mesh=self.mesh,
                 in_specs=(
                     rows,
@@ -158,6 +166,36 @@ def choose(scores_BLE: jax.Array, c: Experts) -> jax.Array:
     return jax.lax.top_k(scores_BLE, c.top_k)[1]
 
 
+@dataclass(frozen=True)
+class Across:
+    """The devices whose tokens come together, and those that hold parts of the same experts.
+
+    Every device has its share of the experts for all of those tokens, and each token's sums go back
+    to where it came from: two collectives, which exist on every platform (ragged all-to-all does
+    not). Of rows [T, D], since the TPU's compiler makes a sum of more axes whole on each device.
+    """
+
+    tokens: tuple[str, ...] = ()  # axes of the mesh along which devices have other tokens
+    same: tuple[str, ...] = ()  # and along which they have the same ones
+    parts: int = 1  # devices along `tokens`
+
+    def gathered(self, given: Tokens, held: int) -> Tokens:
+        """Of all of them; the experts counted from this device's first one."""
+        if not self.tokens:
+            return given
+        x, weights, taken = (jax.lax.all_gather(x, self.tokens, axis=0, tiled=True) for x in given)
+        return x, weights, taken - jax.lax.axis_index("expert") * held
+
+    def summed(self, y_TD: jax.Array) -> jax.Array:
+        """The sums of a device's own tokens."""
+        if self.tokens:
+            y_TD = jax.lax.psum_scatter(y_TD, self.tokens, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(y_TD, self.same) if self.same else y_TD
+
+
+ALONE = Across()
+
+
 def run_experts(
     x_BLD: jax.Array,
     weights_BLk: jax.Array,
@@ -166,42 +204,49 @@ def run_experts(
     kernel: str,
     experts: int,
     room: int = ROOM,
+    across: Across = ALONE,
 ) -> jax.Array:
     """[B, L, D] of experts 0 .. E - 1 of so many; what is taken of any others counts nothing.
 
-    No token is dropped, and all may be these experts': of more than `room` rows, some tokens are
-    computed at a time, so many that their rows have room in twice the mean; if they have not, in
-    smaller parts, which always do.
+    No token is dropped, and all may be these experts': of more rows than there is room for, some
+    tokens are computed at a time, so many that their rows have room in twice the mean at least; if
+    they have not, in smaller parts, which always do. `across` are the devices whose tokens come
+    together, a piece at a time.
     """
     shape, top_k = x_BLD.shape, taken_BLk.shape[2]
     x_TD, weights_Tk, taken_Tk = (
         x.reshape(-1, x.shape[2]) for x in (x_BLD, weights_BLk, taken_BLk)
     )
-    given = x_TD, weights_Tk, taken_Tk
+    local = x_TD, weights_Tk, taken_Tk
     held, tokens = matrices[0].shape[0], shape[0] * shape[1]
-    if tokens * top_k <= room:
-        return _of_groups(given, matrices, _grouped(given, held, kernel, experts)).reshape(shape)
-    # Over many parts the matrices' gradients are summed in float32.
-    dtype, wide = matrices[0].dtype, [matrix.astype(jnp.float32) for matrix in matrices]
+    rows = tokens * across.parts * top_k
+    room = min(room, -(-SPARE * rows * held // (experts * ROOMS)) * ROOMS)
+    fits = rows <= room  # whatever they take
+    size = tokens if fits else max(room * experts // (2 * held * top_k * across.parts), 1)
+    dtype, wide = matrices[0].dtype, matrices
+    if size < tokens:  # over many pieces the matrices' gradients are summed in float32
+        wide = tuple(matrix.astype(jnp.float32) for matrix in matrices)
 
-    @jax.checkpoint
-    def piece(given: Tokens) -> jax.Array:
+    def piece(local: Tokens) -> jax.Array:
+        given = across.gathered(local, held)
         narrow = [matrix.astype(dtype) for matrix in wide]
         groups = _grouped(given, held, kernel, experts)
-        part = max(room // top_k, 1)
 
         def small(given: Tokens) -> jax.Array:
             return _of_groups(given, narrow, _grouped(given, held, kernel, experts))
 
+        if fits:
+            return across.summed(_of_groups(given, narrow, groups))
         with jax.named_scope(EXPERTS_FIT):
-            return jax.lax.cond(
+            y_TD = jax.lax.cond(
                 jnp.sum(groups.sizes_E) <= room,
                 lambda given: _of_groups(given, narrow, replace(groups, rows=room)),
-                lambda given: _in_turn(small, given, part),
+                lambda given: _in_turn(small, given, max(room // top_k, 1)),
                 given,
             )
+        return across.summed(y_TD)
 
-    return _in_turn(piece, given, max(room * experts // (2 * held * top_k), 1)).reshape(shape)
+    return _in_turn(piece if fits else jax.checkpoint(piece), local, size).reshape(shape)
 
 
 def _grouped(given: Tokens, held: int, kernel: str, experts: int) -> Groups:
@@ -210,19 +255,19 @@ def _grouped(given: Tokens, held: int, kernel: str, experts: int) -> Groups:
 
 def _of_groups(given: Tokens, matrices: Sequence[jax.Array], groups: Groups) -> jax.Array:
     """[T, D] of tokens in groups."""
-    x_TD, weights_Tk, taken_Tk = given
+    x_TD, weights_Tk, _ = given
     gate_EDF, up_EDF, down_EFD = matrices
     x_RD = groups.spread(x_TD)
     gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
     out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
-    out_TkD = groups.collect(out_RD).reshape(*taken_Tk.shape, -1)
-    y_TD = jnp.einsum("tk,tkd->td", weights_Tk, out_TkD.astype(jnp.float32))
-    return y_TD.astype(x_TD.dtype)
+    return groups.combine(out_RD, weights_Tk).astype(x_TD.dtype)
 
 
 def _in_turn(function: Callable[[Tokens], jax.Array], given: Tokens, size: int) -> jax.Array:
     """The function of so many tokens at a time [T, D]."""
     tokens = len(given[0])
+    if tokens <= size:
+        return function(given)
     padded = -tokens % size
 
     def parts(x: jax.Array, value: int) -> jax.Array:
@@ -232,34 +277,6 @@ def _in_turn(function: Callable[[Tokens], jax.Array], given: Tokens, size: int) 
     x_TD, weights_Tk, taken_Tk = given
     found = jax.lax.map(function, (parts(x_TD, 0), parts(weights_Tk, 0), parts(taken_Tk, -1)))
     return found.reshape(-1, found.shape[-1])[:tokens]
-
-
-def _on_one_device(
-    run: Callable[..., jax.Array],
-    is_split: bool,
-    x_BLD: jax.Array,
-    weights_BLk: jax.Array,
-    taken_BLk: jax.Array,
-    *matrices: jax.Array,
-) -> jax.Array:
-    """Its share of the experts, for the tokens of all devices along `expert`, and along `tensor`
-    where the length `is_split` over that.
-
-    Those tokens come together, and each device's sums go back to them: two collectives an axis and
-    layer, which exist on every platform (ragged all-to-all does not).
-    """
-    axes = {"expert": 0, "tensor": 1} if is_split else {"expert": 0}
-    given = x_BLD, weights_BLk, taken_BLk
-    for axis, place in axes.items():
-        given = tuple(jax.lax.all_gather(x, axis, axis=place, tiled=True) for x in given)
-    x, weights, taken = given
-    taken -= jax.lax.axis_index("expert") * matrices[0].shape[0]
-    y_BLD = run(x, weights, taken, *matrices)
-    if not is_split:
-        y_BLD = jax.lax.psum(y_BLD, "tensor")
-    for axis, place in reversed(axes.items()):
-        y_BLD = jax.lax.psum_scatter(y_BLD, axis, scatter_dimension=place, tiled=True)
-    return y_BLD
 
 
 def sequence_balance(

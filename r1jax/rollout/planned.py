@@ -36,6 +36,11 @@ class Asked:
     max_prompt_tokens: int
 
 
+def mean_completion(asked: Asked, assumed: Assumed) -> int:
+    """In tokens."""
+    return assumed.completion or asked.max_tokens // 4
+
+
 def rollout_programs(
     model: Transformer,
     config: EngineConfig,
@@ -58,7 +63,7 @@ def rollout_programs(
     need = Need(asked.max_prompt_tokens, asked.max_tokens, asked.group_size, -(-rows // by.shards))
     lowered = engine.keeping.lowered(params, need, engine.memory(need))
     held["caches"] = bytes_of(lowered.caches)
-    c, mean = by.model.config, assumed.completion or asked.max_tokens // 4
+    c, mean = by.model.config, mean_completion(asked, assumed)
     lengths = imagined_lengths(rows / by.shards, mean, asked.max_tokens)
     steps = decode_steps(lengths, lowered.slots)
     # Tokens that a row sees in the mean, of the slots that decode.

@@ -77,11 +77,14 @@ def to_plan(config: Any) -> dict[str, tuple[Any, Planner]]:
 
 
 def _with_shapes(name: str, stages: Any) -> Any:
-    """A stage's config whose model, where another stage makes it, is what that one begins from."""
+    """A stage's config whose models, where other stages make them, are what those begin from."""
     config = ConfigDict(stages[name].to_dict())
     model = config.get("model")
     while isinstance(model, ConfigDict) and str(model.get("path", "")).startswith("@"):
         source = stages[model.path.removeprefix("@").partition("/")[0]].model.to_dict()
         override = source.get("override", {}) | model.to_dict().get("override", {})
         model = config.model = ConfigDict(source | {"override": override})
+    for term in config.get("reward_models", {}).values():
+        while term.path.startswith("@"):
+            term.path = stages[term.path.removeprefix("@").partition("/")[0]].model.path
     return config

@@ -20,9 +20,9 @@ from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.training.balancing import RouterConfig
 from r1jax.training.critic import CriticConfig
+from r1jax.training.frozen import FrozenConfig
 from r1jax.training.metrics import ProfileConfig
 from r1jax.training.optimizers import OptimizerConfig
-from r1jax.training.reference import ReferenceConfig
 from r1jax.weights.load import ModelSource
 
 TRUNCATED = ("grade", "zero", "mask")  # what a completion cut by length is worth
@@ -88,7 +88,7 @@ class GrpoConfig:
     critic: CriticConfig | None = None  # PPO: advantages per token instead of the group's
     # updates after which the reference becomes the current policy; 0 = never
     ref_every: Count = 400
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    reference: FrozenConfig = field(default_factory=FrozenConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     # Of a model with experts: the update's tokens take the experts that the sampler's took. Whether

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from r1jax.judges.planned import scoring_programs
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.mesh import check_split
 from r1jax.machines.planned import Assumed, Iteration, Planned, bytes_of
 from r1jax.models.kernels import kernel_flops, seen_share
 from r1jax.models.params import model_flops
-from r1jax.rollout.planned import Asked, imagined_lengths, rollout_programs
+from r1jax.rollout.planned import Asked, imagined_lengths, mean_completion, rollout_programs
 from r1jax.stages.grpo_config import (
     GrpoConfig,
     check_lengths,
@@ -30,7 +31,8 @@ from r1jax.weights.load import open_shapes
 def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
     """A rollout with the longest completions that the config comes to, and its updates.
 
-    `memory` is a device's, in bytes. A critic and reward models are not planned.
+    `memory` is a device's, in bytes. Reward models are planned for all completions and all of each,
+    thoughts too. A critic is not planned.
     """
     config = chosen(config, mesh.devices.flat[0].platform)
     check_split(config.microbatch_rows, packing_of(config).lengths, mesh)
@@ -48,6 +50,9 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
         longest_completion(config),
         config.max_prompt_tokens,
     )
+    scored, state = scoring_programs(
+        config.reward_models, opened.compute, mesh, asked, assumed, state
+    )
     sampled, notes = rollout_programs(trained.model, config.engine, asked, assumed, memory, state)
 
     packing, c = packing_of(config), trained.model.config
@@ -61,7 +66,7 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
     programs = Programs(config, trained, mesh)
     lowered = functools.cache(lambda: programs.lower(trained, batch, policies))
 
-    mean = assumed.completion or asked.max_tokens // 4
+    mean = mean_completion(asked, assumed)
     prompts = config.prompts_per_update if config.shares_prompts else completions
     tokens = completions * mean + prompts * assumed.prompt
     used = max(math.ceil(tokens / length), math.ceil(completions / (length // min(mean, length))))
@@ -83,11 +88,12 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
 
     # Where both are said by one program, it stands under the first one's name.
     each = config.updates_per_rollout
+    unseen = sum(state.get(kind, 0.0) for kind in ("reference", "reward models"))
     served = programs.served(policies).values()
     trains = [pass_of(names, each * len(names)) for names in served]
     trains.append(
         Planned(
-            "update", lambda: lowered()["update"], each, held, state.get("reference", 0.0), loops,
+            "update", lambda: lowered()["update"], each, held, unseen, loops,
             kernels_of(trained, backward=True), model_flops(c, tokens, mean, 3), formulas,
         )
     )  # fmt: skip
@@ -95,4 +101,4 @@ def planned(config: GrpoConfig, mesh: Mesh, assumed: Assumed, memory: float) -> 
         f"an update has {tokens:,} tokens in {used:,} rows of {length:,}: {microbatches}"
         f" microbatches of {rows}"
     )
-    return Iteration([*sampled, *trains], config.total_steps / each, notes)
+    return Iteration([*sampled, *scored, *trains], config.total_steps / each, notes)

@@ -15,10 +15,10 @@ from r1jax.config import ConfigError
 from r1jax.losses.logprobs import HEAD_CHUNKS, chunk_columns
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.config import ModelConfig
-from r1jax.models.kernels import grouped_kernels, kernel_flops, seen_share
+from r1jax.models.kernels import kernel_flops, packed_kernels, seen_share
 from r1jax.models.params import model_flops
+from r1jax.training.frozen import FrozenConfig
 from r1jax.training.optimizers import OptimizerConfig
-from r1jax.training.reference import ReferenceConfig
 from r1jax.training.run import Trainable
 from r1jax.training.train_state import MICROBATCHES, batch_shardings
 from r1jax.types import Batch
@@ -33,7 +33,7 @@ def imagined(
     total_steps: int,
     mesh: Mesh,
     shared_prompts: bool = False,
-    reference: ReferenceConfig | None = None,
+    reference: FrozenConfig | None = None,
 ) -> Trainable:
     """A Trainable whose state is shapes."""
     nowhere = epath.Path("/nonexistent")
@@ -86,14 +86,10 @@ def abstract_batch(
 
 
 def kernels_of(trained: Trainable, *, backward: bool) -> tuple[str, ...]:
-    """Names of the kernels that packed rows must show in a program."""
-    mesh = trained.model.mesh
-    assert mesh is not None, "a plan is made for a mesh"
-    kernels = grouped_kernels(trained.model.config, mesh, backward=backward)
-    if trained.kernel != "splash":
-        return kernels
-    more = ("splash_mha_dq", "splash_mha_dkv") if backward else ()
-    return ("splash_mha_fwd", *more, *kernels)
+    """Names of the kernels that a program of the trained model must show."""
+    model = trained.model
+    assert model.mesh is not None, "a plan is made for a mesh"
+    return packed_kernels(model.config, model.mesh, trained.kernel, backward=backward)
 
 
 class Packed(Protocol):

@@ -25,10 +25,10 @@ from r1jax.models.grouped import choose_grouped
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
 from r1jax.training.balancing import RouterConfig, check_router
+from r1jax.training.frozen import FrozenConfig, check_memory, fetched, kept, kept_shapes
 from r1jax.training.metrics import MetricsWriter, ProfileConfig, Profiler, Timer, process_use
 from r1jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from r1jax.training.provenance import note_start
-from r1jax.training.reference import ReferenceConfig, check_memory, fetched, kept, kept_shapes
 from r1jax.training.run_config import check_config
 from r1jax.training.skipped import Watch
 from r1jax.training.train_state import LossFn, abstract_state, make_step, new_state, state_shardings
@@ -96,7 +96,7 @@ class Trainable:
         # Of the frozen reference policy, where there is one, what an update could have moved, as
         # its config has it kept.
         self.ref_params: Any = None
-        self._reference = ReferenceConfig()
+        self._reference = FrozenConfig()
 
     @property
     def params(self) -> Any:
@@ -118,7 +118,7 @@ class Trainable:
         """A context at whose end all that was saved is complete."""
         return self._checkpoints
 
-    def begin(self, seed: int, reference: ReferenceConfig | None = None) -> None:
+    def begin(self, seed: int, reference: FrozenConfig | None = None) -> None:
         """From the model's own parameters, which are the reference's too where there is one."""
         params = self._opened.load(self._mesh, seed)
         if reference is not None:
@@ -126,7 +126,7 @@ class Trainable:
             self.ref_params = kept(moved_part(params), reference)
         self.state = new_state(params, self._optimizer, self._shardings)
 
-    def imagine(self, reference: ReferenceConfig | None = None) -> None:
+    def imagine(self, reference: FrozenConfig | None = None) -> None:
         """In shapes alone, for who asks what a program would need."""
         self.state = abstract_state(self.model, self._optimizer, self._shardings)
         if reference is not None:
@@ -138,7 +138,7 @@ class Trainable:
         self._take(saved)
 
     def resume_newest(
-        self, reference: ReferenceConfig | None = None
+        self, reference: FrozenConfig | None = None
     ) -> tuple[int, dict[str, Any]] | None:
         """From the newest checkpoint that is not damaged -> its step, and what was saved beside the
         state; None where there is none. Those that are damaged are set aside.
@@ -150,11 +150,11 @@ class Trainable:
         self._take(saved, reference)
         return step, beside
 
-    def _abstract(self, reference: ReferenceConfig | None = None) -> dict[str, Any]:
+    def _abstract(self, reference: FrozenConfig | None = None) -> dict[str, Any]:
         self.imagine(reference)
         return _saved(self.state, self.ref_params)
 
-    def _take(self, saved: dict[str, Any], reference: ReferenceConfig | None = None) -> None:
+    def _take(self, saved: dict[str, Any], reference: FrozenConfig | None = None) -> None:
         if reference is not None:
             self._reference = reference
             self.ref_params = kept(saved.pop("ref_params"), reference)
@@ -257,7 +257,7 @@ def open_run(
     config_dict: ConfigDict,
     workdir: str,
     shown: Mapping[str, str],
-    reference: ReferenceConfig | None = None,
+    reference: FrozenConfig | None = None,
     shared_prompts: bool = False,
 ) -> Iterator[TrainingRun]:
     """Starts a run, or resumes it from the newest checkpoint of the workdir.
@@ -270,7 +270,7 @@ def open_run(
     source = open_source(config.model, path)
     mesh = source.mesh(config.mesh, config.microbatch_rows)
     if reference is not None:
-        check_memory(reference, mesh)
+        check_memory(reference, mesh, "reference")
     beside = [path / CRITIC] if getattr(config, "critic", None) else []
     trained = Trainable(
         source, config.optimizer, config.total_steps, mesh, path, shared_prompts, beside

@@ -19,13 +19,13 @@ from r1jax.machines.planned import Assumed
 from r1jax.models.params import param_shardings
 from r1jax.models.transformer import Transformer
 from r1jax.stages import checked, grpo, to_plan
-from r1jax.training.reference import HOST, ReferenceConfig, check_memory, fetched, kept, kept_shapes
+from r1jax.training.frozen import HOST, FrozenConfig, check_memory, fetched, kept, kept_shapes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("offload", [False, True])
 def test_kept_and_fetched(dtype: Any, offload: bool) -> None:
-    mesh, config = make_mesh(EIGHT), ReferenceConfig(dtype, offload)
+    mesh, config = make_mesh(EIGHT), FrozenConfig(dtype, offload)
     shardings = param_shardings(Transformer(TINY, mesh))
     params = to_global(jax.tree.map(np.asarray, make_params(TINY)), shardings)
     there = kept(params, config)
@@ -50,9 +50,9 @@ def test_where_there_is_no_such_memory() -> None:
     device = SimpleNamespace(platform="abacus", addressable_memories=lambda: kinds)
     devices = SimpleNamespace(flat=[device])
     mesh: Any = SimpleNamespace(local_mesh=SimpleNamespace(devices=devices))
-    check_memory(ReferenceConfig(), mesh)
+    check_memory(FrozenConfig(), mesh, "reference")
     with pytest.raises(ConfigError, match=r"reference\.offload: devices of kind abacus have no"):
-        check_memory(ReferenceConfig(offload=True), mesh)
+        check_memory(FrozenConfig(offload=True), mesh, "reference")
 
 
 # -- in a run --------------------------------------------------------------------------------------
