@@ -52,18 +52,19 @@ class Groups:
         """Tokens, each to the rows of its A / T experts [R, D]; zeros elsewhere."""
         return x_TD.at[self._token_R(len(x_TD))].get(mode="fill", fill_value=0)
 
-    def combine(self, y_RF: jax.Array, weights_Tk: jax.Array) -> jax.Array:
-        """The weighted sums of the tokens' rows, float32 [T, F]."""
-        y_RF, weights_A = y_RF.astype(jnp.float32), weights_Tk.reshape(-1)
-        if self.rows >= len(weights_A):
+    def weights(self, weights_Tk: jax.Array) -> jax.Array:
+        """Of the rows [R], zeros elsewhere."""
+        return jnp.zeros(self.rows).at[self.place_A].set(weights_Tk.reshape(-1), mode="drop")
+
+    def combine(self, y_RF: jax.Array, tokens: int) -> jax.Array:
+        """The sums of the tokens' rows, float32 [T, F]."""
+        places, y_RF = len(self.place_A), y_RF.astype(jnp.float32)
+        if self.rows >= places:
             y_AF = y_RF.at[self.place_A].get(mode="fill", fill_value=0)
-            return jnp.einsum("tk,tkf->tf", weights_Tk, y_AF.reshape(*weights_Tk.shape, -1))
+            return jnp.sum(y_AF.reshape(tokens, places // tokens, -1), axis=1)
         # Most of a token's experts are not among these: less is moved if the rows go to the tokens.
-        weights_R = jnp.zeros(self.rows).at[self.place_A].set(weights_A, mode="drop")
-        sums_TF = jnp.zeros((len(weights_Tk), y_RF.shape[1]))
-        return sums_TF.at[self._token_R(len(weights_Tk))].add(
-            weights_R[:, None] * y_RF, mode="drop"
-        )
+        sums_TF = jnp.zeros((tokens, y_RF.shape[1]))
+        return sums_TF.at[self._token_R(tokens)].add(y_RF, mode="drop")
 
     def _token_R(self, tokens: int) -> jax.Array:
         """Whose each row is; T = nobody's."""
@@ -103,7 +104,7 @@ def _power_of_two(number: int) -> int:
 
 
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, groups: Groups) -> jax.Array:
-    """Each row times its expert's matrix [R, F]; what lies behind the used blocks is zero.
+    """Each row times its expert's matrix [R, F]; what lies behind the used blocks may be anything.
 
     Where there is no kernel a block at a time, in a loop over those that hold anything: XLA's own
     ragged_dot multiplies all rows by all matrices there, and its weights' gradients on TPUs too.
@@ -117,11 +118,10 @@ def _by_megablox(x_RD: jax.Array, w_EDF: jax.Array, groups: Groups) -> jax.Array
     from jax.experimental.pallas.ops.tpu import megablox
 
     tiling = _Tiling(groups.tile, x_RD.dtype.itemsize)
+    # It writes no tile that nobody has rows in.
     given = x_RD, w_EDF, groups.sizes_E, x_RD.dtype
-    y_RF = megablox.gmm(*given, tiling, interpret=groups.interpret)
-    # It writes no tile that nobody has rows in: what lies there may be anything.
-    is_used_R = jnp.arange(groups.rows) < jnp.sum(groups.sizes_E)
-    return jnp.where(is_used_R[:, None], y_RF, 0)
+    y_RF: jax.Array = megablox.gmm(*given, tiling, interpret=groups.interpret)
+    return y_RF
 
 
 @dataclass(frozen=True)

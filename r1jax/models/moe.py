@@ -232,18 +232,19 @@ def run_experts(
         narrow = [matrix.astype(dtype) for matrix in wide]
         groups = _grouped(given, held, kernel, experts)
 
+        if fits:
+            return across.summed(_of_groups(given, narrow, groups))
+
         def small(given: Tokens) -> jax.Array:
             return _of_groups(given, narrow, _grouped(given, held, kernel, experts))
 
-        if fits:
-            return across.summed(_of_groups(given, narrow, groups))
+        # For its gradient each keeps what it is given alone: else there is room for what both keep.
+        at_once = jax.checkpoint(
+            lambda given: _of_groups(given, narrow, replace(groups, rows=room))
+        )
+        in_parts = jax.checkpoint(lambda given: _in_turn(small, given, max(room // top_k, 1)))
         with jax.named_scope(EXPERTS_FIT):
-            y_TD = jax.lax.cond(
-                jnp.sum(groups.sizes_E) <= room,
-                lambda given: _of_groups(given, narrow, replace(groups, rows=room)),
-                lambda given: _in_turn(small, given, max(room // top_k, 1)),
-                given,
-            )
+            y_TD = jax.lax.cond(jnp.sum(groups.sizes_E) <= room, at_once, in_parts, given)
         return across.summed(y_TD)
 
     return _in_turn(piece if fits else jax.checkpoint(piece), local, size).reshape(shape)
@@ -259,8 +260,10 @@ def _of_groups(given: Tokens, matrices: Sequence[jax.Array], groups: Groups) -> 
     gate_EDF, up_EDF, down_EFD = matrices
     x_RD = groups.spread(x_TD)
     gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
-    out_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, down_EFD, groups)
-    return groups.combine(out_RD, weights_Tk).astype(x_TD.dtype)
+    # Weighted where rows are short: what follows is linear.
+    hidden_RF = jax.nn.silu(gate_RF) * up_RF * groups.weights(weights_Tk)[:, None]
+    out_RD = grouped_matmul(hidden_RF.astype(x_TD.dtype), down_EFD, groups)
+    return groups.combine(out_RD, len(x_TD)).astype(x_TD.dtype)
 
 
 def _in_turn(function: Callable[[Tokens], jax.Array], given: Tokens, size: int) -> jax.Array:
