@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pack_length = 32_768
     config.overlong = "drop"
     config.optimizer = {"learning_rate": 5e-5, "schedule": "cosine", "final_ratio": 0.1}
+    config.optimizer.moments = parts.MOMENTS
     config.mesh = parts.MESH
     config.microbatch_rows = parts.ROWS
     if args.smoke:

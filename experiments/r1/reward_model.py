@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pack_length = 8_192
     config.overlong = "drop"
     config.optimizer = {"learning_rate": 6e-6, "schedule": "constant"}
+    config.optimizer.moments = parts.MOMENTS
     config.mesh = parts.MESH
     config.microbatch_rows = parts.ROWS
     if args.smoke:
