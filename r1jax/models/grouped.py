@@ -57,13 +57,14 @@ class Groups:
         return jnp.zeros(self.rows).at[self.place_A].set(weights_Tk.reshape(-1), mode="drop")
 
     def combine(self, y_RF: jax.Array, tokens: int) -> jax.Array:
-        """The sums of the tokens' rows, float32 [T, F]."""
-        places, y_RF = len(self.place_A), y_RF.astype(jnp.float32)
+        """The sums of the tokens' rows [T, F]."""
+        places = len(self.place_A)
         if self.rows >= places:
             y_AF = y_RF.at[self.place_A].get(mode="fill", fill_value=0)
-            return jnp.sum(y_AF.reshape(tokens, places // tokens, -1), axis=1)
+            y_TkF = y_AF.reshape(tokens, places // tokens, -1)
+            return jnp.sum(y_TkF, axis=1, dtype=jnp.float32).astype(y_RF.dtype)
         # Most of a token's experts are not among these: less is moved if the rows go to the tokens.
-        sums_TF = jnp.zeros((tokens, y_RF.shape[1]))
+        sums_TF = jnp.zeros((tokens, y_RF.shape[1]), y_RF.dtype)
         return sums_TF.at[self._token_R(tokens)].add(y_RF, mode="drop")
 
     def _token_R(self, tokens: int) -> jax.Array:

@@ -223,9 +223,10 @@ def run_experts(
     room = min(room, -(-SPARE * rows * held // (experts * ROOMS)) * ROOMS)
     fits = rows <= room  # whatever they take
     size = tokens if fits else max(room * experts // (2 * held * top_k * across.parts), 1)
-    dtype, wide = matrices[0].dtype, matrices
+    gate_EDF, up_EDF, down_EFD = matrices
+    dtype, wide = gate_EDF.dtype, (jnp.concatenate((gate_EDF, up_EDF), axis=2), down_EFD)
     if size < tokens:  # over many pieces the matrices' gradients are summed in float32
-        wide = tuple(matrix.astype(jnp.float32) for matrix in matrices)
+        wide = wide[0].astype(jnp.float32), wide[1].astype(jnp.float32)
 
     def piece(local: Tokens) -> jax.Array:
         given = across.gathered(local, held)
@@ -255,15 +256,14 @@ def _grouped(given: Tokens, held: int, kernel: str, experts: int) -> Groups:
 
 
 def _of_groups(given: Tokens, matrices: Sequence[jax.Array], groups: Groups) -> jax.Array:
-    """[T, D] of tokens in groups."""
+    """[T, D] of tokens in groups; gate and up are one matrix."""
     x_TD, weights_Tk, _ = given
-    gate_EDF, up_EDF, down_EFD = matrices
-    x_RD = groups.spread(x_TD)
-    gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, groups) for w_EDF in (gate_EDF, up_EDF))
+    into_EDG, down_EFD = matrices
+    gate_RF, up_RF = jnp.split(grouped_matmul(groups.spread(x_TD), into_EDG, groups), 2, axis=1)
     # Weighted where rows are short: what follows is linear.
     hidden_RF = jax.nn.silu(gate_RF) * up_RF * groups.weights(weights_Tk)[:, None]
     out_RD = grouped_matmul(hidden_RF.astype(x_TD.dtype), down_EFD, groups)
-    return groups.combine(out_RD, len(x_TD)).astype(x_TD.dtype)
+    return groups.combine(out_RD, len(x_TD))
 
 
 def _in_turn(function: Callable[[Tokens], jax.Array], given: Tokens, size: int) -> jax.Array:
