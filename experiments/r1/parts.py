@@ -6,8 +6,8 @@ BASE = "models/DeepSeek-V3-Base"
 V3 = "models/DeepSeek-V3"  # judges, refines, writes responses
 RUNS = "runs/r1"  # a stage's workdir is RUNS/NAME, in a pipeline and by its own command
 COMPUTE = {"dtype": "bfloat16", "remat": "full"}
-MESH = {"fsdp": 2, "context": 2, "expert": 8, "tensor": 8}  # 256 chips
-ROWS = 16  # packed rows in memory at once: a multiple of the 2 x 8 shards that a batch has
+MESH = {"fsdp": 4, "expert": 8, "tensor": 8}  # 256 chips
+ROWS = 32  # packed rows in memory at once: a multiple of the 4 x 8 shards that a batch has
 MOMENTS = "bfloat16"  # as DeepSeek-V3's were (its report, 3.3.3)
 FROZEN = {"dtype": "bfloat16", "offload": True}  # B.1: what is not in use lies elsewhere
 # B.1: drafts by multi-token prediction. So large a model's prompts come in small batches.

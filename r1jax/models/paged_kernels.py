@@ -66,14 +66,15 @@ def latent_attention(
     part_S = (step_S - (ends_B - steps_B)[row_S]).astype(jnp.int32)  # of its row
     page_SI = part_S[:, None] * at_once + jnp.arange(at_once)
     page_SI = jnp.minimum(page_SI, (tokens_B[row_S] - 1)[:, None] // size)  # fetched already
-    page_SI = jnp.take_along_axis(table_BA[row_S], page_SI, axis=1)
+    # Steps last: scalars' memory has whole tiles of 128, so that [S, I] would fill it 16 times.
+    page_IS = jnp.take_along_axis(table_BA[row_S], page_SI, axis=1).T
     queries = length * heads
     of_row = pl.BlockSpec((1, queries, width), lambda s, row, *_: (row[s], 0, 0))
     out = pl.BlockSpec((1, queries, rank), lambda s, row, *_: (row[s], 0, 0))
 
     def page(i: int) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (1, size, width), lambda s, row, part, page_SI, *_: (page_SI[s, i], 0, 0)
+            (1, size, width), lambda s, row, part, page_IS, *_: (page_IS[i, s], 0, 0)
         )
 
     from jax.experimental.pallas import tpu as pltpu
@@ -100,7 +101,7 @@ def latent_attention(
     )(
         row_S,
         part_S,
-        page_SI,
+        page_IS,
         tokens_B,
         steps_B,
         q_BLHC.reshape(rows, queries, width).astype(pages.dtype),

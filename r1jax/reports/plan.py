@@ -177,7 +177,8 @@ def _compile(lowered: Any) -> Compiled:
             raise
         needed = OUTSIDE_ITS_MEMORY.search(message)
         size = float(needed[1]) * PREFIXES[needed[2]] if needed else float("inf")
-        return Compiled(temporaries=size, problem="it needs more memory than a chip has")
+        said = message.partition("\n")[0][:500]
+        return Compiled(temporaries=size, problem=f"its compiler ran out of memory: {said}")
     memory = program.memory_analysis()
     return Compiled(
         arguments=memory.argument_size_in_bytes,
