@@ -3,8 +3,10 @@
     CONFIG=experiments/distill/qwen25_32b_zero.py
     python -m r1jax.train --config $CONFIG --workdir runs/distill/qwen25-32b-zero
 
-Hardware: 64 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints no
-hours for it. `:smoke` runs four updates of a tiny model of Qwen2's shape.
+Hardware: 64 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan, v5p:4x4x4,
+--mean_completion 8192, model=Qwen2.5-32B): 82.3 of 95.7 GiB of a chip; a rollout of 8,192
+completions and its 16 updates 2,360 s (1,103 of them decoding, 51.7 an update), 26,220 chip-hours.
+The paper prints no hours for it. `:smoke` runs four updates of a tiny model of Qwen2's shape.
 
 To bring: Qwen2.5-32B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`: mathematics, code and STEM
 (experiments/r1/README.md). To reach (Table 16): AIME 2024 47.0 (cons@64 60.0), MATH-500 91.6, GPQA
