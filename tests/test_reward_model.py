@@ -450,7 +450,7 @@ def test_scores_belong_to_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     by_length(monkeypatch)
     terms = {"helpful": LearnedReward("model", weight=0.5, kind="helpful")}
     rollouts = [answered(0, "abc"), answered(1, "abcde")]
-    found = LearnedRewards(terms, None).added(  # type: ignore[arg-type]
+    found = LearnedRewards(terms, make_mesh()).added(
         rollouts, [asked(kind="safety"), asked(kind="helpful")]
     )
     assert [r.reward for r in found] == [1.0, 3.5]
@@ -459,7 +459,7 @@ def test_scores_belong_to_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_against_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     by_length(monkeypatch)
-    rewards = LearnedRewards({"wins": LearnedReward("model", against="reference")}, None)  # type: ignore[arg-type]
+    rewards = LearnedRewards({"wins": LearnedReward("model", against="reference")}, make_mesh())
     found = rewards.added(
         [answered(0, "abc"), answered(1, "abc")], [asked(reference="ab"), asked(reference="abc")]
     )
