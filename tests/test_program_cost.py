@@ -231,3 +231,29 @@ ENTRY %main (x: f32[64,64]) -> f32[64,64] {{
 }}
 """
     assert cost_of(text, make_mesh({"fsdp": 8})).flops == trips * 2 * N**3
+
+
+HANDED_ON = f"""%piece (p: f32[8,64], g: f32[64,64], q: f32[64,64]) -> \
+(f32[64,64], f32[8,64], f32[64,64]) {{
+  %p = f32[8,64]{{1,0}} parameter(0)
+  %g = f32[64,64]{{1,0}} parameter(1)
+  %q = f32[64,64]{{1,0}} parameter(2)
+  %dot = f32[64,64]{{1,0}} dot(%q, %q), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %all-gather.2 = f32[64,64]{{1,0}} {GATHER}
+  ROOT %all = (f32[64,64]{{1,0}}, f32[8,64]{{1,0}}, f32[64,64]{{1,0}}) \\
+tuple(%dot, %p, %all-gather.2)
+}}
+ENTRY %main (x: f32[8,64], y: f32[64,64], z: f32[64,64]) -> f32[64,64] {{
+  %x = f32[8,64]{{1,0}} parameter(0)
+  %y = f32[64,64]{{1,0}} parameter(1)
+  %z = f32[64,64]{{1,0}} parameter(2)
+  ROOT %fusion = (f32[64,64]{{1,0}}, f32[8,64]{{1,0}}, f32[64,64]{{1,0}}) fusion(%x, %y, %z), \
+kind=kOutput, output_to_operand_aliasing={{{{1}}: (0, {{}}), {{2}}: (1, {{}})}}, calls=%piece
+}}
+"""
+
+
+def test_what_a_piece_of_a_collective_hands_on_is_not_moved() -> None:
+    """The product beside it alone reads and writes."""
+    mesh = make_mesh({"fsdp": 8}, jax.devices())
+    assert cost_of(HANDED_ON, mesh).bytes == 2 * 64 * 64 * 4
