@@ -2,12 +2,17 @@
 
     python -m r1jax.train --config experiments/r1/r1_zero.py --workdir runs/r1/zero
 
-Hardware: 256 v5p chips (an assumption). Measured: not run. Plan, each program by itself (python -m
-r1jax.plan, v5p:4x8x8, --mean_completion 8192, model=DeepSeek-V3-Base): up to 32,768 tokens 87.3 of
-95.7 GiB of a chip; a rollout and its 16 updates 3,410 s (2,331 of them decoding, 460 both policies'
-log-probabilities, 38.7 an update), so the run's 650 about 158,000 chip-hours. From step 8,208 on,
-65,536 tokens want another mesh and smaller microbatches, which a resumed run may have:
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan, up to 32,768 tokens:
+
+    python -m r1jax.plan --config experiments/r1/r1_zero.py:model=DeepSeek-V3-Base \\
+        --topology v5p:4x8x8 --mean_completion 8192 --config.max_tokens_at={}
+
+87.3 of 95.7 GiB of a chip; a rollout and its 16 updates 3,410 s (2,331 of them decoding, 460 both
+policies' log-probabilities, 38.7 an update), the run's 650 about 158,000 chip-hours. From step
+8,208 on, 65,536 tokens want another mesh and smaller microbatches, which a resumed run may have:
+
     --config.mesh.fsdp=2 --config.mesh.tensor=16 --config.microbatch_rows=16
+
 (an update then has 90.7 GiB and takes 61.1 s). The paper: 101K H800 hours (Table 7), of more than
 twice a v5p's peak; 10,400 steps are 650 rollouts, about 31.5 billion sampled tokens (Figure 1b),
 5,900 a completion. `:smoke` runs four updates of a tiny model of V3's shape.
