@@ -11,7 +11,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from r1jax.config import ConfigError, UserError, find_key, load_config
+from r1jax.machines import peers
 from r1jax.machines.cpu import keep_memory
+from r1jax.machines.preemption import STOPPED, Stopped
 from r1jax.machines.processes import end_with_starter
 
 # Of a full disk, a read-only one, somebody else's: nothing is wrong with the program.
@@ -24,25 +26,43 @@ WRONG_KIND = (IsADirectoryError, NotADirectoryError, FileExistsError)  # epath's
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2."""
+    """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2,
+    where a signal has ended it in good order 75.
+    """
     end_with_starter()
     keep_memory()
     try:
         app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE and not isinstance(error, WRONG_KIND):
+    except SystemExit as ended:
+        peers.ends_with(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
+        raise
+    except BaseException as error:
+        said, code = _ending(error)
+        if not said:
+            peers.hear_others()  # it may come of their end, which is then what is said
+        peers.ends_with(code)
+        if not said:
             raise
+        print(said, file=sys.stderr)
+        sys.exit(code)
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What is said, and the exit code; of the program's own errors "", and a traceback follows."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    of_the_machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+    if of_the_machine or isinstance(error, WRONG_KIND):
+        assert isinstance(error, OSError)
         said = f"{error.filename or 'a file'}: {error.strerror}" if error.errno else error
-        print(f"error: {said}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        return f"error: {said}", 2
+    if isinstance(error, KeyboardInterrupt | Stopped):
         restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)
         same = "the same command without --restart_from" if restarts else "the same command"
-        print(f"interrupted; {same} goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        stopped = isinstance(error, Stopped)
+        said = "stopped by SIGTERM" if stopped else "interrupted"
+        return f"{said}; {same} goes on from the last checkpoint", STOPPED if stopped else 130
+    return "", 1
 
 
 def _run(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:

@@ -26,6 +26,7 @@ from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.files import absolute
 from r1jax.machines.hosts import set_up_jax
+from r1jax.machines.preemption import listen
 from r1jax.machines.processes import lock_workdir
 from r1jax.reports.write import print_evaluation
 from r1jax.stages.evaluate import EvaluateConfig, evaluate
@@ -59,6 +60,7 @@ def main() -> None:
     workdir = flags.FLAGS.workdir
     config = dataclasses.replace(read_config(flags.FLAGS.config), model=flags.FLAGS.model)
     set_up_jax()
+    listen()
     with lock_workdir(workdir):
         evaluate(config, workdir)
     print_evaluation(workdir)

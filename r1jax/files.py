@@ -21,6 +21,7 @@ CONFIG, MODEL_JSON, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "token
 EFFECTIVE_CONFIG, STARTS = "config_effective.json", "starts.jsonl"  # with defaults; a line a start
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 ROLLOUTS, EVALUATIONS, CRITIC = "rollouts", "evaluations", "critic"
+UNFINISHED = "unfinished"  # of an iteration between two updates of which a run has stopped
 SKIPPED_BATCHES = "skipped"  # of updates that were no numbers
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 # Of an evaluation: what an unfinished one was asked for, and the end.

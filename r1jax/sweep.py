@@ -5,7 +5,7 @@
 A key is one of the config's ("loss.kl_coef"), or with a colon one of the file's arguments
 (":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). With
 `--parallel N` each run has its N-th of the CPU's cores. The same command again skips the runs that
-are complete and resumes the others.
+are complete and resumes the others. SIGTERM stops those that run, each with a checkpoint.
 """
 
 import json
@@ -24,6 +24,7 @@ from absl import flags
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
 from r1jax.files import LOG, SWEEP_COMPLETE, write_atomic
+from r1jax.machines.preemption import STOPPED, listen
 from r1jax.machines.processes import Processes
 from r1jax.stages import checked
 
@@ -133,7 +134,7 @@ def _finish(run: SweepRun, code: int) -> int:
 
 
 def _outcome(code: int) -> str:
-    return "complete" if code == 0 else "FAILED"
+    return {0: "complete", STOPPED: "stopped"}.get(code, "FAILED")
 
 
 def main() -> int:
@@ -146,12 +147,16 @@ def main() -> int:
         for run in todo:
             print(f"{run.name}\n    {shlex.join(run.command)}")
         return 0
+    listen()
     codes = run_all(todo, PARALLEL.value)
-    failed = [run for run in todo if codes[run.name]]
-    print(f"{len(runs)} runs in {WORKDIR.value}: {len(runs) - len(failed)} complete")
-    for run in failed:
-        print(f"FAILED with exit code {codes[run.name]}: {run.name}, see {run.workdir / LOG}")
-    return 1 if failed else 0
+    unfinished = [run for run in todo if codes[run.name]]
+    print(f"{len(runs)} runs in {WORKDIR.value}: {len(runs) - len(unfinished)} complete")
+    for run in unfinished:
+        code = codes[run.name]
+        print(f"{_outcome(code)} with exit code {code}: {run.name}, see {run.workdir / LOG}")
+    if not unfinished:
+        return 0
+    return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
         [--restart_from STAGE] [--only STAGE] [--parallel N]
     python -m r1jax.train --help_config STAGE
 
-The same command again resumes; what is complete is not run again. `--dry_run` only checks the
+The same command again resumes; what is complete is not run again. SIGTERM ends a run with a
+checkpoint of its last update and exit code 75. `--dry_run` only checks the
 config and prints its numbers of steps. The last three flags are for pipelines. `--help_config` says
 what the config of a stage (grpo, sft, ...) may have: every field with type, default and meaning.
 
@@ -22,6 +23,7 @@ from absl import flags
 from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, check_choice
 from r1jax.config_help import help_of
+from r1jax.machines.preemption import listen
 from r1jax.machines.processes import lock_workdir
 from r1jax.stages import STAGES, checked, stage_of
 
@@ -82,6 +84,7 @@ def main() -> None:
     from r1jax.stages import pipeline
 
     set_up_jax()
+    listen()
 
     first = jax.process_index() == 0
     if only:

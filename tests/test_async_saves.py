@@ -118,7 +118,7 @@ def test_then_is_called_when_it_is_complete(tmp_path: Path) -> None:
 def test_none_without_what_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the critic's save failed, the policy has no checkpoint of that step either."""
     critic = Checkpoints(tmp_path / "critic")
-    policy = Checkpoints(tmp_path, beside=[tmp_path / "critic"])
+    policy = Checkpoints(tmp_path, beside=lambda _: [tmp_path / "critic"])
     state = {"a": jnp.ones(8)}
     for checkpoints in (critic, policy):
         checkpoints.save(1, state)

@@ -237,7 +237,7 @@ def test_what_lies_beside_belongs_to_it(tmp_path: Path, how: str) -> None:
             save(directory, step)
     last = tmp_path / "critic/checkpoints/2"
     shutil.rmtree(last) if how == "gone" else break_file(last, "state/")
-    assert newest(Checkpoints(tmp_path, beside=[tmp_path / "critic"])) == 1
+    assert newest(Checkpoints(tmp_path, beside=lambda _: [tmp_path / "critic"])) == 1
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2.damaged"]
     rest = ["1"] if how == "gone" else ["1", "2.damaged"]
     assert sorted(os.listdir(tmp_path / "critic/checkpoints")) == rest

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from helpers import metrics_by_step, read_lines
 
 from r1jax.config import DataError
 from r1jax.machines import hosts
+from r1jax.machines.preemption import STOPPED
 from r1jax.rollout.files import read_rollouts
 from r1jax.types import Rollout
+from r1jax.weights.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 GRPO = """
@@ -98,13 +101,25 @@ class Launch:
         finish(self.directory, *self.processes)
         return self.workdir
 
+    def wait_for(self, moment: Callable[[Path], bool]) -> None:
+        for _ in range(600_000):
+            if moment(self.workdir):
+                break
+            assert not any(process.poll() for process in self.processes)
+            time.sleep(0.001)
+        assert all(process.poll() is None for process in self.processes), "it ended before"
+
+    def stop(self, moment: Callable[[Path], bool], process: int) -> None:
+        """Sends SIGTERM to one of them, which ends all."""
+        self.wait_for(moment)
+        self.processes[process].send_signal(signal.SIGTERM)
+        codes = [process.wait(timeout=600) for process in self.processes]
+        assert codes == [STOPPED] * len(codes)
+
     def kill(self, moment: Callable[[Path], bool]) -> None:
         """Ends all of them at once by SIGKILL."""
         try:
-            while not moment(self.workdir):
-                assert not any(process.poll() for process in self.processes)
-                time.sleep(0.001)
-            assert all(process.poll() is None for process in self.processes), "it ended before"
+            self.wait_for(moment)
         finally:
             for process in self.processes:
                 process.kill()
@@ -217,6 +232,10 @@ def exists(name: str) -> Callable[[Path], bool]:
     return lambda workdir: (workdir / name).exists()
 
 
+def contains(name: str, text: str) -> Callable[[Path], bool]:
+    return lambda workdir: (workdir / name).exists() and text in (workdir / name).read_text()
+
+
 def assert_same_metrics(found: Path, expected: Path) -> None:
     """Up to the rounding of sums over devices."""
     one, other = metrics_by_step(expected), metrics_by_step(found)
@@ -294,7 +313,7 @@ def test_four_processes_and_then_two_are_one(tokenizer_dir: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None:
-    """It is that of one process, and killed in three of its stages the same to the bit."""
+    """It is that of one process, and killed or stopped in three of its stages the same to the bit."""
     (tmp_path / "config.py").write_text(PIPELINE.format(tokenizer=tokenizer_dir))
     pairs = [{"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no" * (1 + i)} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -310,12 +329,11 @@ def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None
                for w in (one, two)]  # fmt: skip
     assert answers[0] == answers[1]
 
-    for moment in (
-        "reward/checkpoints/1/manifest.json",
-        "zero/rollouts/000001/0.jsonl",  # behind it comes its mark
-        "kept/rollouts/000001",
-    ):
-        Launch(tmp_path, "killed", 2, 2).kill(exists(moment))
+    Launch(tmp_path, "killed", 2, 2).kill(exists("reward/checkpoints/1/manifest.json"))
+    # Between the two updates of a rollout, and while the next stage samples.
+    Launch(tmp_path, "killed", 2, 2).stop(contains("zero/metrics.jsonl", '"step": 3,'), process=1)
+    assert Checkpoints(tmp_path / "killed/zero").latest_step() in (3, 4)
+    Launch(tmp_path, "killed", 2, 2).stop(exists("kept/rollouts/000001"), process=0)
     killed = Launch(tmp_path, "killed", 2, 2).finish()
     names = [
         path.relative_to(two)

@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # its client is documented nowhere else
+from jax._src import clusters, distributed  # what they find out is documented nowhere else
 from jax.experimental import multihost_utils
 
 from r1jax.config import ConfigError, UserError
+from r1jax.machines import peers
 from r1jax.machines.compiler import set_tpu_options
 from r1jax.machines.cpu import make_cores_devices
 
 PART = 1 << 20  # bytes of a process that are gathered at once, so that devices have room for all
+WAITING = 300  # seconds in which all processes must have come
 T = TypeVar("T")
 
 
@@ -27,8 +29,8 @@ def set_up_jax() -> None:
     """Joins the other processes of a multi-host run and turns the compilation cache on.
 
     Several processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-    R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm). But for errors, only the
-    first process prints.
+    R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm). Who has not come after
+    R1JAX_START_SECONDS (300) is named. But for errors, only the first process prints.
     R1JAX_COMPILATION_CACHE is the cache's directory, empty for none. LIBTPU_INIT_ARGS may hold
     options of the TPU's compiler, which go before ours.
     """
@@ -43,25 +45,45 @@ def set_up_jax() -> None:
     if not several:
         make_cores_devices()
         return
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    _join_others()
+    if jax.process_index() > 0:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the first process says it all
+
+
+def _join_others() -> None:
+    address, processes, process, devices = _place()
+    if processes > 1:
+        seconds = _env_number("R1JAX_START_SECONDS", str(WAITING))
+        peers.meet(address, processes, process, seconds)
+    jax.distributed.initialize(address, processes, process, devices)
+
+
+def _place() -> tuple[str, int, int, Any]:
+    """The coordinator's HOST:PORT, how many processes there are, which of them this one is, and
+    its devices (None = all that it sees).
+    """
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         processes, process = _env_number("JAX_NUM_PROCESSES"), _env_number("JAX_PROCESS_ID")
         if process >= processes:
             raise ConfigError(
                 f"JAX_PROCESS_ID {process} must be below JAX_NUM_PROCESSES {processes}"
             )
-        jax.distributed.initialize(num_processes=processes, process_id=process)
-    else:
-        jax.distributed.initialize()
-    if jax.process_index() > 0:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the first process says it all
-
-
-def _env_number(name: str) -> int:
-    text = os.environ.get(name, "")
-    if not text.isdecimal():
+        return address, processes, process, None
+    detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    address, processes, process, devices = detect(None, None, None, None, None, WAITING)
+    if address is None or processes is None or process is None:
         raise ConfigError(
-            f"with JAX_COORDINATOR_ADDRESS set, {name} must be a number, not {text!r}"
+            "R1JAX_DISTRIBUTED is set, but this is no TPU pod, Slurm job or other cluster that JAX"
+            " knows: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
+    return address, processes, process, devices
+
+
+def _env_number(name: str, default: str = "") -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        wanted = "" if default else "with JAX_COORDINATOR_ADDRESS set, "
+        raise ConfigError(f"{wanted}{name} must be a number, not {text!r}")
     return int(text)
 
 

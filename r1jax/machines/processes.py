@@ -21,7 +21,9 @@ PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
 
 
 class Processes:
-    """At most `parallel` commands at a time; leaving the `with` block ends those that still run."""
+    """At most `parallel` commands at a time; leaving the `with` block ends those that still run,
+    which may save what they have.
+    """
 
     def __init__(self, parallel: int) -> None:
         self._shares = core_shares(parallel)
@@ -33,6 +35,8 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         for _cores, process in self.running.values():
             process.terminate()
+        for _cores, process in self.running.values():
+            process.wait()
 
     @property
     def free(self) -> int:

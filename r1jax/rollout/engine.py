@@ -21,6 +21,7 @@ from absl import logging
 
 from r1jax.config import ConfigError
 from r1jax.machines.mesh import rollout_mesh
+from r1jax.machines.preemption import stop_if_asked
 from r1jax.models.caches import LayerCache, cache_kind
 from r1jax.models.lane_cache import LaneCache
 from r1jax.models.pages import has_kernel
@@ -94,7 +95,8 @@ class Engine:
 
         `prompt_indices` are the prompts' numbers for the random keys (default 0, 1, ...). A row
         that `stop_check` ends keeps as many tokens as it says. Raises ConfigError for a prompt that
-        leaves no room for a completion, and where not even one row fits into the memory.
+        leaves no room for a completion, and where not even one row fits into the memory; Stopped
+        between two chunks.
         """
         self._check(prompts)
         self.statistics = Statistics()
@@ -115,6 +117,7 @@ class Engine:
         self.statistics.slots = work.slots * self.shards
         finished: list[Completion] = []
         while work.unfinished():
+            stop_if_asked()
             report = store.advance(params)
             began = time.perf_counter()
             yield from finished  # graded by whoever asked, while the device decodes

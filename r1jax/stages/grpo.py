@@ -10,14 +10,16 @@ the old ones (the parameters at the start of the iteration's updates, computed a
 frozen reference policy's, and the current ones. The gap between the first two is logged.
 
 A run that was killed goes on at the iteration after its newest checkpoint, with the rollouts that
-it had written down (stages/grpo_rollouts.py). The updates' batches and programs are in
-stages/grpo_updates.py. Beside training it is measured on held-out problems
-(stages/grpo_evaluation.py). The config is in stages/grpo_config.py.
+it had written down (stages/grpo_rollouts.py); one that SIGTERM has stopped, behind its last update.
+The updates' batches and programs are in stages/grpo_updates.py. Beside training it is measured on
+held-out problems (stages/grpo_evaluation.py). The config is in stages/grpo_config.py.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,12 +27,14 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import section
-from r1jax.files import absolute
+from r1jax.files import UNFINISHED, absolute
 from r1jax.machines.mesh import check_split
+from r1jax.machines.preemption import Stopped, stop_if_asked
 from r1jax.reports.write import print_table, write_report
 from r1jax.rewards.format import reflective_words
+from r1jax.rollout.sampler import Ungraded
 from r1jax.stages.grpo_config import GrpoConfig, check, check_lengths, chosen, packing_of
-from r1jax.stages.grpo_evaluation import held_out_of, open_evaluation
+from r1jax.stages.grpo_evaluation import HeldOut, held_out_of, open_evaluation
 from r1jax.stages.grpo_plan import planned as planned
 from r1jax.stages.grpo_rollouts import (
     Rewarded,
@@ -40,7 +44,7 @@ from r1jax.stages.grpo_rollouts import (
     rewarded,
     truncated,
 )
-from r1jax.stages.grpo_updates import Programs, make_minibatches
+from r1jax.stages.grpo_updates import Prepared, Programs, make_minibatches
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.critic import open_critic
 from r1jax.training.run import TrainingRun, is_due, open_run
@@ -106,44 +110,113 @@ def train(config_dict: ConfigDict, workdir: str) -> None:
         critic = None
         if config.critic is not None:
             critic = open_critic(config.critic, config, stage, config.shares_prompts)
-        programs = Programs(config, stage.trained, stage.mesh, critic)
         source = Rollouts(config, stage, sampler, examples)
+        programs = Programs(config, stage.trained, stage.mesh, critic)
         held_out.run_benchmarks(0)
         held_out.measure_curves(0)
-        step = stage.start
-        while step < config.total_steps:
-            iteration = step // config.updates_per_rollout
-            found = rewarded(config, source.of(iteration, step))
-            minibatches = make_minibatches(config, found, iteration)
-            batches = [programs.prepare(stage, minibatch) for minibatch in minibatches]
-            summary = summarise(found)
-            ahead = source.begin_ahead(iteration + 1, step + len(batches))
-            for batch, packed in batches:
-                step += 1
-                stage.profiler.step(step)
-                with stage.timer("update"):
-                    metrics = jax.device_get(stage.trained.update(programs.step, batch))
-                if critic is not None:
-                    with stage.timer("critic"):
-                        metrics |= critic.update(batch)
-                tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
-                stage.note({"update/tokens_per_s": tokens_per_s})
-                stage.log(step, "grpo", summary | metrics | packed)
-                stage.watch(step, metrics, batch)
-                summary = {}  # on the iteration's first line only
-                held_out.measure_curves(step)
-            if ahead is not None:  # before the checkpoint, which cannot sample it any more
-                source.finish_ahead(iteration + 1, ahead)
-            replace_reference(config, stage, step)
-            if is_due(config.checkpoint_every, step, len(batches)) or step == config.total_steps:
-                if critic is not None:
-                    critic.save(step)
-                # A run that goes on from the checkpoint before would need them.
-                old = functools.partial(
-                    forget_rollouts, stage.workdir, config.keep_rollouts, iteration
-                )
-                stage.save(step, then=old)
+        Training(config, stage, source, programs, held_out).run()
         held_out.run_benchmarks(config.total_steps)
+
+
+class Training:
+    """The iterations of a run, from where it starts, and where it is."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        stage: TrainingRun,
+        source: Rollouts,
+        programs: Programs,
+        held_out: HeldOut,
+    ) -> None:
+        self._config, self._stage, self._source = config, stage, source
+        self._programs, self._held_out = programs, held_out
+        self._step = stage.start  # updates done
+        self._left: list[Prepared] = []  # of the iteration, that no update has seen
+        self._ahead: tuple[int, Ungraded] | None = None  # the next iteration's completions
+        self._measured = stage.restored.get("measured", stage.start)  # a point of the curves
+
+    def run(self) -> None:
+        """All updates that are left. Stopped, and a checkpoint of the last of them, where a signal
+        asks for it.
+        """
+        try:
+            self._measure()  # where a run has stopped before it
+            while self._step < self._config.total_steps:
+                stop_if_asked()
+                self._iterate()
+        except Stopped:
+            self._save_stopped()
+            raise
+
+    def _iterate(self) -> None:
+        """The rollouts of an iteration and its updates, or those of them that are left."""
+        config, stage = self._config, self._stage
+        iteration, done = divmod(self._step, config.updates_per_rollout)
+        found = rewarded(config, self._source.of(iteration, unfinished=done > 0))
+        minibatches = list(make_minibatches(config, found, iteration))
+        self._left = self._programs.prepare(stage, minibatches[done:], unfinished=done > 0)
+        summary = {} if done else summarise(found)  # on the iteration's first line only
+        end = self._step + len(self._left)
+        if (ahead := self._source.begin_ahead(iteration + 1, end)) is not None:
+            self._ahead = iteration + 1, ahead
+        while self._left:
+            stop_if_asked()
+            self._update(summary)
+            summary = {}
+        self._finish_ahead()  # before the checkpoint, which cannot sample it any more
+        if is_due(config.checkpoint_every, end, len(minibatches)) or end == config.total_steps:
+            self._save(functools.partial(self._forget, iteration))
+
+    def _update(self, summary: Mapping[str, Any]) -> None:
+        config, stage, critic = self._config, self._stage, self._programs.critic
+        batch, packed = self._left.pop(0)
+        stage.profiler.step(self._step + 1)
+        with stage.timer("update"):
+            metrics = jax.device_get(stage.trained.update(self._programs.step, batch))
+        if critic is not None:
+            with stage.timer("critic"):
+                metrics |= critic.update(batch)
+        self._step += 1
+        tokens_per_s = packed["batch/tokens"] / stage.timer.read("update")
+        stage.note({"update/tokens_per_s": tokens_per_s})
+        stage.log(self._step, "grpo", {**summary, **metrics, **packed})
+        stage.watch(self._step, metrics, batch)
+        if not self._left:
+            replace_reference(config, stage, self._step)
+        self._measure()
+
+    def _measure(self) -> None:
+        if self._measured < self._step:
+            self._held_out.measure_curves(self._step)
+            self._measured = self._step
+
+    def _finish_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._source.finish_ahead(*ahead)
+
+    def _save(self, then: Callable[[], None] = lambda: None) -> None:
+        if self._programs.critic is not None:
+            self._programs.critic.save(self._step)
+        self._stage.save(self._step, {"measured": self._measured}, then)
+
+    def _save_stopped(self) -> None:
+        """Of the last update, wherever in its iteration."""
+        config, stage, step = self._config, self._stage, self._step
+        self._finish_ahead()
+        if stage.is_saved(step):
+            return
+        if step % config.updates_per_rollout and step < config.total_steps:
+            self._programs.save_unfinished(stage, step, self._left)
+        self._save()
+
+    def _forget(self, iteration: int) -> None:
+        """What a run would need that goes on from the checkpoint before this iteration's."""
+        workdir = self._stage.workdir
+        forget_rollouts(workdir, self._config.keep_rollouts, iteration)
+        if (workdir / UNFINISHED).exists():
+            (workdir / UNFINISHED).rmtree()
 
 
 def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None:

@@ -18,7 +18,7 @@ from etils import epath
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import check_located, examples_of, stream
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import ROLLOUTS
+from r1jax.files import CHECKPOINTS, ROLLOUTS
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.machines.hosts import agreed, ask_first
 from r1jax.rewards import load_rewards
@@ -133,21 +133,25 @@ class Rollouts:
         self._config, self._stage = config, stage
         self._sampler, self._examples = sampler, examples
 
-    def of(self, iteration: int, step: int) -> list[Rollout]:
-        """Those of an iteration that starts after `step` updates, sorted by (prompt, sample).
+    def of(self, iteration: int, unfinished: bool = False) -> list[Rollout]:
+        """Those of an iteration, sorted by (prompt, sample); `unfinished` where a run has stopped
+        between two of its updates.
 
         The last iteration samples for the updates that remain and no more.
         """
         config, path = self._config, rollouts_of(self._stage.workdir, iteration)
+        step = iteration * config.updates_per_rollout
         attempts = [
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
         ]
         questions = {p.example.id: p.example for prompts in attempts for p in prompts}
-        rollouts = self._written(path, len(attempts[0]) * config.group_size, questions)
+        rollouts = self._written(path, len(attempts[0]) * config.group_size, questions, unfinished)
         if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             write_rollouts(path, rollouts)
+        if unfinished:
+            return rollouts
         kept = list(samples(config, rollouts, questions))
         self._stage.writer.samples(step + 1, kept)
         if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
@@ -155,23 +159,32 @@ class Rollouts:
         return rollouts
 
     def _written(
-        self, path: epath.Path, count: int, questions: Collection[str]
+        self, path: epath.Path, count: int, questions: Collection[str], unfinished: bool
     ) -> list[Rollout] | None:
         """An iteration's rollouts from their files; None where there are none, or not all of them.
 
         Then they are sampled anew, the same ones, but for those that older parameters sampled.
         """
-        if not ask_first(lambda: is_written(path)):
+        problem = f"{path} is not there"
+        if ask_first(lambda: is_written(path)):
+            try:
+                rollouts = agreed(lambda: read_rollouts(path), DataError)
+                problem = f"{path} has {len(rollouts)} of {count} rollouts"
+                if len(rollouts) == count:
+                    if all(_is_of(rollout, questions) for rollout in rollouts):
+                        return rollouts
+                    problem = f"{path} has rollouts of other questions, or without rewards"
+            except DataError as error:
+                problem = str(error)
+        elif not unfinished:
             return None
-        try:
-            rollouts = agreed(lambda: read_rollouts(path), DataError)
-            problem = f"{path} has {len(rollouts)} of {count} rollouts"
-            if len(rollouts) == count:
-                if all(_is_of(rollout, questions) for rollout in rollouts):
-                    return rollouts
-                problem = f"{path} has rollouts of other questions, or without rewards"
-        except DataError as error:
-            problem = str(error)
+        if unfinished:
+            step = self._stage.start
+            raise DataError(
+                f"{problem}; the run has stopped between its updates, so they cannot be sampled"
+                f" again: delete {self._stage.workdir / CHECKPOINTS / str(step)} to go on from the"
+                " checkpoint before"
+            )
         if self._config.rollouts_ahead:
             raise DataError(f"{problem}; with rollouts_ahead they cannot be sampled again")
         logging.warning("%s: they are sampled again", problem)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import Group, completion_group, pack, padding_share, with_experts
+from r1jax.files import UNFINISHED
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss, whole_loss
 from r1jax.losses.policy import grpo_loss
@@ -27,6 +28,7 @@ from r1jax.training.critic import Critic
 from r1jax.training.run import Trainable, TrainingRun
 from r1jax.training.train_state import MICROBATCHES, microbatch, on_mesh, own_rows
 from r1jax.types import Batch, Rollout
+from r1jax.weights.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class Minibatch:
     advantages: np.ndarray  # float32 [C]
     rewards: np.ndarray  # float64 [C]
     left_out: Sequence[Rollout] = ()  # counted in the denominators, not computed
+
+
+class Prepared(NamedTuple):
+    """A minibatch on the devices, ready for its update."""
+
+    batch: Batch
+    metrics: dict[str, float]  # of its packing
 
 
 def make_minibatches(config: GrpoConfig, found: Rewarded, iteration: int) -> Iterator[Minibatch]:
@@ -119,8 +128,49 @@ class Programs:
         self._logprobs = jax.jit(self._all_logprobs, static_argnums=0, out_shardings=tokens)
         self._compiled_ahead = critic is not None or len(self.packing.lengths) == 1
 
-    def prepare(self, stage: TrainingRun, minibatch: Minibatch) -> tuple[Batch, dict[str, float]]:
-        """Packs a minibatch and adds the log-probabilities of the old and reference policies."""
+    def prepare(
+        self, stage: TrainingRun, minibatches: Sequence[Minibatch], unfinished: bool = False
+    ) -> list[Prepared]:
+        """Packs an iteration's minibatches and adds what policies and critic say of them before its
+        first update: of an `unfinished` iteration what the run wrote down when it stopped.
+        """
+        if unfinished:
+            return self._restored(stage, [self._packed(stage, m) for m in minibatches])
+        return [self._judged(stage, self._packed(stage, m), m) for m in minibatches]
+
+    def save_unfinished(self, stage: TrainingRun, step: int, left: Sequence[Prepared]) -> None:
+        """Begins to write what was said of the batches behind this update, before its checkpoint:
+        nobody can say it again.
+        """
+        names = self._said_before(stage.trained)
+        said = {
+            f"{i}": {name: getattr(one.batch, name) for name in names} for i, one in enumerate(left)
+        }
+        Checkpoints(stage.workdir / UNFINISHED, max_to_keep=1).save(step, said)
+
+    def _restored(self, stage: TrainingRun, packed: Sequence[Prepared]) -> list[Prepared]:
+        """The batches behind the update that the run starts from, with what was said of them."""
+        names = self._said_before(stage.trained)
+
+        def shapes(tokens: jax.Array) -> dict[str, jax.ShapeDtypeStruct]:
+            like = jax.ShapeDtypeStruct(tokens.shape, jnp.float32, sharding=tokens.sharding)
+            return dict.fromkeys(names, like)
+
+        wanted = {f"{i}": shapes(one.batch.tokens) for i, one in enumerate(packed)}
+        said, _ = Checkpoints(stage.workdir / UNFINISHED).restore(stage.start, wanted)
+        return [
+            one._replace(batch=replace(one.batch, **said[f"{i}"])) for i, one in enumerate(packed)
+        ]
+
+    def _said_before(self, trained: Trainable) -> list[str]:
+        """The fields of a batch that hold what was said of it before the iteration's updates."""
+        return [
+            *(["old_logprobs"] if self.config.updates_per_rollout > 1 else []),
+            *(["ref_logprobs"] if trained.ref_params is not None else []),
+            *(["token_advantages", "returns"] if self.critic is not None else []),
+        ]
+
+    def _packed(self, stage: TrainingRun, minibatch: Minibatch) -> Prepared:
         config, trained = self.config, stage.trained
         with stage.timer("pack"):
             # A KL pulls at every completion, and a critic has an advantage for each of its tokens.
@@ -145,7 +195,11 @@ class Programs:
                 batch = mask_truncated(batch, [*minibatch.rollouts, *minibatch.left_out])
             experts = [rollout.completion.experts for rollout in minibatch.rollouts]
             batch = with_experts(batch, experts, own_rows(config.microbatch_rows, stage.mesh))
-            batch = on_mesh(batch, stage.mesh)
+            return Prepared(on_mesh(batch, stage.mesh), packed)
+
+    def _judged(self, stage: TrainingRun, prepared: Prepared, minibatch: Minibatch) -> Prepared:
+        """With the log-probabilities of the old and reference policies, and the critic's part."""
+        config, trained, batch = self.config, stage.trained, prepared.batch
         policies: dict[str, Any] = {}
         if config.updates_per_rollout > 1:  # else the current policy is the old one
             policies["old_logprobs"] = trained.params
@@ -164,7 +218,7 @@ class Programs:
         if self.critic is not None:
             with stage.timer("critic"):
                 batch = self.critic.judge(batch, minibatch.rewards)
-        return batch, packed
+        return prepared._replace(batch=batch)
 
     def _compile_ahead(self, trained: Trainable, batch: Batch, policies: Mapping[str, Any]) -> None:
         """Compiles the programs for rows of every length, side by side.

@@ -41,6 +41,7 @@ from r1jax.files import (
 )
 from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
 from r1jax.machines.hosts import ask_first, wait_for_all
+from r1jax.machines.preemption import STOPPED, Stopped, stop_if_asked
 from r1jax.machines.processes import Processes, lock_workdir
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.runs import read_run
@@ -121,6 +122,7 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
 
 def run_stages(stages: Sequence[PipelineStage], root: epath.Path) -> None:
     for stage in stages:
+        stop_if_asked()
         if ask_first(functools.partial(completion, stage)):
             print(f"-- {title(stage, stages)}: complete", flush=True)
             continue
@@ -190,6 +192,8 @@ def run_in_parallel(stages: Sequence[PipelineStage], root: epath.Path, parallel:
                 processes.start(stage.name, command_of(stage.name), Path(stage.workdir))
             _write_overview(root, stages)
             for name, code in processes.wait().items():
+                if code == STOPPED:
+                    raise Stopped
                 found = completion(by_name[name])
                 if code or not found:
                     failed[name] = code

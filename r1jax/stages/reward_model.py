@@ -166,6 +166,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 _measure(config, stage, measure, held_out_groups, step)
             if last or is_due(config.checkpoint_every, step):
                 stage.save(step)
+            stage.stop_if_asked(step)
     print(f"model and metrics are in {stage.workdir}")
 
 

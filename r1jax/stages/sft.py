@@ -194,6 +194,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
                 held_out.measure(step)
             if is_due(config.checkpoint_every, step) or step == config.total_steps:
                 stage.save(step)
+            stage.stop_if_asked(step)
     if jax.process_index() == 0:
         for path in write_report([workdir], workdir):
             print(f"wrote {path}")

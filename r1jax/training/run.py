@@ -6,6 +6,7 @@ the workdir, metrics, progress bar.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, absolute
+from r1jax.files import CRITIC, MODEL_JSON, TOKENIZER, UNFINISHED, absolute
 from r1jax.machines.compiler import VARIABLE
+from r1jax.machines.preemption import Stopped, stop_if_asked
 from r1jax.models.grouped import choose_grouped
 from r1jax.models.kernels import choose_kernel
 from r1jax.progress import Progress
@@ -81,10 +83,10 @@ class Trainable:
         mesh: Mesh,
         directory: epath.Path,
         shared_prompts: bool = False,
-        beside: Sequence[epath.Path] = (),
+        beside: Callable[[int], Sequence[epath.Path]] = lambda step: (),
     ) -> None:
-        """Checkpoints lie in `directory`, those that belong to them `beside`. `shared_prompts`:
-        rows hold completions behind one copy of their prompt.
+        """Checkpoints lie in `directory`, those that belong to that of a step `beside`.
+        `shared_prompts`: rows hold completions behind one copy of their prompt.
         """
         self._opened, self._mesh = opened, mesh
         self.kernel = choose_kernel(opened.config, opened.compute, mesh, shared_prompts)
@@ -207,6 +209,7 @@ class TrainingRun:
     tokenizer: Tokenizer
     trained: Trainable
     start: int  # updates done before this process
+    restored: Mapping[str, Any]  # what was saved beside the state that it begins with
     writer: MetricsWriter
     progress: Progress
     profiler: Profiler
@@ -231,14 +234,32 @@ class TrainingRun:
         """Looks whether the update before this one was skipped, so that no device is waited for."""
         self._watch.put(step, metrics, batch)
 
-    def save(self, step: int, then: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self,
+        step: int,
+        beside: Mapping[str, Any] | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins a checkpoint, the time that it takes from the run counted; every update before it
-        was looked at. `then` is called when it is complete: what deletes what a run that goes on
-        from an earlier one would need.
+        was looked at. `beside` is what the run finds as `restored`. `then` is called when it is
+        complete: what deletes what a run that goes on from an earlier one would need.
         """
         self._watch.settle()
         with self.timer("checkpoint"):
-            self.trained.save(step, {"lines": self.writer.sync()}, then)
+            self.trained.save(step, {"lines": self.writer.sync()} | dict(beside or {}), then)
+
+    def is_saved(self, step: int) -> bool:
+        """Whether all updates up to this one are in a checkpoint, or there are none."""
+        return step == (self.trained.latest_step() or 0)
+
+    def stop_if_asked(self, step: int) -> None:
+        """Raises Stopped where a signal asks for it, when this update is in a checkpoint."""
+        try:
+            stop_if_asked()
+        except Stopped:
+            if not self.is_saved(step):
+                self.save(step)
+            raise
 
 
 def _unit(config: StageConfig) -> int:
@@ -249,6 +270,13 @@ def _unit(config: StageConfig) -> int:
     optimizers = [config.optimizer, *([critic.optimizer] if critic else [])]
     constant = all(optimizer.schedule == "constant" for optimizer in optimizers)
     return getattr(config, "updates_per_rollout", 1) if constant else 0
+
+
+def _beside(config: StageConfig, path: epath.Path, step: int) -> list[epath.Path]:
+    """Where a checkpoint of this step has parts of its own."""
+    within = step % getattr(config, "updates_per_rollout", 1) and step < config.total_steps
+    critic = getattr(config, "critic", None)
+    return [*([path / CRITIC] if critic else []), *([path / UNFINISHED] if within else [])]
 
 
 @contextmanager
@@ -271,9 +299,14 @@ def open_run(
     mesh = source.mesh(config.mesh, config.microbatch_rows)
     if reference is not None:
         check_memory(reference, mesh, "reference")
-    beside = [path / CRITIC] if getattr(config, "critic", None) else []
     trained = Trainable(
-        source, config.optimizer, config.total_steps, mesh, path, shared_prompts, beside
+        source,
+        config.optimizer,
+        config.total_steps,
+        mesh,
+        path,
+        shared_prompts,
+        functools.partial(_beside, config, path),
     )
     if mesh.devices.flat[0].platform != "cpu":  # that a CPU takes plain XLA is no news
         logging.info("attention over packed rows: %s", trained.kernel)
@@ -302,6 +335,15 @@ def open_run(
         profiler = Profiler(config.profile, path)
         watch = Watch(path, config.optimizer.max_skipped, trained.latest_step)
         yield TrainingRun(
-            path, mesh, source.tokenizer, trained, latest, writer, progress, profiler, watch
+            path,
+            mesh,
+            source.tokenizer,
+            trained,
+            latest,
+            beside_state,
+            writer,
+            progress,
+            profiler,
+            watch,
         )
         profiler.close()

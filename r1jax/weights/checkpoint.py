@@ -70,10 +70,10 @@ class Checkpoints:
         self,
         workdir: epath.PathLike,
         max_to_keep: int = 2,
-        beside: Sequence[epath.PathLike] = (),
+        beside: Callable[[int], Sequence[epath.PathLike]] = lambda step: (),
     ) -> None:
-        """`beside` are workdirs whose checkpoints of the same steps belong to these."""
-        self._beside = [absolute(other) / CHECKPOINTS for other in beside]
+        """`beside` gives the workdirs whose checkpoints of the same step belong to this one's."""
+        self._beside_at = beside
         self.directory = absolute(workdir) / CHECKPOINTS
         self.max_to_keep = max_to_keep
         self._meetings = Meetings("")  # of the save under way
@@ -119,7 +119,7 @@ class Checkpoints:
         found = self.steps()
         for step in reversed(found):
             try:
-                for parent in self._beside:
+                for parent in self._beside(step):
                     agreed(Saved(parent / str(step)).check_share)
                 return step, *self.restore(step, abstract_state)
             except DamagedError as error:
@@ -134,8 +134,11 @@ class Checkpoints:
             )
         return None
 
+    def _beside(self, step: int) -> list[epath.Path]:
+        return [absolute(other) / CHECKPOINTS for other in self._beside_at(step)]
+
     def _set_aside(self, step: int) -> None:
-        for parent in (self.directory, *self._beside):
+        for parent in (self.directory, *self._beside(step)):
             if (parent / str(step)).exists():
                 (parent / str(step)).rename(_free_name(parent / f"{step}.damaged"))
 
@@ -241,7 +244,7 @@ class Checkpoints:
         write_list(directory, leaves)
         self._meetings.wait()
         if first:
-            for parent in self._beside:
+            for parent in self._beside(int(directory.name)):
                 if not (parent / directory.name / MANIFEST).exists():
                     raise OSError(f"{parent / directory.name} is not complete")
             write_manifest(directory, leaves)

@@ -1,0 +1,137 @@
+"""SIGTERM: a run saves its last update and leaves; the same command ends with the same bits."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import grpo_config, metrics_by_step, sft_config
+from test_grpo import BENCHMARK
+from test_resume import assert_same, last_arrays
+
+from r1jax.config import DataError
+from r1jax.machines import preemption
+from r1jax.machines.preemption import Stopped
+from r1jax.stages import stage_of
+from r1jax.weights.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("compilation_cache", "one_device")
+
+
+class Signal(preemption._Listener):
+    """It comes before the call of this number."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.seen = 0
+        self.calls = self._counted(at)  # type: ignore[assignment]
+
+    def _counted(self, at: float) -> Iterator[int]:
+        for self.seen in itertools.count():
+            self.asked = self.seen >= at
+            yield self.seen
+
+
+def run(
+    config: Any, workdir: Path, monkeypatch: pytest.MonkeyPatch, at: float = float("inf")
+) -> Signal:
+    """Runs it until it is asked to stop."""
+    signal_ = Signal(at)
+    monkeypatch.setattr(preemption, "_listener", signal_)
+    stage_of(config).run(config, str(workdir))
+    return signal_
+
+
+def test_grpo_stopped_anywhere(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it samples, between updates, while it measures; several times in one run."""
+
+    def config() -> Any:
+        evaluation = {"every": 3, "curve": {"few": BENCHMARK}}
+        return grpo_config(
+            tokenizer_dir,
+            total_steps=7,
+            updates_per_rollout=3,
+            prompts_per_update=1,
+            ref_every=3,
+            checkpoint_every=0,
+            evaluation=evaluation,
+            keep_rollouts=0,
+        )
+
+    calls = run(config(), tmp_path / "whole", monkeypatch).seen
+    moments, within, stops = random.Random(0), 0, 0
+    while stops < 20:
+        try:
+            run(config(), tmp_path / "stopped", monkeypatch, moments.randrange(1, calls // 3))
+            break
+        except Stopped:
+            stops += 1
+            step = Checkpoints(tmp_path / "stopped").latest_step() or 0
+            within += step % 3 > 0
+            lines = metrics_by_step(tmp_path / "stopped")
+            assert max((s for s in lines if "grpo/loss" in lines[s]), default=0) == step
+    assert within > 1 and stops > 3
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    assert not (tmp_path / "stopped/unfinished").exists()
+
+
+def test_ppo_and_rollouts_ahead(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the critic said, and what was sampled before the updates, is kept."""
+
+    def config() -> Any:
+        return grpo_config(
+            tokenizer_dir,
+            total_steps=4,
+            critic={},
+            rollouts_ahead=1,
+            checkpoint_every=0,
+            loss={"importance_cap": 2.0},
+        )
+
+    calls, within = run(config(), tmp_path / "whole", monkeypatch).seen, 0
+    for at in range(2, calls + 1, 2):
+        try:
+            run(config(), tmp_path / f"{at}", monkeypatch, at)
+        except Stopped:
+            step = Checkpoints(tmp_path / f"{at}").latest_step()
+            if step in (1, 3):  # of two updates an iteration
+                within += 1
+                run(config(), tmp_path / f"{at}", monkeypatch)
+                assert_same(tmp_path / f"{at}", tmp_path / "whole")
+                same_critic = [last_arrays(tmp_path / f"{d}/critic") for d in (at, "whole")]
+                assert str(same_critic[0]) == str(same_critic[1])
+    assert within
+
+
+def test_rollouts_of_an_unfinished_iteration_are_needed(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = grpo_config(tokenizer_dir, total_steps=2, checkpoint_every=0)
+    calls = run(config, tmp_path / "whole", monkeypatch).seen
+    with pytest.raises(Stopped):  # before the last update
+        run(config, tmp_path / "run", monkeypatch, calls)
+    assert Checkpoints(tmp_path / "run").latest_step() == 1
+    (tmp_path / "run/rollouts/000000/complete.json").unlink()
+    with pytest.raises(DataError, match=r"delete .*run/checkpoints/1 to go on"):
+        run(config, tmp_path / "run", monkeypatch)
+
+
+def test_sft_stopped_behind_every_update(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config() -> Any:
+        return sft_config(tokenizer_dir, total_steps=4, checkpoint_every=0, log_every=2)
+
+    run(config(), tmp_path / "whole", monkeypatch)
+    for step in (1, 2, 3):
+        with pytest.raises(Stopped):
+            run(config(), tmp_path / "stopped", monkeypatch, 0)
+        assert Checkpoints(tmp_path / "stopped").latest_step() == step
+    run(config(), tmp_path / "stopped", monkeypatch)
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
