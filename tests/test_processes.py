@@ -313,7 +313,7 @@ def test_four_processes_and_then_two_are_one(tokenizer_dir: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None:
-    """It is that of one process, and killed or stopped in three of its stages the same to the bit."""
+    """It is that of one process, and killed or stopped three times the same to the bit."""
     (tmp_path / "config.py").write_text(PIPELINE.format(tokenizer=tokenizer_dir))
     pairs = [{"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no" * (1 + i)} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
