@@ -1,9 +1,10 @@
 """Eight CPU devices for the tests, set before JAX is imported; the markers."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `experiments`, as `python -m` finds it
@@ -18,10 +19,17 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",  # eight devices on two cores
+        "--xla_cpu_parallel_codegen_split_count=4",  # not 32 pieces of each small program
     ]
 )
 
-import pytest
+# Equal programs are compiled once, whichever test, worker or command asks for them.
+# Where there is a cache, it is that of the process that started this worker, or the user's.
+CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="r1jax-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import pytest  # noqa: E402
 
 MARKERS = {
     "slow": "takes more than some ten seconds; skipped unless --slow is given",
@@ -59,6 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (item.path.stem not in LONGEST, -slow[item.path]))
 
 
+def pytest_unconfigure() -> None:
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
 def _installed(*modules: str) -> bool:
     from importlib.util import find_spec
 
@@ -73,19 +86,6 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer(str(directory), vocab_size=512, count=400, seed=0, mix={})
     return str(directory)
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Equal programs of different runs are compiled once: small runs are bound by compilation."""
-    import jax
-
-    directory = str(tmp_path_factory.mktemp("xla"))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield directory
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

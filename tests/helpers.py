@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 if TYPE_CHECKING:
     from r1jax.types import Example
 
+ONE_DEVICE = "--xla_cpu_parallel_codegen_split_count=4"  # XLA_FLAGS of commands
 MODEL = {
     "embed_dim": 16,
     "num_layers": 2,

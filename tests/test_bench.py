@@ -18,8 +18,6 @@ from r1jax.models.params import count_params, random_params
 from r1jax.models.transformer import Transformer
 from r1jax.types import Completion, Rollout
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 def test_figures_fit_together(tokenizer_dir: str, one_device: None) -> None:
     config = grpo_config(tokenizer_dir, total_steps=6)

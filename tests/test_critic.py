@@ -111,7 +111,7 @@ def test_a_tokens_value_does_not_know_it() -> None:
     assert first[0] == 0.0
 
 
-@pytest.mark.usefixtures("compilation_cache", "one_device")
+@pytest.mark.usefixtures("one_device")
 def test_ppo_resumes_exactly(
     tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

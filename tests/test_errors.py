@@ -15,8 +15,6 @@ from r1jax.config import UserError
 from r1jax.files import STARTS
 from r1jax.stages import grpo, sft
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 ROOT = Path(__file__).parents[1]
 GOOD = json.dumps({"prompt": "1+1=?", "answer": "2", "task": "integer"})
 STAGES = {"sft": (sft, sft_config), "grpo": (grpo, grpo_config)}
@@ -188,7 +186,6 @@ def train(directory: Path, config: str, *args: str) -> subprocess.CompletedProce
         env=os.environ
         | {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-            "R1JAX_COMPILATION_CACHE": str(directory / "xla"),
         },
     )
 

@@ -139,7 +139,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "R1JAX_COMPILATION_CACHE": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: model no does not exist")

@@ -238,7 +238,7 @@ def test_commands(model: Path, tmp_path: Path, args: list[str], code: int, said:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "R1JAX_COMPILATION_CACHE": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == code, done.stderr
     assert said in done.stderr

@@ -32,9 +32,7 @@ BENCHMARK = {
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tokenizer_dir: str, compilation_cache: str, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def finished(tokenizer_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five updates of two a rollout on data x fsdp x tensor = 2 x 2 x 2, with evaluation."""
     workdir = tmp_path_factory.mktemp("grpo") / "run"
     evaluation = {"every": 2, "curve": {"few": BENCHMARK}, "benchmarks": {"few": BENCHMARK}}
@@ -135,7 +133,6 @@ def test_benchmarks_before_and_after(finished: Path) -> None:
 
 def test_written_rollouts_are_reused(
     tokenizer_dir: str,
-    compilation_cache: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     one_device: None,
@@ -193,9 +190,7 @@ def test_row_lengths_are_compiled_ahead(
 # -- learning --------------------------------------------------------------------------------------
 
 
-def test_learns(
-    tokenizer_dir: str, compilation_cache: str, tmp_path: Path, one_device: None
-) -> None:
+def test_learns(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     """The user's own reward goes up; no reference policy, one update a rollout."""
     config = grpo_config(
         tokenizer_dir,

@@ -284,8 +284,6 @@ def test_eight_devices_are_one(name: str, axes: dict[str, int]) -> None:
 
 # -- runs ------------------------------------------------------------------------------------------
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.fixture(scope="module")
 def base(tokenizer_dir: str, tmp_path_factory: pytest.TempPathFactory) -> str:

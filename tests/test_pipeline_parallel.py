@@ -74,7 +74,7 @@ def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "R1JAX_COMPILATION_CACHE": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 

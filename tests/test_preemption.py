@@ -17,7 +17,7 @@ from r1jax.machines.preemption import Stopped
 from r1jax.stages import stage_of
 from r1jax.weights.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("compilation_cache", "one_device")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 class Signal(preemption._Listener):

@@ -271,7 +271,7 @@ def test_one_of_two() -> None:
 # -- the stage -------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("compilation_cache", "one_device")
+@pytest.mark.usefixtures("one_device")
 def test_stage(tokenizer_dir: str, tmp_path: Path) -> None:
     """A local model answers twice, a server judges; the second start does nothing."""
     sft.run(sft_config(tokenizer_dir, total_steps=1), str(tmp_path / "model"))

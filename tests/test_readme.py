@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import ONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -99,7 +100,7 @@ def test_its_bash_blocks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_run_as_printed(tmp_path: Path, compilation_cache: str, number: int) -> None:
+def test_examples_run_as_printed(tmp_path: Path, number: int) -> None:
     """In a directory that has of a clone only `experiments`; r1jax is installed."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     done = subprocess.run(
@@ -109,8 +110,7 @@ def test_examples_run_as_printed(tmp_path: Path, compilation_cache: str, number:
         | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "R1JAX_COMPILATION_CACHE": compilation_cache,
-            "XLA_FLAGS": "",  # one device, as a newcomer has
+            "XLA_FLAGS": ONE_DEVICE,  # one device, as a newcomer has
         },
         capture_output=True,
         text=True,

@@ -55,7 +55,6 @@ def shout(example: Example, text: str) -> str | None:
     return None if len(text) % 2 else f"A{text}"
 
 
-@pytest.mark.usefixtures("compilation_cache")
 def test_what_stays_and_what_is_counted(tokenizer_dir: str, tmp_path: Path) -> None:
     rejection.run(config(tokenizer_dir), str(tmp_path))
     rows = read_lines(tmp_path / "data.jsonl")
@@ -84,7 +83,6 @@ def test_what_stays_and_what_is_counted(tokenizer_dir: str, tmp_path: Path) -> N
     assert found == good
 
 
-@pytest.mark.usefixtures("compilation_cache")
 def test_a_killed_run_goes_on_where_it_was(
     tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +106,6 @@ def test_a_killed_run_goes_on_where_it_was(
     assert sampled == [2]
 
 
-@pytest.mark.usefixtures("compilation_cache")
 def test_a_rewriter_and_a_judge(
     tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +130,6 @@ def test_a_rewriter_and_a_judge(
     assert all(len(row["messages"][-1]["content"]) % 2 and row["rewritten"] for row in rows)
 
 
-@pytest.mark.usefixtures("compilation_cache")
 def test_nothing_left_is_an_error_that_says_why(tokenizer_dir: str, tmp_path: Path) -> None:
     never = config(tokenizer_dir, minimum={"helpers:ascii_share": 0.0, "format": 1.0})
     for _ in range(2):  # the second start samples nothing and says the same

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import ONE_DEVICE
 
 from r1jax.weights.checkpoint import Checkpoints
 
@@ -63,9 +64,8 @@ class Command:
             cwd=self.directory,
             env=os.environ
             | {
-                "XLA_FLAGS": "",
+                "XLA_FLAGS": ONE_DEVICE,
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-                "R1JAX_COMPILATION_CACHE": str(self.directory / "xla"),
             },
         )
 

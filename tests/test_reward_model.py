@@ -35,9 +35,6 @@ from r1jax.training.frozen import HOST, FrozenConfig
 from r1jax.types import Batch, Completion, Example, Rollout
 from r1jax.weights.load import ModelSource, load_tokenizer, open_model, open_source
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
-
 # -- losses by hand --------------------------------------------------------------------------------
 
 

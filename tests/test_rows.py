@@ -356,9 +356,7 @@ def test_other_rows_are_refused(
         sft.run(config, str(tmp_path / "run"))
 
 
-def test_other_questions_are_refused(
-    tokenizer_dir: str, tmp_path: Path, one_device: None, compilation_cache: str
-) -> None:
+def test_other_questions_are_refused(tokenizer_dir: str, tmp_path: Path, one_device: None) -> None:
     """Killed behind its first rollout, before any checkpoint."""
     from r1jax.stages import grpo
 

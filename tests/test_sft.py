@@ -14,8 +14,6 @@ from r1jax.config import ConfigError, DataError
 from r1jax.stages import sft
 from r1jax.weights.load import load_tokenizer
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 TEXTS = ["3+4=7", "比较 12 和 21", "sort: 5 1 3", "What is 10-2? It is 8."]
 CHAT = [{"role": "user", "content": "6+6=?"}, {"role": "assistant", "content": " 12"}]
 

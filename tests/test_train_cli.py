@@ -51,7 +51,7 @@ def command(*args: str | Path, directory: Path) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "R1JAX_COMPILATION_CACHE": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 

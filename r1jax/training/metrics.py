@@ -148,8 +148,12 @@ def _append(file: Any, row: Mapping[str, Any]) -> None:
 
 def _tensorboard(workdir: epath.Path, step: int) -> Any:
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+    # Where it finds PyTorch it imports it, for three seconds and no use.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from tensorboardX import SummaryWriter
 
+    if sys.modules["torch"] is None:
+        del sys.modules["torch"]
     return SummaryWriter(os.fspath(workdir / TENSORBOARD), purge_step=step + 1)
 
 
