@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import itertools
 import math
+import random
 import traceback
 import types
 import typing
@@ -424,3 +425,38 @@ def zip_(**lists: Iterable[Any]) -> list[Overrides]:
 def chain(*sweeps: Iterable[Overrides]) -> list[Overrides]:
     """One sweep after the other."""
     return list(itertools.chain(*sweeps))
+
+
+Draw = Callable[[random.Random], Any]  # a value of a distribution
+
+
+def draw(count: int, seed: int, /, **distributions: Draw | Sequence[Any]) -> list[Overrides]:
+    """Random search: so many runs, each with a value of every distribution; a list has its items
+    equally often.
+
+    `draw(20, 0, **{"optimizer.learning_rate": log_uniform(1e-6, 1e-4), "group_size": [8, 16]})`.
+    A value depends on (seed, key, the run's number) alone: more runs or keys leave the others.
+    """
+
+    def value(key: str, found: Draw | Sequence[Any], run: int) -> Any:
+        rng = random.Random(f"{seed} {key} {run}")
+        return found(rng) if callable(found) else rng.choice(found)
+
+    return [
+        {key: value(key, found, run) for key, found in distributions.items()}
+        for run in range(count)
+    ]
+
+
+def uniform(low: float, high: float) -> Draw:
+    """To three digits, so that runs have names that can be read."""
+    if not low < high:
+        raise ConfigError(f"uniform({low}, {high}): the first must be less than the second")
+    return lambda rng: float(f"{rng.uniform(low, high):.3g}")
+
+
+def log_uniform(low: float, high: float) -> Draw:
+    """Uniform in the logarithm, to three digits."""
+    if not 0 < low < high:
+        raise ConfigError(f"log_uniform({low}, {high}): must be positive, the first less")
+    return lambda rng: float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.3g}")

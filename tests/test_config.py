@@ -19,12 +19,15 @@ from r1jax.config import (
     Size,
     chain,
     check_choice,
+    draw,
     import_function,
     load_config,
+    log_uniform,
     override,
     parse_args,
     product,
     section,
+    uniform,
     zip_,
 )
 
@@ -232,6 +235,25 @@ def test_sweeps() -> None:
     assert chain(product(a=[1]), zip_(b=[2])) == [{"a": 1}, {"b": 2}]
     with pytest.raises(ConfigError, match="a has 2, b has 1"):
         zip_(a=[1, 2], b=[1])
+
+
+def test_draws() -> None:
+    """From the distribution; others and more of them change none."""
+    rates = {"optimizer.learning_rate": log_uniform(1e-6, 1e-2)}
+    few, many = draw(3, 7, **rates), draw(400, 7, **rates, seed=[0, 1], clip=uniform(0.1, 0.3))
+    assert [{key: run[key] for key in rates} for run in many[:3]] == few
+    assert draw(3, 8, **rates) != few
+    logarithms = sorted(math.log10(run["optimizer.learning_rate"]) for run in many)
+    assert -6 <= logarithms[0] < -5.9
+    assert -4.2 < logarithms[200] < -3.8
+    assert -2.1 < logarithms[-1] <= -2
+    assert 160 < sum(run["seed"] for run in many) < 240
+    assert 0.19 < sum(run["clip"] for run in many) / 400 < 0.21
+    assert all(float(f"{value:.3g}") == value for run in many for value in run.values())
+    with pytest.raises(ConfigError, match=r"log_uniform\(0, 1\): must be positive"):
+        log_uniform(0, 1)
+    with pytest.raises(ConfigError, match=r"uniform\(2, 1\): the first must be less"):
+        uniform(2, 1)
 
 
 def test_imports_no_jax() -> None:
