@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from helpers import grpo_config, metrics_by_step, sft_config
 from test_grpo import BENCHMARK
-from test_resume import assert_same, last_arrays
+from test_resume import SFT, Command, assert_same, last_arrays, logged
 
 from r1jax.config import DataError
 from r1jax.machines import preemption
-from r1jax.machines.preemption import Stopped
+from r1jax.machines.preemption import STOPPED, Stopped
 from r1jax.stages import stage_of
 from r1jax.weights.checkpoint import Checkpoints
 
@@ -40,7 +42,8 @@ def run(
     """Runs it until it is asked to stop."""
     signal_ = Signal(at)
     monkeypatch.setattr(preemption, "_listener", signal_)
-    stage_of(config).run(config, str(workdir))
+    stage: Any = stage_of(config)
+    getattr(stage, "train", stage.run)(config, str(workdir))  # without tables and figures
     return signal_
 
 
@@ -94,19 +97,16 @@ def test_ppo_and_rollouts_ahead(
             loss={"importance_cap": 2.0},
         )
 
-    calls, within = run(config(), tmp_path / "whole", monkeypatch).seen, 0
-    for at in range(2, calls + 1, 2):
-        try:
-            run(config(), tmp_path / f"{at}", monkeypatch, at)
-        except Stopped:
-            step = Checkpoints(tmp_path / f"{at}").latest_step()
-            if step in (1, 3):  # of two updates an iteration
-                within += 1
-                run(config(), tmp_path / f"{at}", monkeypatch)
-                assert_same(tmp_path / f"{at}", tmp_path / "whole")
-                same_critic = [last_arrays(tmp_path / f"{d}/critic") for d in (at, "whole")]
-                assert str(same_critic[0]) == str(same_critic[1])
-    assert within
+    calls = run(config(), tmp_path / "whole", monkeypatch).seen
+    for at, step in ((calls - 3, 1), (calls, 3)):  # before the second update of each rollout
+        workdir = tmp_path / f"{step}"
+        with pytest.raises(Stopped):
+            run(config(), workdir, monkeypatch, at)
+        assert Checkpoints(workdir).latest_step() == step
+        run(config(), workdir, monkeypatch)
+        assert_same(workdir, tmp_path / "whole")
+        critics = [last_arrays(found / "critic") for found in (workdir, tmp_path / "whole")]
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *critics)))
 
 
 def test_rollouts_of_an_unfinished_iteration_are_needed(
@@ -135,3 +135,20 @@ def test_sft_stopped_behind_every_update(
         assert Checkpoints(tmp_path / "stopped").latest_step() == step
     run(config(), tmp_path / "stopped", monkeypatch)
     assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_signal_ends_the_command(tokenizer_dir: str, tmp_path: Path) -> None:
+    """With its exit code and a sentence, before there is anything to save, too."""
+    command = Command(tmp_path, SFT.format(tokenizer=tokenizer_dir, steps=400))
+    workdir = tmp_path / "run"
+    for moment, least in (((workdir / "tokenizer").exists, 0), (logged(workdir, 10), 10)):
+        process = command.start(workdir)
+        while not moment():
+            assert process.poll() is None
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == STOPPED, errors.decode()
+        last = errors.decode().splitlines()[-1]
+        assert last == "stopped by SIGTERM; the same command goes on from the last checkpoint"
+        assert (Checkpoints(workdir).latest_step() or 0) >= least
