@@ -5,8 +5,10 @@
     python -m r1jax.sweep --config $CONFIG --workdir runs/distill          (all six)
 
 Hardware, an assumption: as many v5p chips as STUDENTS says. Measured: not run. Plan (python -m
-r1jax.plan, v5p:2x2x2, --rows 804745 --mean_completion 5355, two epochs): qwen-1.5b 13.5 GiB of a
-chip, 2.9 s an update, 164 chip-hours; qwen-7b 45.0, 9.7, 539; llama-8b 47.8, 11.3, 630.
+r1jax.plan, --rows 804745 --mean_completion 5355, two epochs), on v5p:2x2x2: qwen-1.5b 13.5 GiB of a
+chip, 2.9 s an update, 164 chip-hours; qwen-7b 45.0, 9.7, 539; llama-8b 47.8, 11.3, 630; on
+v5p:2x2x4 qwen-14b 41.2, 7.9, 880; on v5p:4x4x4 qwen-32b 28.0, 5.7, 2,563; on v5p:4x4x8 llama-70b
+36.7, 6.1, 5,488.
 The paper prints no hours for it: 12,574 updates an epoch. `:smoke` makes three updates of a tiny
 model of the same family.
 

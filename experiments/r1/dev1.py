@@ -2,8 +2,10 @@
 
     python -m r1jax.train --config experiments/r1/dev1.py --workdir runs/r1/dev1
 
-Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints no
-hours for it alone. `:smoke` makes three updates of a tiny model of V3's shape.
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan, v5p:4x8x8,
+:model=DeepSeek-V3-Base --rows 5000 --mean_completion 5000): 81.5 GiB of a chip, 8.6 s an update, 48
+chip-hours. The paper prints no hours for it alone. `:smoke` makes three updates of a tiny model of
+V3's shape.
 
 To bring: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is cold_start.py's workdir or
 thousands of rows like its (README.md).

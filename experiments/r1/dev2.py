@@ -2,8 +2,10 @@
 
     python -m r1jax.train --config experiments/r1/dev2.py --workdir runs/r1/dev2
 
-Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper: a part of
-R1's 41K H800 hours (Table 7). `:smoke` runs four updates of a tiny model of V3's shape.
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan: that of r1_zero.py with 32,768
+tokens, whose programs it has (87.3 GiB, 3,411 s a rollout and its updates): 158 of them are 38,300
+chip-hours. The paper: a part of R1's 41K H800 hours (Table 7). `:smoke` runs four updates of a tiny
+model of V3's shape.
 
 To bring: Dev1 (`:model=PATH`) and reasoning.jsonl of `:data=DIR` (README.md).
 To reach (Table 3): AIME 2024 74.0, MATH-500 95.9, GPQA Diamond 70.7, LiveCodeBench 63.5; language

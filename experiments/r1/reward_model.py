@@ -4,8 +4,9 @@
     python -m r1jax.train --config $CONFIG:kind=helpful --workdir runs/r1/helpful
     python -m r1jax.train --config $CONFIG:kind=safety --workdir runs/r1/safety
 
-Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. `:smoke` makes three
-updates of a tiny model of V3's shape.
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan, v5p:4x8x8,
+:kind=helpful,model=DeepSeek-V3-Base --rows 66000 --mean_completion 1000): 75.2 GiB of a chip, 6.2 s
+an update, 113 chip-hours. `:smoke` makes three updates of a tiny model of V3's shape.
 
 To bring: MODEL (`:model=PATH`), and of `:data=DIR` pairs.jsonl (helpful: preferences.py's workdir,
 66,000 pairs) or labels.jsonl (safety: 106,000 labelled responses; README.md). An epoch is 258 and
