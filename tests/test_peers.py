@@ -97,6 +97,14 @@ def test_strangers_are_sent_away(address: str) -> None:
     second.kill()
 
 
+def test_the_port_is_taken(address: str) -> None:
+    port = int(address.partition(":")[2]) + 1
+    with socket.create_server(("", port)):
+        _, said = start(address, 2, 0).communicate(timeout=30)
+    assert said.startswith(f"error: port {port}, behind the coordinator's, where the processes")
+    assert "Address already in use; give JAX_COORDINATOR_ADDRESS" in said
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_who_dies_ends_the_others(address: str, victim: int) -> None:
     several = [start(address, 3, i) for i in range(3)]

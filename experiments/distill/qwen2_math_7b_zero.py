@@ -4,10 +4,10 @@
     python -m r1jax.train --config $CONFIG --workdir runs/distill/qwen2-math-7b-zero
 
 The question it answers: whether a base that cannot have read o1's traces learns to reason by RL
-too. Hardware: 8 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan, v5p:2x2x2,
-:model=Qwen2.5-Math-7B, whose shape it has, --mean_completion 8192): 81.4 GiB of a chip, 3,757 s for
-a rollout and its 16 updates, 5,218 chip-hours. The paper prints no hours for it. `:smoke` runs four
-updates of a tiny model of Qwen2's shape.
+too. Hardware: 8 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan,
+v5p:2x2x2, --mean_completion 8192, :model=Qwen2.5-Math-7B, whose shape it has): 81.4 GiB of a chip,
+3,757 s for a rollout and its 16 updates, 5,218 chip-hours. The paper prints no hours for it.
+`:smoke` runs four updates of a tiny model of Qwen2's shape.
 
 To bring: Qwen2-Math-7B (`:model=PATH`) and reasoning.jsonl of `:data=DIR`
 (experiments/r1/README.md). To reach (Table 17): AIME 2024 22.3 and AIME 2025 18.1, where

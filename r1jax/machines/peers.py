@@ -111,7 +111,7 @@ def _gather(
 ) -> tuple[list[str], dict[int, socket.socket]]:
     hosts: dict[int, str] = {0: socket.gethostname()}
     links: dict[int, socket.socket] = {}
-    with socket.create_server(("", port)) as server:
+    with _listening(port) as server:
         while len(hosts) < count and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
@@ -133,6 +133,18 @@ def _gather(
     for link in links.values():
         _send(link, {"hosts": [hosts[i] for i in range(count)]})
     return [hosts[i] for i in range(count)], links
+
+
+def _listening(port: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(
+            f"port {port}, behind the coordinator's, where the processes meet: {error.strerror};"
+            " give JAX_COORDINATOR_ADDRESS (or JAX_COORDINATOR_PORT) another one"
+        ) from None
 
 
 def _join(
