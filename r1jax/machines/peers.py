@@ -142,7 +142,7 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
-            f"port {port}, behind the coordinator's, where the processes meet: {error.strerror};"
+            f"port {port}, behind the coordinator's, where the processes meet: {os.strerror(error.errno or 0)};"
             " give JAX_COORDINATOR_ADDRESS (or JAX_COORDINATOR_PORT) another one"
         ) from None
 
