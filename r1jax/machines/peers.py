@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from r1jax.config import UserError
@@ -26,10 +26,46 @@ GRACE = 20  # seconds in which a process may end by itself of an error that othe
 TELLING = 5  # seconds in which the others are heard before an error of this one counts
 
 
+class Link:
+    """A connection to another process, over which JSON objects go, a line each."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._lines = connection.makefile("r", encoding="utf-8")  # one: it reads ahead
+
+    def heard(self) -> Iterator[Any]:
+        """Until the connection is closed."""
+        try:
+            for line in self._lines:
+                yield json.loads(line)
+        except OSError:
+            return
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        try:
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            return  # whoever listens there notices by itself
+
+    def keep_alive(self) -> None:
+        """A host that does not answer closes the connection after SILENT seconds."""
+        self.connection.settimeout(None)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        every = SILENT // 5
+        for name, value in (
+            ("TCP_KEEPIDLE", every),
+            ("TCP_KEEPINTVL", every),
+            ("TCP_KEEPCNT", 4),
+            ("TCP_USER_TIMEOUT", 1000 * SILENT),
+        ):
+            if hasattr(socket, name):  # Linux
+                self.connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class Peers:
     """The others, from here."""
 
-    def __init__(self, process: int, hosts: Sequence[str], links: Mapping[int, socket.socket]):
+    def __init__(self, process: int, hosts: Sequence[str], links: Mapping[int, Link]) -> None:
         """`links` are the connections to the others: the first process has all, the others one."""
         self._process, self._hosts, self._links = process, list(hosts), dict(links)
         self._ended: set[int] = set()  # in good order
@@ -43,16 +79,13 @@ class Peers:
         """What the others are told when this process ends."""
         self._code = code
 
-    def _listen(self, other: int, link: socket.socket) -> None:
-        said: dict[str, Any] = {}
-        for said in _messages(link):
+    def _listen(self, other: int, link: Link) -> None:
+        for said in link.heard():
             if "gone" in said:
-                _end(said["gone"])
+                self._leave(said["gone"])
             self._hear(said["process"], said["code"])
-        if other not in self._ended and not said.get("code"):
-            gone = f"{self._name(other)} is gone"
-            self._tell({"gone": gone})
-            _end(gone)
+        if other not in self._ended:
+            self._leave(f"{self._name(other)} is gone")
 
     def _hear(self, process: int, code: int) -> None:
         """Another process ends."""
@@ -61,9 +94,16 @@ class Peers:
             self._tell({"process": process, "code": code})
         if code not in (0, STOPPED):
             said = f"{self._name(process)} has ended with exit code {code}; its log says why"
-            timer = threading.Timer(GRACE, _end, [said])
+            timer = threading.Timer(GRACE, self._leave, [said])
             timer.daemon = True
             timer.start()
+
+    def _leave(self, said: str) -> None:
+        """From any thread: the main one may wait for what never comes."""
+        self._tell({"gone": said})  # else this process would be who is gone
+        print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(LOST)
 
     def _say_goodbye(self) -> None:
         self._tell({"process": self._process, "code": self._code})
@@ -71,7 +111,7 @@ class Peers:
     def _tell(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             for link in self._links.values():
-                _send(link, message)
+                link.say(message)
 
     def _name(self, process: int) -> str:
         return f"process {process} ({self._hosts[process]})"
@@ -108,30 +148,32 @@ def hear_others() -> None:
 
 def _gather(
     port: int, count: int, deadline: float, seconds: float
-) -> tuple[list[str], dict[int, socket.socket]]:
+) -> tuple[list[str], dict[int, Link]]:
     hosts: dict[int, str] = {0: socket.gethostname()}
-    links: dict[int, socket.socket] = {}
+    links: dict[int, Link] = {}
     with _listening(port) as server:
         while len(hosts) < count and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
-                link, _ = server.accept()
-                link.settimeout(TELLING)
-                hello = next(_messages(link))
+                connection, _ = server.accept()
+                connection.settimeout(TELLING)
+                link = Link(connection)
+                hello = next(link.heard())
                 if hello["process"] not in range(1, count):
                     continue
-                hosts[hello["process"]] = hello["host"]
-                links[hello["process"]] = _kept_alive(link)
+                hosts[hello["process"]] = str(hello["host"])
             except (OSError, StopIteration, KeyError, TypeError, ValueError):
                 continue  # too late, or somebody else
+            link.keep_alive()
+            links[hello["process"]] = link
     missing = sorted(set(range(count)) - set(hosts))
     if missing:
         said = f"after {seconds:.0f} s {_named(missing, count)} of {count} had not come"
         for link in links.values():
-            _send(link, {"missing": said})
+            link.say({"missing": said})
         raise UserError(said)
     for link in links.values():
-        _send(link, {"hosts": [hosts[i] for i in range(count)]})
+        link.say({"hosts": [hosts[i] for i in range(count)]})
     return [hosts[i] for i in range(count)], links
 
 
@@ -141,27 +183,30 @@ def _listening(port: int) -> socket.socket:
     try:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
+        said = os.strerror(error.errno or 0)
         raise UserError(
-            f"port {port}, behind the coordinator's, where the processes meet: {os.strerror(error.errno or 0)};"
+            f"port {port}, behind the coordinator's, where the processes meet: {said};"
             " give JAX_COORDINATOR_ADDRESS (or JAX_COORDINATOR_PORT) another one"
         ) from None
 
 
 def _join(
     host: str, port: int, process: int, deadline: float, seconds: float
-) -> tuple[list[str], dict[int, socket.socket]]:
-    link = None
-    while link is None:
+) -> tuple[list[str], dict[int, Link]]:
+    connection = None
+    while connection is None:
         try:
-            link = socket.create_connection((host, port), timeout=TELLING)
+            connection = socket.create_connection((host, port), timeout=TELLING)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"after {seconds:.0f} s process 0 did not answer at {host}:{port}: {error}"
                 ) from None
             time.sleep(0.2)
-    _send(_kept_alive(link), {"process": process, "host": socket.gethostname()})
-    answer: Any = next(_messages(link), {"missing": f"process 0 ({host}) is gone"})
+    link = Link(connection)
+    link.keep_alive()
+    link.say({"process": process, "host": socket.gethostname()})
+    answer: Any = next(link.heard(), {"missing": f"process 0 ({host}) is gone"})
     if "missing" in answer:
         raise UserError(answer["missing"])
     return answer["hosts"], {0: link}
@@ -173,43 +218,3 @@ def _named(processes: Sequence[int], count: int) -> str:
     of_hosts = [f" ({names[i]})" if len(names) == count else "" for i in processes]
     said = ", ".join(f"{i}{name}" for i, name in zip(processes, of_hosts, strict=True))
     return f"process{'es' if len(processes) > 1 else ''} {said}"
-
-
-def _kept_alive(link: socket.socket) -> socket.socket:
-    """A host that does not answer closes the connection after SILENT seconds."""
-    link.settimeout(None)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    every = SILENT // 5
-    for name, value in (
-        ("TCP_KEEPIDLE", every),
-        ("TCP_KEEPINTVL", every),
-        ("TCP_KEEPCNT", 4),
-        ("TCP_USER_TIMEOUT", 1000 * SILENT),
-    ):
-        if hasattr(socket, name):  # Linux
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return link
-
-
-def _messages(link: socket.socket) -> Any:
-    """A JSON object a line, until the connection is closed."""
-    try:
-        with link.makefile("r", encoding="utf-8") as lines:
-            for line in lines:
-                yield json.loads(line)
-    except OSError:
-        return
-
-
-def _send(link: socket.socket, message: Mapping[str, Any]) -> None:
-    try:
-        link.sendall(json.dumps(message).encode() + b"\n")
-    except OSError:
-        return  # whoever listens there notices by itself
-
-
-def _end(said: str) -> None:
-    """From any thread: the main one may wait for what never comes."""
-    print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(LOST)
