@@ -18,6 +18,7 @@ from helpers import ONE_DEVICE, metrics_by_step, read_lines
 
 from r1jax.config import DataError
 from r1jax.machines import hosts
+from r1jax.machines.peers import LOST
 from r1jax.machines.preemption import STOPPED
 from r1jax.rollout.files import read_rollouts
 from r1jax.types import Rollout
@@ -114,6 +115,16 @@ class Launch:
         self.processes[process].send_signal(signal.SIGTERM)
         codes = [process.wait(timeout=600) for process in self.processes]
         assert codes == [STOPPED] * len(codes)
+
+    def lose(self, moment: Callable[[Path], bool], victim: int) -> None:
+        """Kills one of them, which ends all."""
+        self.wait_for(moment)
+        self.processes[victim].kill()
+        for i, process in enumerate(self.processes):
+            code = process.wait(timeout=60)
+            log = (self.directory / f"{self.workdir.name}-{i}.log").read_text()
+            assert i == victim or code == LOST, log
+            assert i == victim or f"error: process {victim} ({socket.gethostname()}) is gone" in log
 
     def kill(self, moment: Callable[[Path], bool]) -> None:
         """Ends all of them at once by SIGKILL."""
@@ -295,12 +306,13 @@ def test_an_error_of_one_process_is_one_of_all(
 @pytest.mark.slow
 def test_four_processes_and_then_two_are_one(tokenizer_dir: str, tmp_path: Path) -> None:
     """Of GRPO with a rollout ahead and a reward that every process grades differently: that of the
-    process whose question it is counts on all. Killed, it goes on with what the four have written.
+    process whose question it is counts on all. Ended by the death of one, it goes on with what the
+    four have written.
     """
     (tmp_path / "config.py").write_text(GRPO.format(tokenizer=tokenizer_dir))
     one = Launch(tmp_path, "one", 1, 8).finish()
     written = "rollouts/000001/complete.json"
-    Launch(tmp_path, "several", 4, 2).kill(exists(written))
+    Launch(tmp_path, "several", 4, 2).lose(exists(written), victim=2)
     several = Launch(tmp_path, "several", 2, 4).finish()
     assert len(json.loads((several / written).read_text())["completions"]) == 4
     assert_same_metrics(several, one)
