@@ -2,8 +2,9 @@
 
     python -m r1jax.train --config experiments/r1/cold_start.py --workdir runs/r1/cold_start
 
-Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper: 5K H800
-hours for all of SFT data's making (Table 7). `:smoke` samples from a tiny model of V3's shape.
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan: not made; it samples as
+rejection.py does, a fourth as much of a question. The paper: 5K H800 hours for all of SFT data's
+making (Table 7). `:smoke` samples from a tiny model of V3's shape.
 
 To bring: R1-Zero (`:model=PATH`), DeepSeek-V3 (`:v3=PATH` or the address of a server, which leaves
 all memory to R1-Zero), and of `:data=DIR` cold_start.jsonl: thousands of diverse questions

@@ -2,8 +2,7 @@
 
     python -m r1jax.train --config experiments/r1/mixture.py --workdir runs/r1/sft_set
 
-Hardware: one host's CPUs. Plan: not made yet. Measured: not run. `:smoke` mixes the mini world's
-rows.
+Hardware: one host's CPUs. Measured: not run. `:smoke` mixes the mini world's rows.
 
 To bring: rejection.py's two workdirs (`:reasoning=DIR,judged=DIR`), a MODEL whose tokenizer counts
 (`:model=PATH`), and of `:data=DIR` general_sft.jsonl and the benchmarks eval/*.jsonl (README.md).

@@ -5,9 +5,11 @@
     python -m r1jax.train --config $CONFIG:judged --workdir runs/r1/judged
 
 The first takes questions that rules can grade, the second those whose answers DeepSeek-V3 compares
-with the reference. Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run.
-The paper: 5K H800 hours for all of SFT data's making (Table 7). `:smoke` samples from a tiny model
-of V3's shape.
+with the reference. Hardware: 256 v5p chips (an assumption). Measured: not run. Plan of the first
+(python -m r1jax.plan, v5p:4x8x8, :model=DeepSeek-V3-Base --rows 88000 --mean_completion 7168): 85.4
+GiB of a chip, 2,541 s for 1,024 questions, 15,531 chip-hours, 7,200 of an H800's peak. The paper:
+5K H800 hours for all of SFT data's making (Table 7). `:smoke` samples from a tiny model of V3's
+shape.
 
 To bring: Dev2 (`:model=PATH`), reasoning.jsonl or judged.jsonl of `:data=DIR` (README.md), and for
 the latter DeepSeek-V3 (`:v3=PATH` or the address of a server). To reach: about 600,000 rows (Table
