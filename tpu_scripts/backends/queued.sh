@@ -1,0 +1,78 @@
+# Cloud TPU queued resources: v4, v5e (v5litepod-N), v5p, v6e. A slice is a queued resource of this
+# name; several slices (--slices) are its nodes NAME-0, NAME-1, ...
+# shellcheck shell=bash disable=SC2154  # lib.sh sets the flags
+
+backend_ready() {
+  needed project zone
+  command -v gcloud > /dev/null ||
+    die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+  [ -n "$(gcloud auth list --filter=status:ACTIVE --format='value(account)' 2> /dev/null)" ] ||
+    die "gcloud is not logged in: gcloud auth login"
+}
+
+resources() {
+  local verb=$1
+  shift
+  execute gcloud compute tpus queued-resources "$verb" "$@" --project="$project" --zone="$zone"
+}
+
+runtime_of() {
+  case $1 in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v4-*) echo tpu-ubuntu2204-base ;;
+    *) die "--accelerator '$1': v4-N and v5p-N (N counts cores), v5litepod-N and v6e-N (chips)" ;;
+  esac
+}
+
+create_slice() {
+  needed project zone accelerator
+  local flags=(--accelerator-type="$accelerator")
+  flags+=(--runtime-version="${runtime:-$(runtime_of "$accelerator")}")
+  if [ "${slices:-1}" -gt 1 ]; then
+    flags+=(--node-count="$slices" --node-prefix="$name")
+  else
+    flags+=(--node-id="$name")
+  fi
+  if [ -n "$spot" ]; then flags+=(--spot); fi
+  if [ -n "$reserved" ]; then flags+=(--reserved); fi
+  if [ -n "$valid_until" ]; then flags+=(--valid-until-duration="$valid_until"); fi
+  resources create "$name" "${flags[@]}"
+}
+
+# QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT.
+slice_state() {
+  local state
+  if ! state=$(resources describe "$name" --format='value(state.state)' 2>&1); then
+    case $state in
+      *NOT_FOUND*) echo ABSENT && return ;;
+      *) die "$state" ;;
+    esac
+  fi
+  case $state in
+    ACTIVE) echo ACTIVE ;;
+    SUSPENDED | SUSPENDING) echo PREEMPTED ;;
+    FAILED) echo FAILED ;;
+    *) echo QUEUED ;;
+  esac
+}
+
+# A line of bash in the home of every worker; not 0 where it fails on any.
+on_workers() {
+  resources ssh "$name" --node=all --worker=all --quiet --command="$1"
+}
+
+# The same on one, NODE.WORKER, as it prints.
+on_worker() {
+  resources ssh "$name" --node="${1%.*}" --worker="${1#*.}" --quiet --command="$2"
+}
+
+copy_in() {
+  resources scp "$1" "$name:$2" --node=all --worker=all --quiet
+}
+
+# --force: its nodes too. Suspended ones hold quota until then.
+delete_slice() {
+  resources delete "$name" --force --quiet
+}

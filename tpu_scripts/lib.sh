@@ -1,0 +1,97 @@
+# What the verbs share: settings, flags, errors, the backend. They source it; it is no command.
+# shellcheck shell=bash disable=SC2034  # verbs and backends read what is set here
+set -euo pipefail
+tpu_scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(dirname "$tpu_scripts")
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# begin "VALUES" "SWITCHES" "$@": --key=value or --key value for the VALUES, --key for the SWITCHES
+# (and --dry_run), each of which becomes a variable; what follows -- becomes the array `command`.
+# What no flag says is what .tpu_env says. Then the backend is there.
+begin() {
+  local values="name backend project zone $1" switches="dry_run $2" key
+  shift 2
+  for key in $values $switches; do printf -v "$key" ''; done
+  command=()
+  backend=queued
+  local settings=${TPU_ENV:-$repository/.tpu_env}
+  # shellcheck source=/dev/null
+  if [ -e "$settings" ]; then source "$settings"; fi
+  while [ $# -gt 0 ]; do
+    key=${1#--}
+    key=${key%%=*}
+    if [ "$1" = -- ]; then
+      command=("${@:2}")
+      break
+    elif [ "$1" = --help ]; then
+      sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0"
+      exit
+    elif [[ $1 == --* && " $switches " == *" $key "* && $1 != *=* ]]; then
+      printf -v "$key" 1
+    elif [[ $1 == --*=* && " $values " == *" $key "* ]]; then
+      printf -v "$key" '%s' "${1#*=}"
+    elif [[ $1 == --* && " $values " == *" $key "* ]]; then
+      [ $# -gt 1 ] || die "$1 wants a value"
+      printf -v "$key" '%s' "$2"
+      shift
+    else
+      die "$1 is no flag of $(basename "$0"); see $(basename "$0") --help"
+    fi
+    shift
+  done
+  [ -n "$name" ] || die "--name is missing: what the slice is called"
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
+    die "--name '$name': Google allows lower-case letters, digits and -, beginning with a letter"
+  [ -e "$tpu_scripts/backends/$backend.sh" ] ||
+    die "--backend '$backend' is none of $(cd "$tpu_scripts/backends" && echo *.sh | sed 's/\.sh//g')"
+  # shellcheck source=/dev/null
+  source "$tpu_scripts/backends/$backend.sh"
+  if [ -z "$dry_run" ]; then backend_ready; fi
+}
+
+# Runs a command, or prints it, so that it could be pasted.
+execute() {
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
+}
+
+# A command as one line of bash, whatever its words hold.
+quoted() {
+  local word line=
+  for word in "$@"; do printf -v line '%s %q' "$line" "$word"; done
+  printf '%s\n' "${line# }"
+}
+
+# needed KEY...: settings that this backend cannot do without.
+needed() {
+  local key
+  for key in "$@"; do
+    [ -n "${!key}" ] || die "--$key is missing: give it, or write $key=... to .tpu_env"
+  done
+}
+
+# What this working tree has, committed or not, without ignored files, as FILE.
+pack_tree() {
+  (
+    cd "$repository"
+    git ls-files -z --cached --others --exclude-standard |
+      while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done |
+      tar --create --gzip --null --files-from=- --file="$1"
+  )
+}
+
+# active: dies unless the slice is there.
+active() {
+  if [ -n "$dry_run" ]; then return; fi
+  local state
+  state=$(slice_state)
+  [ "$state" = ACTIVE ] || die "the slice '$name' is $state, not ACTIVE"
+}
+
+# The worker's part of a verb, as a command for on_workers.
+worker_command() {
+  printf 'bash r1jax/tpu_scripts/worker %s' "$(quoted "$@")"
+}
