@@ -431,21 +431,25 @@ Draw = Callable[[random.Random], Any]  # a value of a distribution
 
 
 def draw(count: int, seed: int, /, **distributions: Draw | Sequence[Any]) -> list[Overrides]:
-    """Random search: so many runs, each with a value of every distribution; a list has its items
-    equally often.
+    """Random search: so many different runs, each with a value of every distribution; each item of
+    a list is equally likely.
 
     `draw(20, 0, **{"optimizer.learning_rate": log_uniform(1e-6, 1e-4), "group_size": [8, 16]})`.
-    A value depends on (seed, key, the run's number) alone: more runs or keys leave the others.
+    A value depends on (seed, key, the draw's number) alone: more runs leave the others as they are.
     """
 
-    def value(key: str, found: Draw | Sequence[Any], run: int) -> Any:
-        rng = random.Random(f"{seed} {key} {run}")
+    def value(key: str, found: Draw | Sequence[Any], number: int) -> Any:
+        rng = random.Random(f"{seed} {key} {number}")
         return found(rng) if callable(found) else rng.choice(found)
 
-    return [
-        {key: value(key, found, run) for key, found in distributions.items()}
-        for run in range(count)
-    ]
+    runs: list[Overrides] = []
+    for number in range(100 * count):
+        run = {key: value(key, found, number) for key, found in distributions.items()}
+        if run not in runs:
+            runs.append(run)
+        if len(runs) == count:
+            return runs
+    raise ConfigError(f"draw({count}, ...): its distributions have {len(runs)} different runs")
 
 
 def uniform(low: float, high: float) -> Draw:

@@ -250,6 +250,9 @@ def test_draws() -> None:
     assert 160 < sum(run["seed"] for run in many) < 240
     assert 0.19 < sum(run["clip"] for run in many) / 400 < 0.21
     assert all(float(f"{value:.3g}") == value for run in many for value in run.values())
+    assert len({run["clip"] for run in draw(20, 1, clip=uniform(0.1, 0.13))}) == 20
+    with pytest.raises(ConfigError, match=r"draw\(3, ...\): its distributions have 2 different"):
+        draw(3, 0, seed=[0, 1])
     with pytest.raises(ConfigError, match=r"log_uniform\(0, 1\): must be positive"):
         log_uniform(0, 1)
     with pytest.raises(ConfigError, match=r"uniform\(2, 1\): the first must be less"):

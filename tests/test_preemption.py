@@ -79,7 +79,8 @@ def test_grpo_stopped_anywhere(
             assert max((s for s in lines if "grpo/loss" in lines[s]), default=0) == step
     assert within > 1 and stops > 3
     assert_same(tmp_path / "stopped", tmp_path / "whole")
-    assert not (tmp_path / "stopped/unfinished").exists()
+    left = {path.name for path in (tmp_path / "stopped/unfinished/checkpoints").iterdir()}
+    assert left <= {path.name for path in (tmp_path / "stopped/checkpoints").iterdir()}
 
 
 def test_ppo_and_rollouts_ahead(
@@ -107,6 +108,50 @@ def test_ppo_and_rollouts_ahead(
         assert_same(workdir, tmp_path / "whole")
         critics = [last_arrays(found / "critic") for found in (workdir, tmp_path / "whole")]
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *critics)))
+
+
+def test_behind_a_damaged_checkpoint_is_another(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point of the curve is measured once, too, however often the run stops before it."""
+
+    def config() -> Any:
+        evaluation = {"every": 1, "curve": {"few": BENCHMARK}}
+        return grpo_config(
+            tokenizer_dir, total_steps=3, updates_per_rollout=3, prompts_per_update=1,
+            checkpoint_every=0, evaluation=evaluation,
+        )  # fmt: skip
+
+    calls = run(config(), tmp_path / "whole", monkeypatch).seen
+    workdir = tmp_path / "run"
+    with pytest.raises(Stopped):  # while it measures what update 1 has brought
+        run(config(), workdir, monkeypatch, calls - 4)
+    assert Checkpoints(workdir).latest_step() == 1
+    with pytest.raises(Stopped):  # behind that point, before update 2
+        run(config(), workdir, monkeypatch, 2)
+    with pytest.raises(Stopped):
+        run(config(), workdir, monkeypatch, 4)
+    assert Checkpoints(workdir).steps() == [1, 2]
+    (workdir / "checkpoints/2/state/step/.zarray").write_text("damaged")
+    run(config(), workdir, monkeypatch)
+    assert_same(workdir, tmp_path / "whole")
+
+
+def test_stopped_between_a_rollout_and_its_update(
+    tokenizer_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = grpo_config(
+        tokenizer_dir,
+        total_steps=2,
+        updates_per_rollout=1,
+        prompts_per_update=1,
+        checkpoint_every=0,
+    )
+    calls = run(config, tmp_path / "whole", monkeypatch).seen
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "run", monkeypatch, calls)
+    run(config, tmp_path / "run", monkeypatch)
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_rollouts_of_an_unfinished_iteration_are_needed(

@@ -51,32 +51,30 @@ def set_up_jax() -> None:
 
 
 def _join_others() -> None:
-    address, processes, process, devices = _place()
+    address, processes, process = _place()
     if processes > 1:
         seconds = _env_number("R1JAX_START_SECONDS", str(WAITING))
         peers.meet(address, processes, process, seconds)
-    jax.distributed.initialize(address, processes, process, devices)
+    jax.distributed.initialize(address, processes, process)  # its devices it finds itself
 
 
-def _place() -> tuple[str, int, int, Any]:
-    """The coordinator's HOST:PORT, how many processes there are, which of them this one is, and
-    its devices (None = all that it sees).
-    """
+def _place() -> tuple[str, int, int]:
+    """The coordinator's HOST:PORT, how many processes there are, and which of them this one is."""
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         processes, process = _env_number("JAX_NUM_PROCESSES"), _env_number("JAX_PROCESS_ID")
         if process >= processes:
             raise ConfigError(
                 f"JAX_PROCESS_ID {process} must be below JAX_NUM_PROCESSES {processes}"
             )
-        return address, processes, process, None
+        return address, processes, process
     detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
-    address, processes, process, devices = detect(None, None, None, None, None, WAITING)
+    address, processes, process, _ = detect(None, None, None, None, None, WAITING)
     if address is None or processes is None or process is None:
         raise ConfigError(
             "R1JAX_DISTRIBUTED is set, but this is no TPU pod, Slurm job or other cluster that JAX"
             " knows: set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         )
-    return address, processes, process, devices
+    return address, processes, process
 
 
 def _env_number(name: str, default: str = "") -> int:

@@ -38,7 +38,7 @@ class Link:
         try:
             for line in self._lines:
                 yield json.loads(line)
-        except OSError:
+        except (OSError, ValueError):  # closed, torn, or somebody else's
             return
 
     def say(self, message: Mapping[str, Any]) -> None:
@@ -70,6 +70,7 @@ class Peers:
         self._process, self._hosts, self._links = process, list(hosts), dict(links)
         self._ended: set[int] = set()  # in good order
         self._code = 0  # this process's own exit code, as far as it is known
+        self._said_goodbye = False
         self._lock = threading.Lock()
         for other, link in self._links.items():
             threading.Thread(target=self._listen, args=(other, link), daemon=True).start()
@@ -90,6 +91,8 @@ class Peers:
     def _hear(self, process: int, code: int) -> None:
         """Another process ends."""
         self._ended.add(process)
+        if process == self._process:
+            return
         if self._process == 0:
             self._tell({"process": process, "code": code})
         if code not in (0, STOPPED):
@@ -100,12 +103,15 @@ class Peers:
 
     def _leave(self, said: str) -> None:
         """From any thread: the main one may wait for what never comes."""
+        if self._said_goodbye:
+            os._exit(self._code)
         self._tell({"gone": said})  # else this process would be who is gone
         print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.stderr.flush()
         os._exit(LOST)
 
     def _say_goodbye(self) -> None:
+        self._said_goodbye = True
         self._tell({"process": self._process, "code": self._code})
 
     def _tell(self, message: Mapping[str, Any]) -> None:
@@ -126,11 +132,14 @@ def meet(address: str, count: int, process: int, seconds: float) -> None:
     """
     global _peers
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it is HOST:PORT")
+    behind = int(port) + 1 if int(port) < 65_535 else int(port) - 1
     deadline = time.monotonic() + seconds
     if process == 0:
-        hosts, links = _gather(int(port) + 1, count, deadline, seconds)
+        hosts, links = _gather(behind, count, deadline, seconds)
     else:
-        hosts, links = _join(host.strip("[]"), int(port) + 1, process, deadline, seconds)
+        hosts, links = _join(host.strip("[]"), behind, process, deadline, seconds)
     _peers = Peers(process, hosts, links)
 
 
@@ -203,12 +212,15 @@ def _join(
                     f"after {seconds:.0f} s process 0 did not answer at {host}:{port}: {error}"
                 ) from None
             time.sleep(0.2)
+    connection.settimeout(max(deadline - time.monotonic(), 0) + TELLING)
     link = Link(connection)
-    link.keep_alive()
     link.say({"process": process, "host": socket.gethostname()})
-    answer: Any = next(link.heard(), {"missing": f"process 0 ({host}) is gone"})
+    answer: Any = next(link.heard(), None)
+    if not isinstance(answer, dict) or not answer.keys() & {"missing", "hosts"}:
+        raise UserError(f"process 0 does not answer at {host}:{port}, where the processes meet")
     if "missing" in answer:
         raise UserError(answer["missing"])
+    link.keep_alive()
     return answer["hosts"], {0: link}
 
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 120.0  # for a worker's imports
 MAX_FAILED_STARTS = 3  # in a row, then something is wrong with the machine and not with an item
-TERM_SECONDS = 0.5  # from SIGTERM to SIGKILL
+UNWIND = signal.SIGUSR1
+TERM_SECONDS = 0.5  # from UNWIND to SIGKILL
 NO_GRADE = "the grader process said something else than a grade"
 _CODE = "import sys; from r1jax.rewards.pool import work; work(int(sys.argv[1]))"
 _FIELDS = ("id", "messages", "answer", "task", "metadata", "question")
@@ -236,12 +237,12 @@ class _Worker:
             return Failure("crash", f"the grader process died ({type(error).__name__})")
 
     def kill(self) -> None:
-        """SIGTERM, then SIGKILL, for the process and whatever it started."""
+        """A signal to unwind, then SIGKILL, for the process and whatever it started."""
         process, self._process = self._process, None
         if not process:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, UNWIND)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TERM_SECONDS)
             os.killpg(process.pid, signal.SIGKILL)
@@ -259,7 +260,8 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def work(descriptor: int) -> None:
     """A worker's life: the rewards, then item after item, until the parent's end is closed."""
     end_with_parent()  # where there is no Linux, a worker hung in an item outlives a killed parent
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(UNWIND, _end)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole group: the run decides
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt, _Terminated):
         number, (weights, sandbox, memory_mb) = pipe.recv()

@@ -27,7 +27,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from r1jax.config import section
-from r1jax.files import UNFINISHED, absolute
+from r1jax.files import absolute
 from r1jax.machines.mesh import check_split
 from r1jax.machines.preemption import Stopped, stop_if_asked
 from r1jax.reports.write import print_table, write_report
@@ -162,11 +162,15 @@ class Training:
             self._ahead = iteration + 1, ahead
         while self._left:
             stop_if_asked()
+            if summary:
+                self._source.show(iteration, found.rollouts)
             self._update(summary)
             summary = {}
         self._finish_ahead()  # before the checkpoint, which cannot sample it any more
         if is_due(config.checkpoint_every, end, len(minibatches)) or end == config.total_steps:
-            self._save(functools.partial(self._forget, iteration))
+            # A run that goes on from the checkpoint before would need them.
+            old = functools.partial(forget_rollouts, stage.workdir, config.keep_rollouts, iteration)
+            self._save(old)
 
     def _update(self, summary: Mapping[str, Any]) -> None:
         config, stage, critic = self._config, self._stage, self._programs.critic
@@ -203,20 +207,12 @@ class Training:
 
     def _save_stopped(self) -> None:
         """Of the last update, wherever in its iteration."""
-        config, stage, step = self._config, self._stage, self._step
         self._finish_ahead()
-        if stage.is_saved(step):
+        if self._stage.is_saved(self._step):
             return
-        if step % config.updates_per_rollout and step < config.total_steps:
-            self._programs.save_unfinished(stage, step, self._left)
+        if self._left:
+            self._programs.save_unfinished(self._stage, self._step, self._left)
         self._save()
-
-    def _forget(self, iteration: int) -> None:
-        """What a run would need that goes on from the checkpoint before this iteration's."""
-        workdir = self._stage.workdir
-        forget_rollouts(workdir, self._config.keep_rollouts, iteration)
-        if (workdir / UNFINISHED).exists():
-            (workdir / UNFINISHED).rmtree()
 
 
 def replace_reference(config: GrpoConfig, stage: TrainingRun, step: int) -> None:

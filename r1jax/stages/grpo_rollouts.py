@@ -132,6 +132,7 @@ class Rollouts:
         keep_rows(stage.workdir, sources, sources if begun else ())
         self._config, self._stage = config, stage
         self._sampler, self._examples = sampler, examples
+        self._questions: dict[str, Example] = {}  # of the rollouts that were asked for last
 
     def of(self, iteration: int, unfinished: bool = False) -> list[Rollout]:
         """Those of an iteration, sorted by (prompt, sample); `unfinished` where a run has stopped
@@ -145,22 +146,24 @@ class Rollouts:
             self._prompts(iteration, step, attempt)
             for attempt in range(1 + config.dynamic_sampling)
         ]
-        questions = {p.example.id: p.example for prompts in attempts for p in prompts}
-        rollouts = self._written(path, len(attempts[0]) * config.group_size, questions, unfinished)
+        self._questions = {p.example.id: p.example for prompts in attempts for p in prompts}
+        rollouts = self._written(path, len(attempts[0]) * config.group_size, unfinished)
         if rollouts is None:
             rollouts = self._sampled_until_varied(attempts, iteration, step)
             write_rollouts(path, rollouts)
-        if unfinished:
-            return rollouts
-        kept = list(samples(config, rollouts, questions))
+        return rollouts
+
+    def show(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
+        """Writes a few of those that `of` has given for people to read, with the iteration's first
+        update.
+        """
+        config, step = self._config, iteration * self._config.updates_per_rollout
+        kept = list(samples(config, rollouts, self._questions))
         self._stage.writer.samples(step + 1, kept)
         if kept and config.show_every and step % config.show_every < config.updates_per_rollout:
             self._stage.progress.say(shown(kept[0]))
-        return rollouts
 
-    def _written(
-        self, path: epath.Path, count: int, questions: Collection[str], unfinished: bool
-    ) -> list[Rollout] | None:
+    def _written(self, path: epath.Path, count: int, unfinished: bool) -> list[Rollout] | None:
         """An iteration's rollouts from their files; None where there are none, or not all of them.
 
         Then they are sampled anew, the same ones, but for those that older parameters sampled.
@@ -171,7 +174,7 @@ class Rollouts:
                 rollouts = agreed(lambda: read_rollouts(path), DataError)
                 problem = f"{path} has {len(rollouts)} of {count} rollouts"
                 if len(rollouts) == count:
-                    if all(_is_of(rollout, questions) for rollout in rollouts):
+                    if all(_is_of(rollout, self._questions) for rollout in rollouts):
                         return rollouts
                     problem = f"{path} has rollouts of other questions, or without rewards"
             except DataError as error:

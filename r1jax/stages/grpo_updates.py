@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r1jax.config import ConfigError
 from r1jax.data.packing import Group, completion_group, pack, padding_share, with_experts
-from r1jax.files import UNFINISHED
+from r1jax.files import CHECKPOINTS, UNFINISHED
 from r1jax.losses.aggregation import Metrics
 from r1jax.losses.logprobs import token_logprobs, token_loss, whole_loss
 from r1jax.losses.policy import grpo_loss
@@ -29,6 +29,7 @@ from r1jax.training.run import Trainable, TrainingRun
 from r1jax.training.train_state import MICROBATCHES, microbatch, on_mesh, own_rows
 from r1jax.types import Batch, Rollout
 from r1jax.weights.checkpoint import Checkpoints
+from r1jax.weights.manifest import CheckpointError, DamagedError
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,9 @@ class Programs:
         said = {
             f"{i}": {name: getattr(one.batch, name) for name in names} for i, one in enumerate(left)
         }
-        Checkpoints(stage.workdir / UNFINISHED, max_to_keep=1).save(step, said)
+        # They go with the checkpoints that they belong to.
+        with Checkpoints(stage.workdir / UNFINISHED, max_to_keep=0) as checkpoints:
+            checkpoints.save(step, said)
 
     def _restored(self, stage: TrainingRun, packed: Sequence[Prepared]) -> list[Prepared]:
         """The batches behind the update that the run starts from, with what was said of them."""
@@ -157,7 +160,17 @@ class Programs:
             return dict.fromkeys(names, like)
 
         wanted = {f"{i}": shapes(one.batch.tokens) for i, one in enumerate(packed)}
-        said, _ = Checkpoints(stage.workdir / UNFINISHED).restore(stage.start, wanted)
+        try:
+            said, _ = Checkpoints(stage.workdir / UNFINISHED).restore(stage.start, wanted)
+        except DamagedError:
+            raise
+        except CheckpointError as error:
+            raise ConfigError(
+                f"the run has stopped between two updates of a rollout, whose rows were others"
+                f" ({error}): set what changed back (config.microbatch_rows, config.share_prompts),"
+                f" or delete {stage.workdir / CHECKPOINTS / str(stage.start)} to go on from the"
+                " checkpoint before"
+            ) from None
         return [
             one._replace(batch=replace(one.batch, **said[f"{i}"])) for i, one in enumerate(packed)
         ]

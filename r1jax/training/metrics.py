@@ -77,6 +77,9 @@ class MetricsWriter:
                     " when its checkpoint was saved; put them back, or delete that checkpoint to go"
                     " on from the one before"
                 )
+            if found > count:  # of that step, but behind the checkpoint
+                kept = (self.workdir / name).read_bytes().splitlines(keepends=True)[:count]
+                write_atomic(self.workdir / name, b"".join(kept))
         self._metrics = (self.workdir / METRICS).open("ab")
         self._timings = (self.workdir / TIMINGS).open("ab")
         self._tensorboard = _tensorboard(self.workdir, step)

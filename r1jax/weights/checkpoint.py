@@ -27,6 +27,7 @@ from flax import traverse_util
 from r1jax.config import ConfigError
 from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_json
 from r1jax.machines.hosts import Meetings, ask_first, of_all, wait_for_all
+from r1jax.machines.preemption import Stopped
 from r1jax.weights.chunks import CHUNK_BYTES, dtype_of
 from r1jax.weights.manifest import (
     EXTRA,
@@ -69,7 +70,7 @@ class Checkpoints:
     def __init__(
         self,
         workdir: epath.PathLike,
-        max_to_keep: int = 2,
+        max_to_keep: int = 2,  # 0: all
         beside: Callable[[int], Sequence[epath.PathLike]] = lambda step: (),
     ) -> None:
         """`beside` gives the workdirs whose checkpoints of the same step belong to this one's."""
@@ -85,7 +86,7 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or issubclass(kind, Stopped):
             self.wait()
         elif self._pending is not None:  # what went wrong first is what is raised
             step, saved = self._pending
@@ -258,6 +259,8 @@ class Checkpoints:
         for step, path in self._all():
             if step < newest and step not in keep:
                 _delete(path)
+                for parent in self._beside(step):
+                    _delete(parent / str(step))
 
 
 def _off_device(state: Any) -> Any:
