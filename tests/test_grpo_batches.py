@@ -263,10 +263,10 @@ def test_damaged_rollouts_are_sampled_anew(
     path = epath.Path(tmp_path / "000000")
     source: Any = grpo_rollouts.Rollouts.__new__(grpo_rollouts.Rollouts)
     source._config = config_of()
-    questions = {r.example_id for r in four_by_four()}
-    assert source._written(path, 16, questions) is None  # there is none
+    source._questions = dict.fromkeys(r.example_id for r in four_by_four())
+    assert source._written(path, 16, unfinished=False) is None  # there is none
     write_rollouts(path, four_by_four())
-    found = source._written(path, 16, questions)
+    found = source._written(path, 16, unfinished=False)
     assert list(map(to_row, found)) == list(map(to_row, four_by_four()))
     assert not caplog.records
 
@@ -298,11 +298,11 @@ def test_damaged_rollouts_are_sampled_anew(
             }
             lines[0] |= changes[damage]
             write_lines(Path(text), lines)
-    assert source._written(path, 16, questions) is None
+    assert source._written(path, 16, unfinished=False) is None
     assert said in caplog.text and "sampled again" in caplog.text
     source._config = config_of(rollouts_ahead=1, loss={"importance_cap": 2.0})
     with pytest.raises(DataError, match="with rollouts_ahead they cannot be"):
-        source._written(path, 16, questions)
+        source._written(path, 16, unfinished=False)
 
 
 def test_a_completion_on_the_screen() -> None:
