@@ -27,7 +27,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Most of a test is JAX's tracing: a fifth less time without these.
 os.environ.setdefault("JAX_TRACEBACK_FILTERING", "off")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-gc.set_threshold(200_000, 50, 100)
+gc.set_threshold(50_000)
 # Equal programs are compiled once, whichever test, worker or command asks for them.
 # Where there is a cache, it is that of the process that started this worker, or the user's.
 CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="r1jax-")
