@@ -73,12 +73,15 @@ needed() {
   done
 }
 
-# What this working tree has, committed or not, without ignored files, as FILE.
+# pack_tree FILE: what this working tree has, committed or not, without ignored files. A repository
+# made for the purpose reads .gitignore, as the tree may be an archive that has none.
 pack_tree() {
   (
     cd "$repository"
-    git ls-files -z --cached --others --exclude-standard |
-      while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done |
+    empty=$(mktemp --directory)
+    trap 'rm -rf "$empty"' EXIT
+    git init --quiet --bare "$empty"
+    git --git-dir="$empty" --work-tree=. ls-files -z --others --exclude-standard |
       tar --create --gzip --null --files-from=- --file="$1"
   )
 }
