@@ -175,7 +175,7 @@ def shrink_preference_rewards(config: ConfigDict, args: ConfigDict) -> None:
 
 def shrink_evaluate(config: ConfigDict, model: str) -> None:
     """One benchmark, of the named model or the mini world's base."""
-    config.model = model or MINI
+    config.model, config.override = model or MINI, {}
     config.benchmarks = shrink_benchmarks({"aime24": config.benchmarks.aime24.to_dict()})
     config.update({"graders": {"workers": 0}, "engine": CUT["engine"]})
     if not model:

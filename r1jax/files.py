@@ -29,10 +29,10 @@ ASKED, RESULTS = "evaluation.json", "results.json"
 # Of a data set: its rows, what is known on the way to them, and the end.
 DATA, PAIRS, KEPT, CANDIDATES = "data.jsonl", "pairs.jsonl", "kept", "candidates.jsonl"
 STATISTICS = "statistics.json"
-# Of a pipeline, of each of its stages (written first, and last), of a run of a sweep.
+# Of a pipeline, of each of its stages (written first, and last), of a sweep.
 PIPELINE, DELETED = "pipeline.json", ".deleted"
 STAGE_INPUTS, STAGE_COMPLETE = "stage_inputs.json", "stage_complete.json"
-SWEEP_COMPLETE = "sweep_complete.json"
+SWEEP = "sweep.json"
 # Of whoever has the workdir, and what a command started by another prints.
 LOCK, LOG = ".lock", "log.txt"
 

@@ -3,11 +3,15 @@
     python -m r1jax.sweep --config FILE.py[:arg] --workdir DIR [--parallel N] [--dry_run]
 
 A key is one of the config's ("loss.kl_coef"), or with a colon one of the file's arguments
-(":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`). With
-`--parallel N` each run has its N-th of the CPU's cores. The same command again skips the runs that
-are complete and resumes the others. SIGTERM stops those that run, each with a checkpoint.
+(":seed"). WORKDIR/NAME is named by what differs between the runs (`kl_coef=0.01,seed=1`), and
+WORKDIR/sweep.json says how far each is. With `--parallel N` each run has its N-th of the CPU's
+cores. The same command again skips the runs that are complete and resumes the others. SIGTERM stops
+those that run, each with a checkpoint. `python -m r1jax.tables --sweep DIR` makes the table.
+
+tpu_scripts/sweep runs this with `--where=slices`: on slices of accelerators, through its verbs.
 """
 
+import hashlib
 import json
 import re
 import shlex
@@ -15,7 +19,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,11 @@ from absl import flags
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
-from r1jax.files import LOG, SWEEP_COMPLETE, write_atomic
+from r1jax.files import LOG, SWEEP, absolute
 from r1jax.machines.preemption import STOPPED, listen
-from r1jax.machines.processes import Processes
+from r1jax.machines.processes import Processes, lock_workdir
+from r1jax.machines.queue import Entry, Queue, read_queue
+from r1jax.machines.slices import Slice, work_off
 from r1jax.stages import checked
 
 CONFIG = flags.DEFINE_string(
@@ -34,7 +40,15 @@ CONFIG = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs' workdirs.", required=True)
 PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at the same time.", lower_bound=1)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and their commands.")
-WHERE = flags.DEFINE_enum("where", "local", ["local"], "Where the runs are started.")
+WHERE = flags.DEFINE_enum("where", "local", ["local", "slices"], "Where the runs are started.")
+NAME = flags.DEFINE_string("name", "sweep", "Slices are called NAME-0, NAME-1, ...")
+SLICES = flags.DEFINE_integer("slices", 1, "Slices at the same time.", lower_bound=1)
+SLICE_FLAGS = flags.DEFINE_multi_string("slice_flag", [], "Of every verb of tpu_scripts/.")
+CREATE_FLAGS = flags.DEFINE_multi_string("create_flag", [], "Of tpu_scripts/create.")
+PASS = flags.DEFINE_string("pass", "", "As of tpu_scripts/launch.")
+KEEP = flags.DEFINE_bool("keep", False, "Leaves the slices when all is done.")
+RETRY = flags.DEFINE_bool("retry", False, "On slices: runs that were set aside, too.")
+HERE = "this machine"
 
 
 @dataclass(frozen=True)
@@ -43,11 +57,14 @@ class SweepRun:
     workdir: Path
     command: list[str]
     config: dict[str, Any]  # with the overrides
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def is_complete(self) -> bool:
-        path = self.workdir / SWEEP_COMPLETE
-        return path.exists() and json.loads(path.read_text()) == self.config
+    def entry(self) -> Entry:
+        """As it would begin."""
+        text = json.dumps(self.config, sort_keys=True)
+        overrides = json.loads(json.dumps(self.overrides))
+        return Entry(overrides, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
@@ -64,7 +81,7 @@ def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
         checked(config)
         values = json.loads(json.dumps(config.to_dict()))
         command = _command(run_spec, workdir / name, keys)
-        runs.append(SweepRun(name, workdir / name, command, values))
+        runs.append(SweepRun(name, workdir / name, command, values, overrides))
     return runs
 
 
@@ -110,53 +127,95 @@ def _name(overrides: Overrides, labels: dict[str, str]) -> str:
     return f"{name[:110]}-{zlib.crc32(plain.encode()):08x}"  # may be cut or ambiguous without it
 
 
-def run_all(runs: Sequence[SweepRun], parallel: int) -> dict[str, int]:
+def run_all(runs: Sequence[SweepRun], parallel: int, queue: Queue) -> dict[str, int]:
     """{name: exit code}, at most `parallel` at a time; one that fails doesn't stop the others."""
     waiting = list(reversed(runs))
-    by_name = {run.name: run for run in runs}
     codes: dict[str, int] = {}
     with Processes(parallel) as processes:
         while waiting or processes.running:
             while waiting and processes.free:
                 run = waiting.pop()
                 print(f"started  {run.name}", flush=True)
+                queue.start(run.name, HERE)
                 processes.start(run.name, run.command, run.workdir)
             for name, code in processes.wait().items():
-                codes[name] = _finish(by_name[name], code)
+                codes[name] = code
+                _finish(name, code, queue)
     return codes
 
 
-def _finish(run: SweepRun, code: int) -> int:
+def _finish(name: str, code: int, queue: Queue) -> None:
     if code == 0:
-        write_atomic(run.workdir / SWEEP_COMPLETE, json.dumps(run.config).encode())
-    print(f"{_outcome(code):8} {run.name}", flush=True)
-    return code
+        queue.complete(name)
+    elif code == STOPPED:
+        queue.interrupted(name)
+    else:
+        queue.failed(name, f"ended with exit code {code}")
+    print(f"{_outcome(code):8} {name}", flush=True)
 
 
 def _outcome(code: int) -> str:
     return {0: "complete", STOPPED: "stopped"}.get(code, "FAILED")
 
 
-def main() -> int:
-    runs = make_runs(CONFIG.value, Path(WORKDIR.value))
-    todo = [run for run in runs if not run.is_complete]
+def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
+    """Runs what is not complete -> exit code."""
+    queue = Queue(workdir, {run.name: run.entry for run in runs}, most_failures=1)
+    todo = [run for run in runs if queue.entries[run.name].state != "complete"]
     for run in runs:
         if run not in todo:
             print(f"skipped  {run.name} (complete)")
-    if DRY_RUN.value:
-        for run in todo:
-            print(f"{run.name}\n    {shlex.join(run.command)}")
-        return 0
     listen()
-    codes = run_all(todo, PARALLEL.value)
+    codes = run_all(todo, PARALLEL.value, queue)
     unfinished = [run for run in todo if codes[run.name]]
-    print(f"{len(runs)} runs in {WORKDIR.value}: {len(runs) - len(unfinished)} complete")
+    print(f"{len(runs)} runs in {workdir}: {len(runs) - len(unfinished)} complete")
     for run in unfinished:
         code = codes[run.name]
         print(f"{_outcome(code)} with exit code {code}: {run.name}, see {run.workdir / LOG}")
     if not unfinished:
         return 0
     return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
+
+
+def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
+    """Works off what is neither complete nor set aside -> exit code."""
+    queue = Queue(workdir, {run.name: run.entry for run in runs})
+    if RETRY.value:
+        queue.retry()
+    slices = [
+        Slice(
+            f"{NAME.value}-{i}",
+            SLICE_FLAGS.value,
+            CREATE_FLAGS.value,
+            [f"--workdir={workdir}"],
+            [f"--pass={PASS.value}"] if PASS.value else [],
+        )
+        for i in range(SLICES.value)
+    ]
+    good, said = slices[0].call("create", "--dry_run", *slices[0].of_create)
+    if not good:
+        raise ConfigError(said.strip().removeprefix("error: "))
+    commands = {run.name: ["python", *run.command[1:]] for run in runs}
+    work_off(queue, commands, slices, KEEP.value, lambda said: print(said, flush=True))
+    failed = {name: entry for name, entry in queue.entries.items() if entry.state == "failed"}
+    print(f"{len(runs)} runs in {workdir}: {len(runs) - len(failed)} complete")
+    for name, entry in failed.items():
+        print(f"set aside after {entry.starts} starts: {name}: {entry.error}")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    workdir = Path(absolute(WORKDIR.value))
+    runs = make_runs(CONFIG.value, workdir)
+    if DRY_RUN.value:
+        known = read_queue(workdir) if (workdir / SWEEP).exists() else {}
+        for run in runs:
+            is_complete = run.name in known and known[run.name].is_complete(run.entry)
+            what = "skipped (complete)" if is_complete else shlex.join(run.command)
+            print(f"{run.name}\n    {what}")
+        return 0
+    with lock_workdir(workdir):
+        return (run_here if WHERE.value == "local" else run_on_slices)(runs, workdir)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from r1jax.machines.topology import GIB, Chip, Slices, slices_of
 from r1jax.models.paged_kernels import LATENT_KERNEL, RAGGED_KERNEL, paged_costs
 from r1jax.models.params import count_params
 from r1jax.models.zoo import MODELS
+from r1jax.reports import plan as plan_module
 from r1jax.reports.plan import Plan, advice, as_json, as_text, make_plan
 from r1jax.rollout.planned import decode_steps, imagined_lengths
 from r1jax.stages import checked, to_plan
@@ -145,6 +146,86 @@ def test_other_stages(stage: str) -> None:
     assert json.loads(json.dumps(as_json(plan)))["chips"] == 8
 
 
+BASE = str(ROOT / "experiments/mini/base")
+JUDGE = {"path": BASE, "sampling": {"max_tokens": 8}, "engine": {"slots": 16, "bucket": 64}}
+
+
+def test_benchmarks_one_behind_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of equal shapes are compiled once; a file that is here says how many it asks."""
+    row = {"prompt": "1 + 1", "answer": "2", "task": "integer"}
+    (tmp_path / "here.jsonl").write_text(12 * (json.dumps(row) + "\n"))
+    benchmark = {"num_samples": 4, "max_prompt_tokens": 48, "sampling": {"max_tokens": 8}}
+    preference = {"reward_models": {"liked": {"path": BASE}}}
+    config = ConfigDict(
+        {"stage": "evaluate", "model": BASE, "override": {"dtype": "bfloat16"},
+         "engine": {"slots": 16, "bucket": 64},
+         "benchmarks": {
+             "one": benchmark | {"data": {"path": str(tmp_path / "here.jsonl"), "limit": 99}},
+             "two": benchmark | {"data": {"path": "not/here.jsonl", "limit": 24}} | preference,
+         }}
+    )  # fmt: skip
+    compiled = []
+    compile_it = plan_module._compile
+    monkeypatch.setattr(plan_module, "_compile", lambda x: compiled.append(x) or compile_it(x))
+    plan = plan_of(config, fsdp=8)
+    found = {program.planned.name: program for program in plan.programs}
+    rollout = ["prepare", "prefill", "decode"]
+    names = [f"{name} {part}" for name in ("one", "two") for part in rollout]
+    assert list(found) == [*names, "two reward liked"]
+    assert len(compiled) == 4 and plan.iterations == 1
+    assert 1.5 < found["two decode"].planned.runs / found["one decode"].planned.runs < 2.5
+    weights = count_params(open_shapes(ModelSource(path=BASE)).config)
+    assert found["one decode"].held["parameters"] >= 4 * weights / 8
+    assert found["one decode"].held["rollout parameters"] < 1.2 * 2 * weights  # on every device
+    del config.benchmarks.two.data.limit
+    with pytest.raises(ConfigError, match="benchmarks.two.data is not here and has no limit"):
+        iteration_of(config)
+    config.model = ""
+    with pytest.raises(ConfigError, match="config.model is missing"):
+        iteration_of(config)
+
+
+def test_judges_and_writers_beside_rejection() -> None:
+    """Both lie on the devices while the policy samples; a server costs them nothing."""
+    config = ConfigDict(
+        {"stage": "rejection", "model": SHAPES, "data": {"path": "rows.jsonl", "limit": 16},
+         "max_prompt_tokens": 48, "sampling": {"max_tokens": 8}, "num_samples": 4,
+         "per_prompt": 2, "engine": {"slots": 16, "bucket": 64}, "judge": JUDGE,
+         "writer": {"endpoint": "http://localhost:8000/v1"}}
+    )  # fmt: skip
+    iteration, _ = iteration_of(config, fsdp=8)
+    names = [program.name for program in iteration.programs]
+    assert names == [
+        f"{who}{part}" for who in ("", "judge ") for part in ("prepare", "prefill", "decode")
+    ]
+    for program in iteration.programs:
+        assert set(program.held) >= {"parameters", "judge"}
+    decode, judged = iteration.programs[2], iteration.programs[5]
+    assert judged.runs == pytest.approx(decode.runs, rel=0.3)  # as often, and of 2 tokens as well
+    config.writer = JUDGE
+    written = iteration_of(config, fsdp=8)[0].programs[8]
+    assert written.name == "writer decode" and written.runs == pytest.approx(
+        judged.runs / 2, rel=0.3
+    )
+
+
+def test_preferences() -> None:
+    """Two responses a prompt, four verdicts on them, one model behind the other."""
+    config = ConfigDict(
+        {"stage": "preferences", "data": {"path": "prompts.jsonl", "limit": 16}, "judge": JUDGE,
+         "policy": JUDGE}
+    )  # fmt: skip
+    programs = iteration_of(config, fsdp=8)[0].programs
+    assert [program.name for program in programs] == [
+        f"{who} {part}" for who in ("policy", "judge") for part in ("prepare", "prefill", "decode")
+    ]
+    assert programs[0].runs == 2 and programs[3].runs == 1
+    assert all(len({"policy", "judge"} & set(program.held)) == 1 for program in programs)
+    config.judge = config.policy = {"endpoint": "http://localhost:8000/v1"}
+    with pytest.raises(ConfigError, match="nothing to plan"):
+        iteration_of(config)
+
+
 def test_epochs_need_a_number_of_rows() -> None:
     config = sft_config("", model=SHAPES, total_steps=0, epochs=2.0)
     with pytest.raises(ConfigError, match="--rows says how many"):
@@ -240,8 +321,11 @@ def test_stages_of_a_pipeline() -> None:
     found = to_plan(r1.get_config("smoke"))
     stages = r1.get_config("smoke").stages
     kinds = {name: stages[name].stage for name in found}
-    assert set(kinds.values()) == {"grpo", "sft", "rejection", "reward_model"}
+    assert set(kinds.values()) == {"grpo", "sft", "rejection", "reward_model", "evaluate"}
     for name, (config, _) in found.items():
+        if kinds[name] == "evaluate":
+            assert open_shapes(ModelSource(path=config.model)).config.num_layers > 0
+            continue
         paths = [term.path for term in config.get("reward_models", {}).values()]
         assert not any(p.startswith("@") for p in [config.model.get("path", ""), *paths]), name
         assert open_shapes(checked(config).model).config.num_layers > 0

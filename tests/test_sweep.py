@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.config import ConfigError
+from r1jax.machines.queue import Queue, read_queue
 from r1jax.sweep import SweepRun, make_runs, run_all, run_names
 
 CONFIG = """
@@ -79,21 +80,29 @@ def make_run(directory: Path, name: str, code: str) -> SweepRun:
     return SweepRun(name, directory / name, [sys.executable, "-S", "-c", code], {"name": name})
 
 
+def queue_of(runs: list[SweepRun]) -> Queue:
+    return Queue(runs[0].workdir.parent, {run.name: run.entry for run in runs}, most_failures=1)
+
+
 def test_failed_run_stops_nobody(tmp_path: Path) -> None:
     codes = {"a": "print('hello')", "b": "raise SystemExit(3)", "c": "pass"}
     runs = [make_run(tmp_path, name, code) for name, code in codes.items()]
-    assert run_all(runs, parallel=2) == {"a": 0, "b": 3, "c": 0}
+    queue = queue_of(runs)
+    assert run_all(runs, 2, queue) == {"a": 0, "b": 3, "c": 0}
     assert (tmp_path / "a/log.txt").read_text() == "hello\n"
-    assert [run.is_complete for run in runs] == [True, False, True]
-    changed = SweepRun("a", tmp_path / "a", [], {"name": "another config"})
-    assert not changed.is_complete
+    known = read_queue(tmp_path)
+    assert [known[name].state for name in codes] == ["complete", "failed", "complete"]
+    assert known["b"].error == "ended with exit code 3"
+    assert queue_of(runs).entries == known
+    runs[0] = SweepRun("a", tmp_path / "a", [], {"name": "another config"})
+    assert queue_of(runs).entries["a"].state == "waiting"
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_never_more_than_the_limit(tmp_path: Path, parallel: int) -> None:
     code = "import time; s = time.time(); time.sleep(0.2); print(s, time.time())"
     runs = [make_run(tmp_path, str(i), code) for i in range(3)]
-    run_all(runs, parallel)
+    run_all(runs, parallel, queue_of(runs))
     spans = [tuple(map(float, (run.workdir / "log.txt").read_text().split())) for run in runs]
     assert max(sum(s <= start < e for s, e in spans) for start, _ in spans) <= parallel
 
@@ -110,7 +119,7 @@ def test_runs_at_the_same_time(tmp_path: Path) -> None:
         make_run(tmp_path, "a", code.format(*files)),
         make_run(tmp_path, "b", code.format(*reversed(files))),
     ]
-    assert run_all(runs, 2) == {"a": 0, "b": 0}
+    assert run_all(runs, 2, queue_of(runs)) == {"a": 0, "b": 0}
 
 
 def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +129,10 @@ def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
+    runs = [make_run(tmp_path, "a", code)]
     monkeypatch.setattr("r1jax.machines.processes.time.sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_all([make_run(tmp_path, "a", code)], 1)
+        run_all(runs, 1, queue_of(runs))
     monkeypatch.undo()
     time.sleep(1.2)
     assert not marker.exists()
@@ -156,7 +166,8 @@ def test_parallel_runs_share_no_core(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.chdir(tmp_path)
     for parallel in (1, 2):
-        run_all([make_run(tmp_path, n, code.format(n + ".txt")) for n in "ab"], parallel)
+        runs = [make_run(tmp_path, n, code.format(n + ".txt")) for n in "ab"]
+        run_all(runs, parallel, queue_of(runs))
         found = [[int(c) for c in (tmp_path / f"{n}.txt").read_text().split()] for n in "ab"]
         if parallel == 1 or len(cores) < 2:
             assert found == [cores, cores]

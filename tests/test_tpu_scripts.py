@@ -102,8 +102,12 @@ def test_create_would_run(flags: list[str], words: list[str]) -> None:
 def test_verbs_would_run() -> None:
     delete = [*QUEUED, "delete", "zero", "--force", "--quiet", *WHERE]
     assert dry("delete") == [delete]
-    state = "--command=bash r1jax/tpu_scripts/worker state zero"
-    assert dry("status") == [[*QUEUED, "ssh", "zero", *EVERYWHERE, state, *WHERE]]
+    state = "--command=bash r1jax/tpu_scripts/worker state zero 8"
+    flags = "--run=zero", "--accelerator=v5p-8", "--slices=2"
+    assert dry("status", *flags) == [[*QUEUED, "ssh", "zero", *EVERYWHERE, state, *WHERE]]
+    assert dry("status", "--name=") == [
+        [*QUEUED, "list", "--format=value(name.basename())", *WHERE]
+    ]
     tail = "--command=tail -n 9 -F runs/b/log"
     one = ["--node=1", "--worker=3", "--quiet"]
     flags = "--worker=1.3", "--follow", "--lines=9", "--run=b"
@@ -149,10 +153,12 @@ def test_errors_are_one_sentence(verb: str, flags: list[str], said: str, tmp_pat
     assert found.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", ["create", "setup", "launch", "status", "logs", "stop", "delete"])
+@pytest.mark.parametrize(
+    "verb", ["create", "setup", "launch", "status", "logs", "stop", "delete", "sweep"]
+)
 def test_help(verb: str) -> None:
     said = script(verb, "--help").stdout
-    assert f"tpu_scripts/{verb} --name=zero" in said
+    assert f"tpu_scripts/{verb} --name=" in said
     assert "--dry_run" in said
     assert "set -" not in said
 
@@ -189,17 +195,21 @@ def test_a_slice_is_created_used_preempted_and_deleted(cloud: Path) -> None:
         worker.parent.mkdir(parents=True)
         shutil.copy(SCRIPTS / "worker", worker)
     waits = f"until [ -e {cloud}/go ]; do sleep 0.1; done; exit 7"
-    prints = ["bash", "-c", 'printf "%s\\n" "$KEY" "$@"; ' + waits, "-", *HOSTILE]
+    step = "zero 3/10  reward 0.5  0:07 left"
+    prints = ["bash", "-c", 'printf "%s\\n" "$KEY" "$@"; ' + waits, "-", step, *HOSTILE]
     secret = {"KEY": "s3cret $x 'y'"}
     script("launch", *where, "--pass=KEY", "--", *prints, **secret)
     again = script("launch", *where, "--", "true", expected=2).stderr
     assert again.count("zero still runs as process") == 2
+    one = until(step, *where, "--run=zero", "--accelerator=v4-8", "--slices=2")
+    assert "running as process" in one and f"0.00 hours, 0.0 chip-hours: {step}" in one
+    assert "zero running as process" in until(step, *where)  # as of all runs
     (cloud / "go").touch()
-    said = until("ended with exit code 7", *where)
+    said = until("ended with exit code 7: a\\b", *where)
     assert "slice zero: ACTIVE" in said
     for i in range(2):
         assert (cloud / f"zero/{i}/runs/zero/log").read_text() == "\n".join(
-            [secret["KEY"], *HOSTILE, ""]
+            [secret["KEY"], step, *HOSTILE, ""]
         )
         assert stat.S_IMODE((cloud / f"zero/{i}/.r1jax_env").stat().st_mode) == 0o600
     assert "s3cret" not in (cloud / "calls").read_text()

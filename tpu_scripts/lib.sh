@@ -1,6 +1,7 @@
 # What the verbs share: settings, flags, errors, the backend. They source it; it is no command.
 # shellcheck shell=bash disable=SC2034  # verbs and backends read what is set here
 set -euo pipefail
+name_optional=${name_optional:-} # set by a verb that can do without
 tpu_scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(dirname "$tpu_scripts")
 
@@ -43,8 +44,8 @@ begin() {
     fi
     shift
   done
-  [ -n "$name" ] || die "--name is missing: what the slice is called"
-  [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
+  [ -n "$name$name_optional" ] || die "--name is missing: what the slice is called"
+  [[ -z $name || $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
     die "--name '$name': Google allows lower-case letters, digits and -, beginning with a letter"
   [ -e "$tpu_scripts/backends/$backend.sh" ] ||
     die "--backend '$backend' is none of $(cd "$tpu_scripts/backends" && echo *.sh | sed 's/\.sh//g')"
@@ -71,6 +72,15 @@ needed() {
   for key in "$@"; do
     [ -n "${!key}" ] || die "--$key is missing: give it, or write $key=... to .tpu_env"
   done
+}
+
+# chips_of ACCELERATOR SLICES: their number; empty where the type is not known.
+chips_of() {
+  local count=${1##*-}
+  case $1 in
+    v4-* | v5p-*) echo $((count * $2 / 2)) ;; # counts cores
+    v5litepod-* | v6e-*) echo $((count * $2)) ;;
+  esac
 }
 
 # pack_tree FILE: what this working tree has, committed or not, without ignored files. A repository

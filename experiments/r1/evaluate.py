@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stage = "evaluate"
     config.seed = args.seed
     config.model = args.model or f"{parts.RUNS}/r1"
+    config.override = {"dtype": "bfloat16"}
     config.label = args.label
     config.benchmarks = parts.benchmarks(args.data, args.template, form)
     config.graders = parts.GRADERS

@@ -18,8 +18,10 @@ SAMPLES = {"aime24": 64, "math500": 16, "gpqa": 64, "livecodebench": 8}  # k of 
 
 def chat_model(where: str, max_tokens: int) -> dict:
     """A MODEL's path, or the address of a server that speaks OpenAI's protocol."""
-    key = "endpoint" if where.startswith(("http://", "https://")) else "path"
-    return {key: where, "sampling": {"max_tokens": max_tokens}}
+    sampling = {"sampling": {"max_tokens": max_tokens}}
+    if where.startswith(("http://", "https://")):
+        return {"endpoint": where, **sampling}
+    return {"path": where, "override": {"dtype": "bfloat16"}, "engine": ENGINE, **sampling}
 
 
 def benchmark_data(data: str) -> dict:

@@ -40,6 +40,8 @@ class ChatModelConfig:
     """A judge or writer: exactly one of `path` (a model of ours) and `endpoint` (a server)."""
 
     path: str | None = None  # a MODEL
+    # Of its fields what is to be other than its own: {"dtype": "bfloat16"}, as in config.model.
+    override: dict[str, Any] = field(default_factory=dict)
     template: Template = "chat"  # its own: a key of data.chat.TEMPLATES
     # Variables of its own chat template: {"enable_thinking": False}.
     template_args: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +65,8 @@ def open_chat_model(config: ChatModelConfig, mesh: Mesh | None = None) -> ChatMo
 
 def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
     mesh = mesh or make_mesh()
-    opened = with_chat(open_model(str(config.path)), (), config.template_args, "a chat model's")
+    opened = open_model(str(config.path), config.override)
+    opened = with_chat(opened, (), config.template_args, "a chat model's")
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
     engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, config.engine)
     sampler = Sampler(engine, tokenizer)

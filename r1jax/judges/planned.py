@@ -1,4 +1,4 @@
-"""What reward models inside RL hold and run, in shapes alone: for `python -m r1jax.plan`."""
+"""What judges and reward models hold and run, in shapes alone: for `python -m r1jax.plan`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from jax.sharding import Mesh
 
+from r1jax.judges.chat_model import ChatModelConfig
 from r1jax.judges.reward_model import LearnedReward, Scorer, row_length, same_model
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.kernels import choose_kernel, kernel_flops, packed_kernels, seen_share
 from r1jax.models.layouts import Compute
 from r1jax.models.params import abstract_params, model_flops, param_shardings
-from r1jax.rollout.planned import Asked, mean_completion
+from r1jax.rollout.planned import Asked, mean_completion, params_of, rollout_programs
 from r1jax.training.frozen import kept_shapes
 from r1jax.training.planned import abstract_batch
 from r1jax.weights.load import ModelSource, open_shapes
@@ -70,3 +71,38 @@ def scoring_programs(
             )
         )
     return programs, state
+
+
+class PlannedChats:
+    """Chat models by what they are called; a server, or none, costs these devices nothing."""
+
+    def __init__(
+        self, configs: Mapping[str, ChatModelConfig | None], mesh: Mesh, memory: float
+    ) -> None:
+        """`memory` is a device's, in bytes."""
+        self._memory = memory
+        self._models = {}
+        for name, config in configs.items():
+            if config is not None and config.path is not None:
+                opened = open_shapes(ModelSource(config.path, override=config.override))
+                self._models[name] = opened.transformer(mesh), config
+
+    @property
+    def held(self) -> dict[str, float]:
+        """Bytes of parameters on a device, by name."""
+        return {name: bytes_of(params_of(model)) for name, (model, _) in self._models.items()}
+
+    def programs(
+        self, name: str, times: int, assumed: Assumed, longest: int, state: Mapping[str, float]
+    ) -> tuple[list[Planned], list[str]]:
+        """What it runs to be asked so often, with prompts of at most `longest` tokens.
+
+        `state` is what stays on a device, by kind, this model's own parameters among it.
+        """
+        if name not in self._models:
+            return [], []
+        model, config = self._models[name]
+        asked = Asked(times, 1, config.sampling.max_tokens, longest)
+        found, notes = rollout_programs(model, config.engine, asked, assumed, self._memory, state)
+        named = [replace(program, name=f"{name} {program.name}") for program in found]
+        return named, [f"{name}: {note}" for note in notes]

@@ -6,7 +6,6 @@ links take, as if nothing hid it. Kernels count by formula, collectives as rings
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -132,13 +131,17 @@ def make_plan(iteration: Iteration, slices: Slices, mesh: Mesh) -> Plan:
         f"{slices.name} x {slices.count}, libtpu {_version('libtpu')}, jax {_version('jax')},"
         f" {options}"
     )
-    lowered = [program.lower() for program in iteration.programs]  # Python's part, one by one
-    names = [program.name for program in iteration.programs]
+    lowered: dict[str, tuple[str, Any]] = {}  # by their texts, so that equal ones compile once
+    texts = []
+    for program in iteration.programs:  # Python's part, one by one
+        found = program.lower()
+        texts.append(hashlib.sha256((key + found.as_text()).encode()).hexdigest()[:32])
+        lowered.setdefault(texts[-1], (program.name, found))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = list(pool.map(functools.partial(_compiled, key), names, lowered))
+        ready = {text: pool.submit(_compiled, text, *one) for text, one in lowered.items()}
     programs = [
-        _program(planned, found, slices, mesh)
-        for planned, found in zip(iteration.programs, compiled, strict=True)
+        _program(planned, ready[text].result(), slices, mesh)
+        for planned, text in zip(iteration.programs, texts, strict=True)
     ]
     return Plan(slices, programs, iteration.count, iteration.notes)
 
@@ -150,9 +153,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _compiled(key: str, program: str, lowered: Any) -> Compiled:
-    """From the cache of plans, or compiled and put there."""
-    name = hashlib.sha256((key + lowered.as_text()).encode()).hexdigest()[:32]
+def _compiled(name: str, program: str, lowered: Any) -> Compiled:
+    """From the cache of plans, where it has this name, or compiled and put there."""
     cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
     file = Path(cache) / "plans" / name
     if cache and file.exists():

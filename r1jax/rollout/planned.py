@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from r1jax.config import ConfigError
+from r1jax.data.datasets import DataConfig, finite_examples
+from r1jax.files import readable
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.kernels import grouped_kernels, kernel_flops
 from r1jax.models.paged_kernels import paged_costs
@@ -36,6 +39,17 @@ class Asked:
     max_prompt_tokens: int
 
 
+def questions_in(data: DataConfig, key: str, assumed: Assumed) -> int:
+    """How many a source has; of a file that is not here its limit says it, or what is assumed."""
+    here = data.hub is None and (data.path is None or readable(data.path).exists())
+    found = len(finite_examples(data, key)) if here else data.limit or assumed.rows
+    if not found:
+        raise ConfigError(
+            f"{key} is not here and has no limit: --rows says how many questions it has"
+        )
+    return found
+
+
 def mean_completion(asked: Asked, assumed: Assumed) -> int:
     """In tokens."""
     return assumed.completion or asked.max_tokens // 4
@@ -51,9 +65,10 @@ def rollout_programs(
 ) -> tuple[list[Planned], list[str]]:
     """Parameters laid out for rollouts, prompts, decoding; and what was assumed.
 
-    `memory` is a device's, in bytes; `state` is what stays there meanwhile, by kind.
+    `memory` is a device's, in bytes; `state` is what stays there meanwhile, by kind, the model's
+    own parameters among it.
     """
-    trained = with_shardings(abstract_params(model), param_shardings(model))
+    trained = params_of(model)
     beside = sum(state.values())
     engine, params = _engine(model, config, memory - beside, trained)
     by, config = engine.programs, engine.config
@@ -105,6 +120,11 @@ def rollout_programs(
         f"{by.shards * lowered.slots:,} rows decode together: {steps:,.0f} steps for {rows:,}"
         f" completions, {lowered.said}; rows that decode have {live:,.0f} tokens in the mean",
     ]
+
+
+def params_of(model: Transformer) -> Any:
+    """Its parameters in shapes with their shardings, as they are read."""
+    return with_shardings(abstract_params(model), param_shardings(model))
 
 
 def _engine(

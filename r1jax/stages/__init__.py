@@ -60,7 +60,8 @@ Planner = Callable[..., Any]  # a stage's `planned`
 def to_plan(config: Any) -> dict[str, tuple[Any, Planner]]:
     """The configs that run something on devices, and what plans each.
 
-    Of a pipeline they have the names of its stages, a single stage has "".
+    Of a pipeline they have the names of its stages, a single stage has "". An evaluation of a model
+    that begins fresh in the same pipeline is left out.
     """
     configs = {"": config}
     if config.get("stage") == "pipeline":
@@ -69,22 +70,39 @@ def to_plan(config: Any) -> dict[str, tuple[Any, Planner]]:
     found = {}
     for name, one in configs.items():
         module = stage_of(one, f"config.stages.{name}" if name else "config")
-        if hasattr(module, "planned"):
+        if hasattr(module, "planned") and not _is_made_here(one.get("model")):
             found[name] = one, cast(Planner, module.planned)
     if not found:
         raise ConfigError(f"config.stage {config.stage!r} runs nothing that can be planned")
     return found
 
 
+def _is_made_here(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith("@")
+
+
 def _with_shapes(name: str, stages: Any) -> Any:
     """A stage's config whose models, where other stages make them, are what those begin from."""
     config = ConfigDict(stages[name].to_dict())
-    model = config.get("model")
-    while isinstance(model, ConfigDict) and str(model.get("path", "")).startswith("@"):
-        source = stages[model.path.removeprefix("@").partition("/")[0]].model.to_dict()
-        override = source.get("override", {}) | model.to_dict().get("override", {})
-        model = config.model = ConfigDict(source | {"override": override})
-    for term in config.get("reward_models", {}).values():
-        while term.path.startswith("@"):
-            term.path = stages[term.path.removeprefix("@").partition("/")[0]].model.path
+
+    def begun(model: Any) -> dict[str, Any]:
+        """A section `model`, its path followed to where it begins."""
+        found: dict[str, Any] = dict(model)
+        while _is_made_here(found.get("path")):
+            source = stages[found["path"].removeprefix("@").partition("/")[0]].model.to_dict()
+            found = source | {"override": source.get("override", {}) | found.get("override", {})}
+        return found
+
+    if isinstance(config.get("model"), ConfigDict):
+        config.model = ConfigDict(begun(config.model.to_dict()))
+    elif _is_made_here(config.get("model")):  # an evaluation's
+        found = begun({"path": config.model, "override": dict(config.get("override", {}))})
+        config.model = found.get("path") or config.model
+        config.override = found["override"]
+    asking = [config, *config.get("benchmarks", {}).values()]
+    terms = [term for each in asking for term in each.get("reward_models", {}).values()]
+    chats = [config[key] for key in ("judge", "writer", "policy") if config.get(key)]
+    for one in (*terms, *chats):
+        if one.get("path"):
+            one.path = begun({"path": one.path})["path"]
     return config

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.benchmarks.protocol import (
@@ -36,7 +37,9 @@ from r1jax.files import (
     write_json,
     write_jsonl_atomic,
 )
+from r1jax.judges.planned import scoring_programs
 from r1jax.machines.hosts import ask_first, wait_for_all
+from r1jax.machines.planned import Assumed, Iteration, bytes_of
 from r1jax.progress import Progress
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards import load_rewards
@@ -44,10 +47,11 @@ from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.files import from_row, to_row
+from r1jax.rollout.planned import Asked, params_of, questions_in, rollout_programs
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Rollout
 from r1jax.weights.checkpoint import Checkpoints
-from r1jax.weights.load import OpenModel, open_model, with_chat
+from r1jax.weights.load import ModelSource, OpenModel, open_model, open_shapes, with_chat
 from r1jax.weights.manifest import MANIFEST
 
 
@@ -58,6 +62,8 @@ class EvaluateConfig:
     benchmarks: dict[str, BenchmarkConfig]
     stage: str = "evaluate"  # only this
     model: str = ""  # a MODEL; the command evaluate has it from its flag
+    # Of its fields what is to be other than its own: {"dtype": "bfloat16"}, as in config.model.
+    override: dict[str, Any] = field(default_factory=dict)
     # The tokens that end a completion, instead of those that the model's files name.
     stop_tokens: tuple[str, ...] = ()
     # Variables of the model's own chat template: {"enable_thinking": False}.
@@ -86,6 +92,28 @@ def check(config: EvaluateConfig) -> None:
         load_rewards(benchmark.rewards)
 
 
+def planned(config: EvaluateConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """One benchmark behind the other, in shapes alone (see r1jax.stages)."""
+    source = ModelSource(config.model or None, override=config.override)
+    if source.path is None:
+        raise ConfigError('config.model is missing: --config.model="models/NAME" says what to plan')
+    opened = open_shapes(source)
+    model = opened.transformer(mesh)
+    programs, notes = [], []
+    for name, benchmark in config.benchmarks.items():
+        questions = questions_in(benchmark.data, f"config.benchmarks.{name}.data", assumed)
+        limits = benchmark.sampling.max_tokens, benchmark.max_prompt_tokens
+        asked = Asked(questions, benchmark.num_samples, *limits)
+        scored, state = scoring_programs(
+            benchmark.reward_models,
+            *(opened.compute, mesh, asked, assumed, {"parameters": bytes_of(params_of(model))}),
+        )
+        found, said = rollout_programs(model, config.engine, asked, assumed, memory, state)
+        programs += [replace(each, name=f"{name} {each.name}") for each in [*found, *scored]]
+        notes += [f"{name}: {note}" for note in said]
+    return Iteration(programs, 1, notes)
+
+
 def run(config_dict: ConfigDict, workdir: str) -> None:
     """Evaluates `config.model` and prints its results."""
     evaluate(section(EvaluateConfig, config_dict), workdir)
@@ -96,7 +124,7 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
     check(config)
     choose_sandbox(config.graders.sandbox)
-    opened, directory = open_model(config.model), absolute(workdir)
+    opened, directory = open_model(config.model, config.override), absolute(workdir)
     opened = with_chat(opened, config.stop_tokens, config.template_args, "config")
     benchmarks = open_benchmarks(
         config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
@@ -160,7 +188,7 @@ def _done(directory: epath.Path, benchmarks: Iterable[str]) -> list[str]:
 def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
     """Refuses to mix the completions of two models or two configs in one workdir."""
     benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
-    changes = {"stop_tokens": config.stop_tokens, "template_args": config.template_args}
+    changes = {key: getattr(config, key) for key in ("override", "stop_tokens", "template_args")}
     more = {key: value for key, value in changes.items() if value}
     asked = json.loads(json.dumps(about | {"benchmarks": benchmarks} | more))
     path = directory / ASKED

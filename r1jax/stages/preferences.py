@@ -7,12 +7,12 @@ stage `reward_model` reads, and `statistics.json`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from r1jax.config import ConfigError, DataError, Seed, Size, section
@@ -36,9 +36,12 @@ from r1jax.files import (
     write_jsonl_atomic,
 )
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model
+from r1jax.judges.planned import PlannedChats
 from r1jax.judges.preferences import QUERIES, judge_pairs
 from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.mesh import make_mesh
+from r1jax.machines.planned import Assumed, Iteration, Planned
+from r1jax.rollout.planned import questions_in
 from r1jax.training.provenance import note_start
 from r1jax.training.run_config import check_config
 
@@ -79,10 +82,33 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
         judge = open_chat_model(config.judge, mesh)
         pairs, statistics = judge_pairs(candidates, judge, config.seed, config.queries)
         if jax.process_index() == 0:
-            write_data(path, PAIRS, pairs, dataclasses.asdict(statistics))
+            write_data(path, PAIRS, pairs, asdict(statistics))
         wait_for_all("pairs")
     print((path / STATISTICS).read_text())
     print(f"pairs are in {path / PAIRS}")
+
+
+def planned(config: PreferencesConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
+    """Two responses a prompt, then the verdicts, in shapes alone (see r1jax.stages).
+
+    As if no row had responses, and no prompt more than four times the mean one's tokens.
+    """
+    prompts = questions_in(config.data, "config.data", assumed)
+    longest, most = 4 * assumed.prompt, config.judge.sampling.max_tokens
+    programs: list[Planned] = []
+    notes: list[str] = []
+    if config.policy is not None:
+        most = config.policy.sampling.max_tokens
+        chats = PlannedChats({"policy": config.policy}, mesh, memory)
+        found, notes = chats.programs("policy", prompts, assumed, longest, chats.held)
+        programs = [replace(program, runs=2 * program.runs) for program in found]
+    both = Assumed(prompt=assumed.prompt + 2 * (assumed.completion or most // 4))
+    chats = PlannedChats({"judge": config.judge}, mesh, memory)
+    times = prompts * config.queries
+    more, said = chats.programs("judge", times, both, longest + 2 * most, chats.held)
+    if not programs + more:
+        raise ConfigError("servers answer all that this config asks: there is nothing to plan")
+    return Iteration(programs + more, 1, notes + said)
 
 
 def _candidate(row: Row, data: DataConfig) -> dict[str, Any]:
@@ -115,7 +141,7 @@ def _candidates(config: PreferencesConfig, rows: Any, path: Any, mesh: Any) -> l
         raise ConfigError("config.policy must be set: some rows do not have two responses")
     if missing and config.policy is not None:
         for seed in range(2):
-            sampler = dataclasses.replace(config.policy, seed=config.policy.seed + seed)
+            sampler = replace(config.policy, seed=config.policy.seed + seed)
             texts = open_chat_model(sampler, mesh)([row["messages"] for row in missing])
             for row, text in zip(missing, texts, strict=True):
                 row["responses"] = [*row["responses"][:seed], text]

@@ -42,18 +42,24 @@ from r1jax.files import (
     write_jsonl_atomic,
 )
 from r1jax.judges.chat_model import ChatModel, ChatModelConfig, open_chat_model
+from r1jax.judges.planned import PlannedChats
 from r1jax.judges.prompts import JUDGE_PROMPT, WRITER_PROMPT, ask, is_correct
 from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.mesh import make_mesh
-from r1jax.machines.planned import Assumed, Iteration, bytes_of, with_shardings
-from r1jax.models.params import abstract_params, param_shardings
+from r1jax.machines.planned import Assumed, Iteration, bytes_of
 from r1jax.progress import Progress
 from r1jax.rewards import Grade, Weights, by_name, load_rewards
 from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.files import is_written, read_rollouts, write_rollouts
-from r1jax.rollout.planned import Asked, rollout_programs
+from r1jax.rollout.planned import (
+    Asked,
+    mean_completion,
+    params_of,
+    questions_in,
+    rollout_programs,
+)
 from r1jax.rollout.sampler import Questions, Sampler, make_prompt
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks.sandbox import choose_sandbox
@@ -112,15 +118,23 @@ def check(config: RejectionConfig) -> None:
 
 
 def planned(config: RejectionConfig, mesh: Mesh, assumed: Assumed, memory: float) -> Iteration:
-    """A portion of questions, in shapes alone (see r1jax.stages), without judge and writer."""
-    rows = config.data.limit or assumed.rows
-    if not rows:
-        raise ConfigError("config.data has no limit: --rows says how many questions it has")
+    """A portion of questions, in shapes alone (see r1jax.stages).
+
+    As if every completion were good enough for the judge, and every question for the writer.
+    """
+    rows = questions_in(config.data, "config.data", assumed)
     portion = min(config.portion, rows)
     model = open_shapes(config.model).transformer(mesh)
-    state = {"parameters": bytes_of(with_shardings(abstract_params(model), param_shardings(model)))}
+    chats = PlannedChats({"judge": config.judge, "writer": config.writer}, mesh, memory)
+    state = {"parameters": bytes_of(params_of(model))} | chats.held
     asked = Asked(portion, config.num_samples, config.sampling.max_tokens, config.max_prompt_tokens)
     programs, notes = rollout_programs(model, config.engine, asked, assumed, memory, state)
+    read = Assumed(prompt=assumed.prompt + mean_completion(asked, assumed))
+    longest = asked.max_prompt_tokens + asked.max_tokens
+    chosen = portion * min(config.per_prompt, config.num_samples)
+    for name, times in (("judge", portion * config.num_samples), ("writer", chosen)):
+        more, said = chats.programs(name, times, read, longest, state)
+        programs, notes = [*programs, *more], [*notes, *said]
     return Iteration(programs, rows / portion, notes)
 
 

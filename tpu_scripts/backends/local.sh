@@ -8,10 +8,17 @@ backend_ready() { :; }
 
 create_slice() {
   local i
-  [ ! -e "$slices_root/$name" ] || die "the slice '$name' is there already"
+  [ -n "$dry_run" ] || [ ! -e "$slices_root/$name" ] || die "the slice '$name' is there already"
   for ((i = 0; i < ${workers:-1}; i++)); do execute mkdir -p "$slices_root/$name/worker-$i"; done
   local port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
   if [ -z "$dry_run" ]; then python3 -c "$port" > "$slices_root/$name/port"; fi
+}
+
+slice_names() {
+  local home
+  for home in "$slices_root"/*/; do
+    if [ -e "$home/worker-0" ]; then basename "$home"; fi
+  done
 }
 
 slice_state() {
@@ -52,6 +59,13 @@ copy_in() {
   for home in "$slices_root/$name"/worker-*; do execute cp "$1" "$home/$2"; done
 }
 
+# With what runs on it, as a machine's end would.
 delete_slice() {
+  local file pid
+  for file in "$slices_root/$name"/worker-*/runs/*/pid; do
+    if [ -e "$file" ] && pid=$(ps -o pgid= -p "$(cat "$file")"); then
+      execute kill -KILL -- "-${pid// /}" || true
+    fi
+  done
   execute rm -rf "${slices_root:?}/$name"
 }

@@ -41,6 +41,14 @@ create_slice() {
   resources create "$name" "${flags[@]}"
 }
 
+# A node may be gone before its queued resource says so.
+is_preempted() {
+  local states
+  states=$(execute gcloud compute tpus tpu-vm list --filter="name~^$name(-[0-9]+)?\$" \
+    --format='value(state)' --project="$project" --zone="$zone" 2> /dev/null) || return 1
+  [[ $states == *PREEMPTED* || $states == *TERMINATED* ]]
+}
+
 # QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT.
 slice_state() {
   local state
@@ -51,11 +59,16 @@ slice_state() {
     esac
   fi
   case $state in
-    ACTIVE) echo ACTIVE ;;
+    ACTIVE) if is_preempted; then echo PREEMPTED; else echo ACTIVE; fi ;;
     SUSPENDED | SUSPENDING) echo PREEMPTED ;;
     FAILED) echo FAILED ;;
     *) echo QUEUED ;;
   esac
+}
+
+# Of all slices in this zone.
+slice_names() {
+  resources list --format='value(name.basename())'
 }
 
 # A line of bash in the home of every worker; not 0 where it fails on any.
