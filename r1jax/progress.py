@@ -76,8 +76,9 @@ class Progress:
     def _eta(self, step: int, now: float) -> str:
         if self._first is None or step <= self._first[0]:
             return ""
-        seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total - step)
-        return f"  {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        each = (now - self._first[1]) / (step - self._first[0])
+        seconds = int(each * (self._total - step))
+        return f"  {3600 / each:,.0f}/h  {seconds // 60}:{seconds % 60:02d} left"
 
     def __enter__(self) -> Self:
         if self._bar is not None:

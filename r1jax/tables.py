@@ -1,6 +1,7 @@
 """Tables and figures of one or several runs, with the paper's beside them, from their files alone.
 
     python -m r1jax.tables --workdirs DIR,DIR,... --output DIR
+    python -m r1jax.tables --sweep DIR --output DIR
     python -m r1jax.tables --claims FILE.py --workdirs DIR --output DIR
     python -m r1jax.tables --workdirs DIR,DIR,... --measured FILE.jsonl
 
@@ -8,6 +9,10 @@ Workdirs of `train` (runs that differ only in their seed are shown as mean and s
 of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/*.md, *.csv and
 *.tex, OUTPUT/figures/*.png, report.md and report.html, which show all of them, and samples.md
 (completions before and after).
+
+With --sweep, DIR is the workdir of a sweep, complete or not, here or on slices: a line for each
+setting (the keys that differ; mean and standard deviation over seeds; chip-hours), a figure of
+them, and what the runs' own tables and figures show.
 
 With --claims, DIR has the runs that the claims file asks for (experiments/mini/claims.py), and what
 is written is OUTPUT/README.md: the paper's claims, our numbers, a verdict for each.
@@ -26,14 +31,20 @@ from r1jax.reports.claims import write_claims
 from r1jax.reports.measured import read_runs, write_measured
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.runs import RunRecord
+from r1jax.reports.sweep import read_sweep, sweep_table
 from r1jax.reports.table import print_rich
-from r1jax.reports.write import make_tables, read_all, write_pipeline_report, write_report
+from r1jax.reports.write import (
+    make_tables,
+    read_all,
+    write_pipeline_report,
+    write_report,
+    write_sweep_report,
+)
 
 
 def define_flags() -> None:
-    flags.DEFINE_list(
-        "workdirs", None, "Workdirs or measured files, separated by commas.", required=True
-    )
+    flags.DEFINE_list("workdirs", [], "Workdirs or measured files, separated by commas.")
+    flags.DEFINE_string("sweep", None, "Workdir of a sweep.")
     flags.DEFINE_string("claims", None, "FILE.py with claims().")
     flags.DEFINE_string("output", None, "Directory to write to.")
     flags.DEFINE_string("measured", None, "FILE.jsonl to write, with a line a run.")
@@ -54,11 +65,17 @@ def joined(parts: list[str]) -> list[str]:
 def main() -> None:
     args = flags.FLAGS
     workdirs = joined(args.workdirs)
-    if not workdirs:
-        raise ConfigError("--workdirs names no directory")
+    if bool(workdirs) == bool(args.sweep):
+        raise ConfigError("tables wants either --workdirs or --sweep, which name directories")
+    if args.sweep and (args.measured or args.claims or not args.output):
+        raise ConfigError("--sweep wants --output and nothing else")
     if bool(args.output) == bool(args.measured):
         raise ConfigError("tables wants either --output or --measured")
-    if args.measured:
+    if args.sweep:
+        print_rich(sweep_table(read_sweep(args.sweep)))
+        for path in write_sweep_report(args.sweep, args.output):
+            print(f"wrote {path}")
+    elif args.measured:
         measure(workdirs, args.measured)
     elif args.claims:
         if len(workdirs) > 1:

@@ -195,7 +195,7 @@ def configs_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
             run.name,
             *(str(flat[run.name].get(key, MISSING)) for key in differing),
             Cell(max(line["step"] for line in run.metrics), None, 0),
-            *(Cell(_last(run, name), None, 3) for name in last.values()),
+            *(Cell(last_value(run, name), None, 3) for name in last.values()),
             *(_aggregate([run], -1, benchmark, ROWS[0]) for benchmark in benchmarks),
         ]
         for run in runs
@@ -204,7 +204,7 @@ def configs_table(groups: Mapping[str, Sequence[RunRecord]]) -> Table:
     return Table("configs", "What differs between the runs", header, rows, ERROR)
 
 
-def _last(run: RunRecord, name: str) -> float | None:
+def last_value(run: RunRecord, name: str) -> float | None:
     """A metric's newest value."""
     return next((line[name] for line in reversed(run.metrics) if name in line), None)
 

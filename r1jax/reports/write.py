@@ -24,6 +24,7 @@ from r1jax.reports.results import (
 )
 from r1jax.reports.runs import RunRecord, group_runs, metric_names, read_run
 from r1jax.reports.samples import questions_of_models, questions_of_training, samples_page
+from r1jax.reports.sweep import draw_sweep, read_sweep, sweep_table
 from r1jax.reports.table import Table, print_rich, to_csv, to_latex, to_markdown
 
 
@@ -74,6 +75,21 @@ def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> 
         questions,
     )
     return _write(page, output, "\n".join(filter(None, map(samples_page, runs))))
+
+
+def write_sweep_report(directory: epath.PathLike, output: epath.PathLike) -> list[str]:
+    """Writes the page of a sweep, of what it has by now: its table and figure, and its runs'."""
+    from r1jax.reports.figures import draw_figures
+
+    arms = read_sweep(directory)
+    runs = [run for arm in arms for run in arm.runs if run.has_measurements]
+    groups = group_runs([run for run in runs if run.metrics])
+    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
+    picture = draw_sweep(arms)
+    figures = {"sweep": picture} if picture else {}
+    tables = [sweep_table(arms), *make_tables(runs)]
+    page = Page(absolute(directory).name, tables, figures | draw_figures(curves, read_paper()), [])
+    return _write(page, output)
 
 
 def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:

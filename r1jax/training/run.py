@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -182,16 +182,16 @@ class Trainable:
     def save(
         self,
         step: int,
-        beside: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
         then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins a checkpoint of everything that the next step needs, and a JSON dict beside it;
+        """Begins a checkpoint of everything that the next step needs, and of `extra`, a JSON dict;
         `then` is called when it is complete.
         """
         ref_params = self.ref_params
         if ref_params is not None:
             ref_params = fetched(ref_params, self._reference, self._mesh)
-        self._checkpoints.save(step, _saved(self.state, ref_params), beside, then)
+        self._checkpoints.save(step, _saved(self.state, ref_params), extra, then)
 
 
 def _saved(state: Any, ref_params: Any) -> dict[str, Any]:
@@ -237,16 +237,16 @@ class TrainingRun:
     def save(
         self,
         step: int,
-        beside: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins a checkpoint, the time that it takes from the run counted; every update before it
-        was looked at. `beside` is what the run finds as `restored`. `then` is called when it is
+        was looked at. `extra` is what the run finds as `restored`. `then` is called when it is
         complete: what deletes what a run that goes on from an earlier one would need.
         """
         self._watch.settle()
         with self.timer("checkpoint"):
-            self.trained.save(step, {"lines": self.writer.sync()} | dict(beside or {}), then)
+            self.trained.save(step, {"lines": self.writer.sync()} | dict(extra or {}), then)
 
     def is_saved(self, step: int) -> bool:
         """Whether all updates up to this one are in a checkpoint, or there are none."""
@@ -331,8 +331,8 @@ def open_run(
         MetricsWriter(path, -1 if found is None else latest, **about) as writer,
         Progress(path.name, config.total_steps, latest, shown) as progress,
         trained.saves,
+        closing(Profiler(config.profile, path)) as profiler,
     ):
-        profiler = Profiler(config.profile, path)
         watch = Watch(path, config.optimizer.max_skipped, trained.latest_step)
         yield TrainingRun(
             path,
@@ -346,4 +346,3 @@ def open_run(
             profiler,
             watch,
         )
-        profiler.close()
