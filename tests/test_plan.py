@@ -179,10 +179,10 @@ def test_benchmarks_one_behind_the_other(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["one decode"].held["rollout parameters"] < 1.2 * 2 * weights  # on every device
     del config.benchmarks.two.data.limit
     with pytest.raises(ConfigError, match="benchmarks.two.data is not here and has no limit"):
-        iteration_of(config)
+        iteration_of(config, fsdp=8)
     config.model = ""
     with pytest.raises(ConfigError, match="config.model is missing"):
-        iteration_of(config)
+        iteration_of(config, fsdp=8)
 
 
 def test_judges_and_writers_beside_rejection() -> None:
