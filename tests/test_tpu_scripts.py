@@ -118,6 +118,39 @@ def test_verbs_would_run() -> None:
     assert "--command=bash r1jax/tpu_scripts/worker setup gs://b/my\\ runs" in proved
 
 
+COMPUTE = ["--machine-type=ct5p-hightpu-4t", "--boot-disk-size=200GB", "--labels=r1jax=zero",
+           "--maintenance-policy=TERMINATE", "--scopes=cloud-platform",
+           "--image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e",
+           "--image-project=ubuntu-os-accelerator-images"]  # fmt: skip
+
+
+def test_compute_engine_would_run() -> None:
+    """One machine, and a slice of several: a policy, a template, a group."""
+    gce, zone = "--backend=gce", "--zone=us-east5-a"
+    (one,) = dry("create", gce, "--accelerator=ct5p-hightpu-4t", "--project=p", zone)
+    assert one[:5] == ["gcloud", "compute", "instances", "create", "zero"]
+    assert {*COMPUTE, zone} < {*one}
+    policy, template, group = dry(
+        "create", gce, "--accelerator=ct5p-hightpu-4t:4x4x8", "--spot", zone
+    )
+    assert policy[2:5] == ["resource-policies", "create", "workload-policy"]
+    assert {"--type=HIGH_THROUGHPUT", "--accelerator-topology=4x4x8", "--region=us-east5"} < {
+        *policy
+    }
+    assert template[2:5] == ["instance-templates", "create", "zero"]
+    assert {*COMPUTE, "--provisioning-model=SPOT"} < {*template}
+    assert group[2:6] == ["instance-groups", "managed", "create", "zero"]
+    bulk = "--target-size-policy-mode=bulk"
+    assert {"--size=32", "--template=zero", bulk, zone} < {*group}
+    assert group[-3] == "--workload-policy=projects/p/regions/us-east5/resourcePolicies/zero"
+    assert [words[2] for words in dry("delete", gce, zone)] == [
+        "instance-groups", "instance-templates", "resource-policies",
+    ]  # fmt: skip
+    (status,) = dry("status", gce, zone, "--accelerator=ct5p-hightpu-4t:4x4x8")
+    assert status[:4] == ["gcloud", "compute", "ssh", "zero"]
+    assert "--command=bash r1jax/tpu_scripts/worker state '' 128" in status
+
+
 def test_settings_from_a_file(tmp_path: Path) -> None:
     """Flags go before it."""
     settings = tmp_path / "env"
@@ -135,7 +168,7 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ("create", ["--nonsense"], "--nonsense is no flag of create; see create --help"),
         ("create", ["--spot=1"], "--spot=1 is no flag of create"),
         ("create", ["--zone"], "--zone wants a value"),
-        ("create", ["--backend=azure"], "--backend 'azure' is none of local queued"),
+        ("create", ["--backend=azure"], "--backend 'azure' is none of gce local queued"),
         ("create", ["--accelerator=a100", "--dry_run", "--project=p", "--zone=z"], "v5litepod-N"),
         ("status", ["--project=p", "--zone=z"], "gcloud is not installed: https://cloud"),
         ("launch", ["--dry_run"], "there is no command: write it behind --"),

@@ -80,7 +80,20 @@ chips_of() {
   case $1 in
     v4-* | v5p-*) echo $((count * $2 / 2)) ;; # counts cores
     v5litepod-* | v6e-*) echo $((count * $2)) ;;
+    *:*) # a topology: 4x4x8
+      count=${1#*:}
+      echo $((${count//x/*}))
+      ;;
+    *-[0-9]*t) echo "${count%t}" ;;
   esac
+}
+
+gcloud_ready() {
+  needed project zone
+  command -v gcloud > /dev/null ||
+    die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+  [ -n "$(gcloud auth list --filter=status:ACTIVE --format='value(account)' 2> /dev/null)" ] ||
+    die "gcloud is not logged in: gcloud auth login"
 }
 
 # pack_tree FILE: what this working tree has, committed or not, without ignored files. A repository

@@ -2,13 +2,7 @@
 # name; several slices (--slices) are its nodes NAME-0, NAME-1, ...
 # shellcheck shell=bash disable=SC2154  # lib.sh sets the flags
 
-backend_ready() {
-  needed project zone
-  command -v gcloud > /dev/null ||
-    die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
-  [ -n "$(gcloud auth list --filter=status:ACTIVE --format='value(account)' 2> /dev/null)" ] ||
-    die "gcloud is not logged in: gcloud auth login"
-}
+backend_ready() { gcloud_ready; }
 
 resources() {
   local verb=$1

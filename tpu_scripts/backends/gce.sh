@@ -1,0 +1,116 @@
+# Compute Engine: v5p, v6e, TPU7x. --accelerator is MACHINE, one machine (ct6e-standard-8t), or
+# MACHINE:TOPOLOGY, a managed instance group that forms a slice (ct5p-hightpu-4t:4x4x8). What belongs
+# to a slice has the label r1jax=NAME.
+# shellcheck shell=bash disable=SC2154  # lib.sh sets the flags
+
+images=ubuntu-os-accelerator-images
+
+backend_ready() { gcloud_ready; }
+
+in_zone() { execute gcloud compute "$@" --project="$project" --zone="$zone"; }
+
+# The family of the machine's image (--runtime): each kind of chip has one.
+image_of() {
+  case $1 in
+    ct6e-* | ct5p-*) echo ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e ;;
+    *) die "--accelerator '$1': --runtime must name an image family of $images for it" ;;
+  esac
+}
+
+create_slice() {
+  needed project zone accelerator
+  local machine=${accelerator%%:*} topology="" region=${zone%-*} per_host image
+  if [[ $accelerator == *:* ]]; then topology=${accelerator#*:}; fi
+  [[ $machine =~ -([0-9]+)t$ ]] || die "--accelerator '$machine': machines end in their chips, -4t"
+  [ "${slices:-1}" = 1 ] || die "--slices: of Compute Engine create each slice by its own name"
+  per_host=${BASH_REMATCH[1]}
+  image=${runtime:-$(image_of "$machine")}
+  # The boot disk has 10 GB unless said, which JAX's packages nearly fill.
+  local flags=(--machine-type="$machine" --image-family="$image" --image-project="$images")
+  flags+=(--boot-disk-size=200GB --maintenance-policy=TERMINATE --scopes=cloud-platform)
+  flags+=(--labels="r1jax=$name")
+  if [ -n "$spot" ]; then flags+=(--provisioning-model=SPOT --instance-termination-action=STOP); fi
+  if [ -n "$reserved" ]; then flags+=(--reservation-affinity=any); fi
+  if [ -z "$topology" ]; then
+    in_zone instances create "$name" "${flags[@]}"
+    return
+  fi
+  local policy="projects/$project/regions/$region/resourcePolicies/$name"
+  execute gcloud compute resource-policies create workload-policy "$name" --type=HIGH_THROUGHPUT \
+    --accelerator-topology="$topology" --project="$project" --region="$region"
+  execute gcloud compute instance-templates create "$name" "${flags[@]}" --project="$project"
+  in_zone instance-groups managed create "$name" --template="$name" \
+    --size="$(($(product "$topology") / per_host))" --target-size-policy-mode=bulk \
+    --default-action-on-vm-failure=do-nothing --workload-policy="$policy"
+}
+
+product() { echo $((${1//x/*})); }
+
+# Its machines, a line each: name and status.
+machines() {
+  in_zone instances list --filter="labels.r1jax=$name" --format='value(name,status)' |
+    sort
+}
+
+is_group() {
+  if [ -n "$dry_run" ]; then
+    [[ ${accelerator:-:} == *:* ]]
+    return
+  fi
+  in_zone instance-groups managed describe "$name" --format='value(name)' > /dev/null 2>&1
+}
+
+# QUEUED, ACTIVE, PREEMPTED or ABSENT.
+slice_state() {
+  local found
+  found=$(machines) || die "gcloud does not say which machines '$name' has"
+  case $found in
+    "") if is_group; then echo QUEUED; else echo ABSENT; fi ;;
+    *TERMINATED* | *STOP* | *SUSPEND*) echo PREEMPTED ;;
+    *PROVISIONING* | *STAGING* | *REPAIRING*) echo QUEUED ;;
+    *) echo ACTIVE ;;
+  esac
+}
+
+slice_names() {
+  in_zone instances list --filter='labels.r1jax:*' --format='value(labels.r1jax)' | sort -u
+}
+
+hosts() {
+  if [ -n "$dry_run" ]; then echo "$name"; else machines | cut -f 1; fi
+}
+
+on_host() { in_zone ssh "$1" --quiet --command="$2"; }
+
+on_workers() {
+  local host pids=() pid failed=0
+  for host in $(hosts); do
+    on_host "$host" "$1" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  return $failed
+}
+
+on_worker() {
+  local all
+  mapfile -t all < <(hosts)
+  on_host "${all[${1#*.}]:-$name}" "$2"
+}
+
+copy_in() {
+  local host
+  for host in $(hosts); do in_zone scp "$1" "$host:$2" --quiet; done
+}
+
+# A group's template and policy too; they are in no zone.
+delete_slice() {
+  if ! is_group; then
+    in_zone instances delete "$name" --quiet
+    return
+  fi
+  in_zone instance-groups managed delete "$name" --quiet
+  execute gcloud compute instance-templates delete "$name" --quiet --project="$project"
+  execute gcloud compute resource-policies delete "$name" --quiet --project="$project" \
+    --region="${zone%-*}"
+}
