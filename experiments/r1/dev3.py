@@ -2,9 +2,10 @@
 
     python -m r1jax.train --config experiments/r1/dev3.py --workdir runs/r1/dev3
 
-Hardware: 256 v5p chips (an assumption). Plan: not made yet. Measured: not run. The paper prints no
-hours for it alone: 4.31 billion tokens an epoch, of 6,287 updates. `:smoke` makes three updates of
-a tiny model of V3's shape.
+Hardware: 256 v5p chips (an assumption). Measured: not run. Plan (python -m r1jax.plan, v5p:4x8x8,
+:model=DeepSeek-V3-Base --rows 804745 --mean_completion 5355): 81.5 GiB of a chip, 8.6 s an update,
+7,692 chip-hours. The paper prints no hours for it alone: 4.31 billion tokens an epoch, of 6,287
+updates. `:smoke` makes three updates of a tiny model of V3's shape.
 
 To bring: MODEL (`:model=PATH`) and data.jsonl of `:data=DIR`, which is mixture.py's workdir.
 To reach (Table 3): AIME 2024 78.1, MATH-500 95.4, AlpacaEval 2.0 62.1, Aider 44.8.

@@ -7,7 +7,7 @@ of MATH-500, 8 of LiveCodeBench; pass@1 is their mean, cons@k their majority. `:
 for R1-Zero, whose prompt is its own; `:dense` for the models of ../distill, on whatever devices
 there are. `:smoke` asks the mini world's problems of its base.
 
-Hardware: 256 v5p chips for a model of V3's size (an assumption). Plan: none; it decodes as
+Hardware: 256 v5p chips for a model of V3's size (an assumption). Plan: not made yet; it decodes as
 rejection.py. Measured: not run. To bring: of `:data=DIR` eval/aime24.jsonl, math500.jsonl,
 gpqa.jsonl and livecodebench.jsonl (README.md). To reach: Table 3 (r1jax/reports/paper.json,
 "stages").

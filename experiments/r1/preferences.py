@@ -5,8 +5,8 @@
 Each pair is judged four times in random order and kept where the mean verdict is further than 1
 from a tie (`MIN_DELTA` of r1jax/judges/preferences.py); then the set's chosen and rejected
 responses are made equally long. Hardware: 256 v5p chips (an assumption), or none with a server.
-Plan: none, `plan` has no judges. Measured: not run. `:smoke` asks the mini world's base, whose
-verdicts nobody can read, so no pair is left.
+Plan: not made yet. Measured: not run. `:smoke` asks the mini world's base, whose verdicts nobody
+can read, so no pair is left.
 
 To bring: DeepSeek-V3 (`:v3=PATH` or the address of a server) and prompts.jsonl of `:data=DIR`, on
 anything but reasoning (README.md). To reach: 66,000 pairs.
