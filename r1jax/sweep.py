@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from absl import flags
@@ -177,12 +178,9 @@ def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
     return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
 
 
-def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
-    """Works off what is neither complete nor set aside -> exit code."""
-    queue = Queue(workdir, {run.name: run.entry for run in runs})
-    if RETRY.value:
-        queue.retry()
-    slices = [
+def slices_of(workdir: Path) -> list[Slice]:
+    """As the flags ask for them."""
+    return [
         Slice(
             f"{NAME.value}-{i}",
             SLICE_FLAGS.value,
@@ -192,16 +190,29 @@ def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
         )
         for i in range(SLICES.value)
     ]
+
+
+def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
+    """Works off what is neither complete nor set aside -> exit code."""
+    queue = Queue(workdir, {run.name: run.entry for run in runs})
+    if RETRY.value:
+        queue.retry()
+    slices = slices_of(workdir)
     good, said = slices[0].call("create", "--dry_run", *slices[0].of_create)
     if not good:
         raise ConfigError(said.strip().removeprefix("error: "))
     commands = {run.name: ["python", *run.command[1:]] for run in runs}
-    work_off(queue, commands, slices, KEEP.value, lambda said: print(said, flush=True))
-    failed = {name: entry for name, entry in queue.entries.items() if entry.state == "failed"}
-    print(f"{len(runs)} runs in {workdir}: {len(runs) - len(failed)} complete")
-    for name, entry in failed.items():
-        print(f"set aside after {entry.starts} starts: {name}: {entry.error}")
-    return 1 if failed else 0
+    try:
+        work_off(queue, commands, slices, KEEP.value, lambda said: print(said, flush=True))
+    except KeyboardInterrupt:
+        print("slices and their runs go on; the same command goes on, tpu_scripts/delete ends them")
+        return 130
+    unfinished = {name: e for name, e in queue.entries.items() if e.state != "complete"}
+    print(f"{len(runs)} runs in {workdir}: {len(runs) - len(unfinished)} complete")
+    for name, entry in unfinished.items():
+        what = "set aside" if entry.state == "failed" else entry.state
+        print(f"{what} after {entry.starts} starts: {name}: {entry.error}")
+    return 1 if unfinished else 0
 
 
 def main() -> int:
@@ -213,6 +224,12 @@ def main() -> int:
             is_complete = run.name in known and known[run.name].is_complete(run.entry)
             what = "skipped (complete)" if is_complete else shlex.join(run.command)
             print(f"{run.name}\n    {what}")
+        if WHERE.value == "slices":
+            for one in slices_of(workdir):
+                words = {"create": one.of_create, "setup": one.of_setup, "delete": ()}
+                print(one.name)
+                for verb, flags_of_verb in words.items():
+                    print(indent(one.call(verb, "--dry_run", *flags_of_verb)[1], "    "), end="")
         return 0
     with lock_workdir(workdir):
         return (run_here if WHERE.value == "local" else run_on_slices)(runs, workdir)

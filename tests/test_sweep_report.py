@@ -1,6 +1,7 @@
 """A sweep's table and figure, from the files of its runs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_seeds_are_folded(tmp_path: Path) -> None:
 
 def test_one_that_has_only_begun(tmp_path: Path) -> None:
     make_sweep(tmp_path, r_1_0=0.2, r_10_0=0.9)
+    shutil.rmtree(tmp_path / "r_10_0")  # not even that
     arms = read_sweep(tmp_path)
     assert outcomes(arms) == {}
     assert draw_sweep(arms) is None

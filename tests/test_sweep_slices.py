@@ -140,6 +140,8 @@ def test_wrong_flags_start_nothing(start: Start, tmp_path: Path) -> None:
     assert driver.returncode == 2
     shown = start(2, (-1, 0), "--dry_run").communicate()[0]
     assert shown.count("-m r1jax.train") == 2
+    for i in range(3):
+        assert f"try-{i}\n    mkdir -p {tmp_path}/slices/try-{i}/worker-0\n" in shown
     assert not (tmp_path / "slices").exists()
 
 

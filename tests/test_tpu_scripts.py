@@ -246,6 +246,8 @@ def test_a_slice_is_created_used_preempted_and_deleted(cloud: Path) -> None:
         )
         assert stat.S_IMODE((cloud / f"zero/{i}/.r1jax_env").stat().st_mode) == 0o600
     assert "s3cret" not in (cloud / "calls").read_text()
+    script("launch", *where, "--run=silent", "--", "false")
+    until("ended with exit code 1: \n", *where, "--run=silent")
     (cloud / "zero/state").write_text("SUSPENDED\n")
     assert script("status", *where).stdout == "slice zero: PREEMPTED\n"
     assert "is PREEMPTED, not ACTIVE" in script("stop", *where, expected=2).stderr
