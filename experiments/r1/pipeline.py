@@ -13,8 +13,9 @@
 
 Each stage's numbers and choices stand in its own file, what it reads in README.md. Every stage's
 config can be changed as `--config.stages.NAME.key=value`. Hardware: 256 v5p chips (an assumption).
-Plan: not made yet. Measured: not run. The paper: 147K H800 hours (Table 7). `:smoke` runs every
-stage at a few steps, from a tiny base of V3's shape.
+Measured: not run. Plan: that of each stage in its file; of those that have one it is 246,000
+chip-hours of v5p, 158,000 of them R1-Zero's. The paper: 147K H800 hours (Table 7). `:smoke` runs
+every stage at a few steps, from a tiny base of V3's shape.
 
 To bring: V3-Base (`:model=PATH`), V3 (`:v3=PATH` or a server's address) and all of `:data=DIR`.
 """

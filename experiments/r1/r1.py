@@ -3,9 +3,16 @@
     python -m r1jax.train --config experiments/r1/r1.py --workdir runs/r1/r1
 
 1,700 steps; general prompts and the reward models' scores only in the last 400 of them, since more
-of them invites reward hacking. Hardware: 256 v5p chips (an assumption). Plan: not made yet.
-Measured: not run. The paper: a part of R1's 41K H800 hours (Table 7). `:smoke` runs four updates of
-a tiny model of V3's shape, without reward models where none are named.
+of them invites reward hacking. Hardware: 256 v5p chips (an assumption). Measured: not run. Plan:
+
+    V3=DeepSeek-V3-Base
+    python -m r1jax.plan --config experiments/r1/r1.py:model=$V3,helpful=$V3,safety=$V3 \\
+        --topology v5p:4x8x8 --mean_completion 8192
+
+87.3 of 95.7 GiB of a chip; a rollout and its 16 updates 3,869 s, 458 of them for two reward models
+of V3's size. `plan` counts these in all of 106 rollouts (29,232 chip-hours); as they score in the
+last 25 alone, the run is about 26,500. The paper: a part of R1's 41K H800 hours (Table 7). `:smoke`
+runs four updates of a tiny model of V3's shape, without reward models where none are named.
 
 To bring: Dev3 (`:model=PATH`), the reward models (`:helpful=PATH,safety=PATH`), and of `:data=DIR`
 reasoning.jsonl and general.jsonl (README.md).
