@@ -162,6 +162,10 @@ def _outcome(code: int) -> str:
 def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
     """Runs what is not complete -> exit code."""
     queue = Queue(workdir, {run.name: run.entry for run in runs}, most_failures=1)
+    if elsewhere := sorted(queue.places() - {HERE}):
+        raise ConfigError(
+            f"{workdir} has a run on the slice {elsewhere[0]}: tpu_scripts/sweep goes on"
+        )
     todo = [run for run in runs if queue.entries[run.name].state != "complete"]
     for run in runs:
         if run not in todo:
@@ -178,17 +182,18 @@ def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
     return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
 
 
-def slices_of(workdir: Path) -> list[Slice]:
-    """As the flags ask for them."""
+def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
+    """As the flags ask for them, and those where there are runs already."""
+    names = [f"{NAME.value}-{i}" for i in range(SLICES.value)]
     return [
         Slice(
-            f"{NAME.value}-{i}",
+            name,
             SLICE_FLAGS.value,
             CREATE_FLAGS.value,
             [f"--workdir={workdir}"],
             [f"--pass={PASS.value}"] if PASS.value else [],
         )
-        for i in range(SLICES.value)
+        for name in dict.fromkeys([*names, *places])
     ]
 
 
@@ -197,7 +202,8 @@ def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
     queue = Queue(workdir, {run.name: run.entry for run in runs})
     if RETRY.value:
         queue.retry()
-    slices = slices_of(workdir)
+    queue.slice_gone(HERE)  # what ran here has ended with its driver
+    slices = slices_of(workdir, sorted(queue.places()))
     good, said = slices[0].call("create", "--dry_run", *slices[0].of_create)
     if not good:
         raise ConfigError(said.strip().removeprefix("error: "))

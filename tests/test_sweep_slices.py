@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.machines.queue import MOST_LOSSES, Entry, Queue, read_queue
+from r1jax.sweep import make_runs
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -145,6 +146,22 @@ def test_wrong_flags_start_nothing(start: Start, tmp_path: Path) -> None:
     assert not (tmp_path / "slices").exists()
 
 
+def test_runs_on_slices_are_not_started_here(tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(CONFIG.replace("SEEDS", "1"))
+    (run,) = make_runs(f"{tmp_path}/config.py", tmp_path)
+    assert Queue(tmp_path / "out", {run.name: run.entry}).take("lr-0") == run.name
+    command = [sys.executable, "-m", "r1jax.sweep", f"--config={tmp_path}/config.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}/out"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "has a run on the slice lr-0: tpu_scripts/sweep goes on" in done.stderr
+
+
 def test_a_queue_is_kept(tmp_path: Path) -> None:
     runs = {name: Entry({"seed": i}, name) for i, name in enumerate("abc")}
     queue = Queue(tmp_path, runs)
@@ -159,12 +176,16 @@ def test_a_queue_is_kept(tmp_path: Path) -> None:
         queue.failed("b", "no memory")
         assert queue.take("two") == "b"
     queue.failed("b", "no memory")
-    assert queue.take("two") == "c" and not queue.wants("one")
-    for _ in range(MOST_LOSSES):
+    assert queue.take("two") == "c" and queue.places() == {"two"} and not queue.wants("one")
+    queue.lost("c", until_gone=True)  # they may still run
+    assert queue.take("three") is None
+    queue.slice_gone("two")
+    for _ in range(MOST_LOSSES - 1):
         assert queue.take("two") == "c"
         queue.lost("c")
     assert {n: e.state for n, e in read_queue(tmp_path).items()} == {
         "a": "complete", "b": "failed", "c": "failed",
     }  # fmt: skip
+    assert queue.places() == set()
     queue.retry()
     assert queue.take("one") == "c"  # begun most often

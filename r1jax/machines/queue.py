@@ -26,7 +26,7 @@ class Entry:
     where: str = ""  # the slice that has it, or had it last
     starts: int = 0
     failures: int = 0  # in a row, and its own: not of a slice that was taken away
-    losses: int = 0  # in a row, of workers of a slice that was there
+    losses: int = 0  # since a failure, of workers of a slice that was there
     error: str = ""  # of its last failure
 
     def is_complete(self, fresh: Entry) -> bool:
@@ -98,29 +98,35 @@ class Queue:
         """Whether the slice of this name was set up."""
         return where in self._ready
 
-    def slice_ready(self, where: str) -> None:
+    def set_ready(self, where: str, is_ready: bool) -> None:
         with self._lock:
-            self._ready.add(where)
+            (self._ready.add if is_ready else self._ready.discard)(where)
             self._write()
 
     def slice_gone(self, where: str) -> None:
-        """What ran there goes on where there is one, as often as that happens."""
+        """For certain: what ran there goes on where there is one, as often as that happens."""
         with self._lock:
             self._ready.discard(where)
             for entry in self.entries.values():
                 if entry.state == "running" and entry.where == where:
-                    entry.state, entry.losses = "waiting", 0
+                    entry.state = "waiting"
             self._write()
+
+    def places(self) -> set[str]:
+        """Where runs are that run."""
+        return {entry.where for entry in self.entries.values() if entry.state == "running"}
 
     def complete(self, name: str) -> None:
         self._change(name, state="complete", failures=0, losses=0, error="")
 
-    def lost(self, name: str) -> None:
-        """Workers ended or were not reached, on a slice that is there: it may go on MOST_LOSSES - 1
-        times.
+    def lost(self, name: str, until_gone: bool = False) -> None:
+        """Workers ended, or are not reached, on a slice that is there: MOST_LOSSES times at most.
+
+        With `until_gone` they may still run: the run is taken by nobody until `slice_gone`.
         """
         losses = self.entries[name].losses + 1
-        state = "failed" if losses >= MOST_LOSSES else "waiting"
+        waits = "running" if until_gone else "waiting"
+        state = "failed" if losses >= MOST_LOSSES else waits
         self._change(name, state=state, losses=losses, error="workers of its slice were lost")
 
     def failed(self, name: str, error: str) -> None:

@@ -84,14 +84,20 @@ def _serve(one: Slice, queue: Queue, commands: Commands, keep: bool, say: Say) -
         name = queue.take(one.name)
         if name is not None:
             _attempt(one, queue, name, commands[name], say)
-    if not keep and one.state() not in (UNKNOWN, ABSENT):
-        _delete(one, queue, say)
+    while not keep and (state := one.state()) != ABSENT:
+        if state != UNKNOWN:
+            _delete(one, queue, say)
+        time.sleep(one.poll_s)
 
 
 def _delete(one: Slice, queue: Queue, say: Say) -> tuple[bool, str]:
-    queue.slice_gone(one.name)
+    """What ran there is nobody else's before all of the slice has ended."""
+    queue.set_ready(one.name, False)
     say(f"deletes  {one.name}")
-    return one.call("delete")
+    done, said = one.call("delete")
+    if done:
+        queue.slice_gone(one.name)
+    return done, said
 
 
 def _make(one: Slice, queue: Queue, say: Say) -> None:
@@ -103,11 +109,10 @@ def _make(one: Slice, queue: Queue, say: Say) -> None:
             return
         if state == ACTIVE and troubles < BROKEN:
             done, said = one.call("setup", *one.of_setup)
-            if done:
-                queue.slice_ready(one.name)
+            queue.set_ready(one.name, done)
         elif state in (ACTIVE, "PREEMPTED", "FAILED"):
             done, said = _delete(one, queue, say)
-            troubles = 0
+            troubles = 0 if done else troubles
         elif state == ABSENT:
             queue.slice_gone(one.name)
             say(f"creates  {one.name}")
@@ -130,9 +135,8 @@ def _attempt(one: Slice, queue: Queue, name: str, command: Sequence[str], say: S
         if not workers:
             state = one.state()
             if state not in (UNKNOWN, ACTIVE):
-                queue.slice_gone(one.name)
                 say(f"lost     {name}: {one.name} is {state}")
-                return
+                return  # it waits when _make has found or made the slice's end
             troubles += state == ACTIVE
         elif UNSTARTED in workers and not is_over:
             done, said = one.call("launch", f"--run={attempt}", *one.of_launch, "--", *command)
@@ -145,7 +149,7 @@ def _attempt(one: Slice, queue: Queue, name: str, command: Sequence[str], say: S
             _settle(one, queue, name, workers, say)
             return
         time.sleep(one.poll_s)
-    queue.lost(name)
+    queue.lost(name, until_gone=True)
     say(f"lost     {name}: the workers of {one.name} do not answer")
     _delete(one, queue, say)
 
