@@ -76,7 +76,7 @@ class Progress:
     def _eta(self, step: int, now: float) -> str:
         if self._first is None or step <= self._first[0]:
             return ""
-        each = (now - self._first[1]) / (step - self._first[0])
+        each = max(now - self._first[1], 1e-9) / (step - self._first[0])
         seconds = int(each * (self._total - step))
         return f"  {3600 / each:,.0f}/h  {seconds // 60}:{seconds % 60:02d} left"
 
