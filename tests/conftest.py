@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `experiments`, as `python -m` finds it
@@ -81,6 +82,21 @@ def _installed(*modules: str) -> bool:
     from importlib.util import find_spec
 
     return all(find_spec(module) for module in modules)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings() -> Iterator[None]:
+    """A worker compiles thousands of programs, and Linux gives a process only so many mappings:
+    without them XLA ends in a segmentation fault.
+    """
+    yield
+    import jax
+
+    from r1jax.machines.cpu import MOST_MAPPED, mapped_share
+
+    if mapped_share() > MOST_MAPPED:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
