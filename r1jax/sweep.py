@@ -31,7 +31,7 @@ from r1jax.config import ConfigError, Overrides, load_module, override
 from r1jax.files import LOG, SWEEP, absolute
 from r1jax.machines.preemption import STOPPED, listen
 from r1jax.machines.processes import Processes, lock_workdir
-from r1jax.machines.queue import Entry, Queue, read_queue
+from r1jax.machines.queue import HERE, Entry, Queue, read_queue
 from r1jax.machines.slices import Slice, work_off
 from r1jax.stages import checked
 
@@ -49,7 +49,6 @@ CREATE_FLAGS = flags.DEFINE_multi_string("create_flag", [], "Of tpu_scripts/crea
 PASS = flags.DEFINE_string("pass", "", "As of tpu_scripts/launch.")
 KEEP = flags.DEFINE_bool("keep", False, "Leaves the slices when all is done.")
 RETRY = flags.DEFINE_bool("retry", False, "On slices: runs that were set aside, too.")
-HERE = "this machine"
 
 
 @dataclass(frozen=True)

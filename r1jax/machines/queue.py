@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,10 +10,11 @@ from typing import Any, Literal, get_args
 
 from etils import epath
 
-from r1jax.config import DataError
+from r1jax.config import ConfigError, DataError
 from r1jax.files import SWEEP, absolute, read_object, write_json
 
 MOST_LOSSES = 10
+HERE = "this machine"  # whose runs end with their driver
 State = Literal["waiting", "running", "complete", "failed"]
 
 
@@ -25,6 +27,7 @@ class Entry:
     state: State = "waiting"
     where: str = ""  # the slice that has it, or had it last
     starts: int = 0
+    attempt: str = ""  # the last start's own name on its slice, that no other start has had
     failures: int = 0  # in a row, and its own: not of a slice that was taken away
     losses: int = 0  # since a failure, of workers of a slice that was there
     error: str = ""  # of its last failure
@@ -57,6 +60,13 @@ class Queue:
         """`runs` by name, as they would begin; what the file says of them is still true."""
         self._path, self._most = absolute(workdir) / SWEEP, most_failures
         known = read_queue(workdir) if self._path.exists() else {}
+        for name, entry in known.items():
+            same = name in runs and runs[name].digest == entry.digest
+            if entry.state == "running" and entry.where != HERE and not same:
+                raise ConfigError(
+                    f"{workdir}: {name} still runs on the slice {entry.where} with another config:"
+                    " delete the slice, and the run's entry in sweep.json"
+                )
         self.entries = {
             name: known[name] if name in known and known[name].digest == run.digest else run
             for name, run in runs.items()
@@ -80,7 +90,8 @@ class Queue:
 
     def start(self, name: str, where: str) -> None:
         starts = self.entries[name].starts + 1
-        self._change(name, state="running", where=where, starts=starts)
+        attempt = f"{name}.{secrets.token_hex(4)}"
+        self._change(name, state="running", where=where, starts=starts, attempt=attempt)
 
     def interrupted(self, name: str) -> None:
         """It was stopped, with a checkpoint."""

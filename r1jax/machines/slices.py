@@ -117,6 +117,7 @@ def _make(one: Slice, queue: Queue, say: Say) -> None:
             queue.slice_gone(one.name)
             say(f"creates  {one.name}")
             done, said = one.call("create", *one.of_create)
+            troubles = 0 if done else troubles
         else:  # it waits, or nobody answers
             done, said = True, ""
             time.sleep(one.poll_s)
@@ -128,7 +129,7 @@ def _make(one: Slice, queue: Queue, say: Say) -> None:
 
 def _attempt(one: Slice, queue: Queue, name: str, command: Sequence[str], say: Say) -> None:
     """Starts the run, unless it was started, and waits for its end, or the slice's."""
-    attempt, troubles = f"{name}.{queue.entries[name].starts}", 0
+    attempt, troubles = queue.entries[name].attempt, 0
     while troubles < BROKEN:
         workers = one.workers(attempt)
         is_over = any(_ENDED.match(said) or said.startswith("gone") for said in workers)
@@ -161,7 +162,7 @@ def _settle(one: Slice, queue: Queue, name: str, workers: Sequence[str], say: Sa
     if not any(codes) and None not in codes:
         queue.complete(name)
         say(f"complete {name}")
-    elif any(own):
+    elif any(own) and UNSTARTED not in workers:
         error = workers[own.index(True)]
         queue.failed(name, error)
         say(f"FAILED   {name}, {queue.entries[name].failures}. time: {error}")

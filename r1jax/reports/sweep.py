@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from r1jax.config import DataError
 from r1jax.files import STARTS, absolute, read_jsonl
 from r1jax.machines.queue import Entry, read_queue
 from r1jax.reports.results import LAST, ROWS, last_value
@@ -59,10 +60,10 @@ def _is_seed(key: str) -> bool:
 
 
 def _chip_hours(run: RunRecord) -> float:
-    starts = run.workdir / STARTS
-    if not starts.exists():
+    try:
+        devices = int(read_jsonl(run.workdir / STARTS)[-1]["devices"].partition(" ")[0])
+    except (DataError, LookupError):  # it has not begun, or only just
         return 0.0
-    devices = int(read_jsonl(starts)[-1]["devices"].partition(" ")[0])
     seconds = [
         value for line in run.timings for name, value in line.items() if name.endswith("/total")
     ]

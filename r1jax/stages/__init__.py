@@ -104,5 +104,5 @@ def _with_shapes(name: str, stages: Any) -> Any:
     chats = [config[key] for key in ("judge", "writer", "policy") if config.get(key)]
     for one in (*terms, *chats):
         if one.get("path"):
-            one.path = begun({"path": one.path})["path"]
+            one.path = begun({"path": one.path}).get("path") or one.path
     return config

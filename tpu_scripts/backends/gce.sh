@@ -9,6 +9,8 @@ backend_ready() { gcloud_ready; }
 
 in_zone() { execute gcloud compute "$@" --project="$project" --zone="$zone"; }
 
+listed() { execute gcloud compute instances list "$@" --project="$project" --zones="$zone"; }
+
 # The family of the machine's image (--runtime): each kind of chip has one.
 image_of() {
   case $1 in
@@ -48,8 +50,7 @@ product() { echo $((${1//x/*})); }
 
 # Its machines, a line each: name and status.
 machines() {
-  in_zone instances list --filter="labels.r1jax=$name" --format='value(name,status)' |
-    sort
+  listed --filter="labels.r1jax=$name" --format='value(name,status)' | sort
 }
 
 is_group() {
@@ -73,7 +74,7 @@ slice_state() {
 }
 
 slice_names() {
-  in_zone instances list --filter='labels.r1jax:*' --format='value(labels.r1jax)' | sort -u
+  listed --filter='labels.r1jax:*' --format='value(labels.r1jax)' | sort -u
 }
 
 hosts() {
@@ -83,8 +84,9 @@ hosts() {
 on_host() { in_zone ssh "$1" --quiet --command="$2"; }
 
 on_workers() {
-  local host pids=() pid failed=0
-  for host in $(hosts); do
+  local all host pids=() pid failed=0
+  all=$(hosts) && [ -n "$all" ] || return 1
+  for host in $all; do
     on_host "$host" "$1" &
     pids+=($!)
   done
@@ -93,14 +95,16 @@ on_workers() {
 }
 
 on_worker() {
-  local all
-  mapfile -t all < <(hosts)
+  local found all
+  found=$(hosts) || return 1
+  mapfile -t all <<< "$found"
   on_host "${all[${1#*.}]:-$name}" "$2"
 }
 
 copy_in() {
-  local host
-  for host in $(hosts); do in_zone scp "$1" "$host:$2" --quiet; done
+  local all host
+  all=$(hosts) && [ -n "$all" ] || return 1
+  for host in $all; do in_zone scp "$1" "$host:$2" --quiet; done
 }
 
 # A group's template and policy too; they are in no zone.

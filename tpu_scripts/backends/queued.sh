@@ -37,10 +37,10 @@ create_slice() {
 
 # A node may be gone before its queued resource says so.
 is_preempted() {
-  local states
-  states=$(execute gcloud compute tpus tpu-vm list --filter="name~^$name(-[0-9]+)?\$" \
-    --format='value(state)' --project="$project" --zone="$zone" 2> /dev/null) || return 1
-  [[ $states == *PREEMPTED* || $states == *TERMINATED* ]]
+  local nodes
+  nodes=$(execute gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' \
+    --project="$project" --zone="$zone" 2> /dev/null) || return 1
+  grep -q -E "^${name}[[:space:]]+(PREEMPTED|TERMINATED)" <<< "$nodes"
 }
 
 # QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT.
