@@ -38,12 +38,22 @@ create_slice() {
     return
   fi
   local policy="projects/$project/regions/$region/resourcePolicies/$name"
-  execute gcloud compute resource-policies create workload-policy "$name" --type=HIGH_THROUGHPUT \
-    --accelerator-topology="$topology" --project="$project" --region="$region"
-  execute gcloud compute instance-templates create "$name" "${flags[@]}" --project="$project"
+  # Both may be there from a group that found no machines.
+  has resource-policies --region="$region" ||
+    execute gcloud compute resource-policies create workload-policy "$name" \
+      --type=HIGH_THROUGHPUT --accelerator-topology="$topology" --project="$project" \
+      --region="$region"
+  has instance-templates ||
+    execute gcloud compute instance-templates create "$name" "${flags[@]}" --project="$project"
   in_zone instance-groups managed create "$name" --template="$name" \
     --size="$(($(product "$topology") / per_host))" --target-size-policy-mode=bulk \
     --default-action-on-vm-failure=do-nothing --workload-policy="$policy"
+}
+
+# has KIND FLAGS...: whether there is one of this name; never in a dry run.
+has() {
+  [ -z "$dry_run" ] || return 1
+  gcloud compute "$1" describe "$name" "${@:2}" --project="$project" > /dev/null 2>&1
 }
 
 product() { echo $((${1//x/*})); }
@@ -109,12 +119,18 @@ copy_in() {
 
 # A group's template and policy too; they are in no zone.
 delete_slice() {
-  if ! is_group; then
+  local region=${zone%-*} group=
+  if is_group; then group=1; fi
+  if [ -n "$group" ]; then
+    in_zone instance-groups managed delete "$name" --quiet
+  elif [ -n "$dry_run" ] || [ -n "$(machines)" ]; then
     in_zone instances delete "$name" --quiet
-    return
   fi
-  in_zone instance-groups managed delete "$name" --quiet
-  execute gcloud compute instance-templates delete "$name" --quiet --project="$project"
-  execute gcloud compute resource-policies delete "$name" --quiet --project="$project" \
-    --region="${zone%-*}"
+  if [ -n "$dry_run" ] && [ -n "$group" ] || has instance-templates; then
+    execute gcloud compute instance-templates delete "$name" --quiet --project="$project"
+  fi
+  if [ -n "$dry_run" ] && [ -n "$group" ] || has resource-policies --region="$region"; then
+    execute gcloud compute resource-policies delete "$name" --quiet --project="$project" \
+      --region="$region"
+  fi
 }
