@@ -66,6 +66,17 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
+# on_each FUNCTION LINE PLACE...: FUNCTION PLACE LINE for all places at once; not 0 where one fails.
+on_each() {
+  local function=$1 line=$2 place pids=() pid failed=0
+  for place in "${@:3}"; do
+    "$function" "$place" "$line" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  return $failed
+}
+
 # needed KEY...: settings that this backend cannot do without.
 needed() {
   local key

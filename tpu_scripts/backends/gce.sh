@@ -94,14 +94,10 @@ hosts() {
 on_host() { in_zone ssh "$1" --quiet --command="$2"; }
 
 on_workers() {
-  local all host pids=() pid failed=0
-  all=$(hosts) && [ -n "$all" ] || return 1
-  for host in $all; do
-    on_host "$host" "$1" &
-    pids+=($!)
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-  return $failed
+  local found all
+  found=$(hosts) && [ -n "$found" ] || return 1
+  mapfile -t all <<< "$found"
+  on_each on_host "$1" "${all[@]}"
 }
 
 on_worker() {

@@ -32,13 +32,8 @@ slice_state() {
 }
 
 on_workers() {
-  local homes=("$slices_root/$name"/worker-*) i pids=() failed=0
-  for ((i = 0; i < ${#homes[@]}; i++)); do
-    on_worker "0.$i" "$1" &
-    pids+=($!)
-  done
-  for i in "${pids[@]}"; do wait "$i" || failed=1; done
-  return $failed
+  local homes=("$slices_root/$name"/worker-*)
+  on_each on_worker "$1" "${homes[@]/#*worker-/0.}"
 }
 
 on_worker() {
