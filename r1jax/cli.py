@@ -15,12 +15,16 @@ from r1jax.machines import peers
 from r1jax.machines.cpu import keep_memory
 from r1jax.machines.preemption import STOPPED, Stopped
 from r1jax.machines.processes import end_with_starter
+from r1jax.machines.program_cache import end_sharing
 
 # Of a full disk, a read-only one, somebody else's: nothing is wrong with the program.
 OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
+
+# Libraries whose errors, when they have tried again for long enough, are those of a bucket.
+OF_A_BUCKET = ("gcsfs", "google", "aiohttp")
 
 WRONG_KIND = (IsADirectoryError, NotADirectoryError, FileExistsError)  # epath's have no errno
 
@@ -56,6 +60,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         assert isinstance(error, OSError)
         said = f"{error.filename or 'a file'}: {error.strerror}" if error.errno else error
         return f"error: {said}", 2
+    if type(error).__module__.partition(".")[0] in OF_A_BUCKET:
+        return f"error: the object store: {error}", 2
     if isinstance(error, KeyboardInterrupt | Stopped):
         restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)
         same = "the same command without --restart_from" if restarts else "the same command"
@@ -68,7 +74,10 @@ def _ending(error: BaseException) -> tuple[str, int]:
 def _run(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-    return main()
+    try:
+        return main()
+    finally:
+        end_sharing()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

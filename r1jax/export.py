@@ -13,7 +13,7 @@ from etils import epath
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError
-from r1jax.files import absolute
+from r1jax.files import on_disk
 from r1jax.machines.hosts import set_up_jax
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.layouts import stack_layers
@@ -29,7 +29,7 @@ def export(
     model: str, output: epath.PathLike, dtype: str = "bfloat16", file_format: str = "hf"
 ) -> None:
     """Raises ConfigError where `output` is not empty, or the model has nothing in that format."""
-    opened, directory = open_model(model), absolute(output)
+    opened, directory = open_model(model), on_disk(output)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"--output {output} exists and is not an empty directory")
     config, params = opened.config, opened.load(make_mesh(), 0)

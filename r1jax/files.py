@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,22 +40,50 @@ SWEEP = "sweep.json"
 LOCK, LOG = ".lock", "log.txt"
 
 
+BUCKETS = "gs://"
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
-    """An absolute path of this machine."""
-    if not os.fspath(path):
+    """An absolute path of this machine, or a place of Google's object store (gs://BUCKET/...)."""
+    text = os.fspath(path)
+    if not text:
         raise ConfigError("an empty path names no file or directory")
-    if "://" in os.fspath(path):
-        raise ConfigError(f"{os.fspath(path)}: paths of object stores are not supported yet")
+    if text.startswith(BUCKETS):
+        return _in_bucket(text)
+    if "://" in text:
+        raise ConfigError(f"{text}: of object stores only gs:// is supported")
     return epath.Path(path).expanduser().absolute()
 
 
-def readable(path: epath.PathLike) -> epath.Path:
-    """As absolute, or a place of Google's object store (gs://), of which parts can be read."""
-    if not os.fspath(path).startswith("gs://"):
-        return absolute(path)
+def on_disk(path: epath.PathLike) -> epath.Path:
+    """As absolute, where only a disk will do."""
+    if in_bucket(path):
+        raise ConfigError(f"{os.fspath(path)} is on an object store, expected a path of this disk")
+    return absolute(path)
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether it is a place of an object store, which has no directories: they are there as long as
+    there is something in them. Objects cannot grow, and are replaced as a whole.
+    """
+    return os.fspath(path).startswith(BUCKETS)
+
+
+def _in_bucket(text: str) -> epath.Path:
     if find_spec("gcsfs") is None:
-        raise ConfigError(f"{os.fspath(path)} is read with gcsfs: pip install -e '.[gcs]'")
-    return epath.Path(path)
+        raise ConfigError(f"{text} is read and written with gcsfs: pip install -e '.[gcs]'")
+    if not text.removeprefix(BUCKETS).strip("/"):
+        raise ConfigError(f"{text} names no bucket, expected gs://BUCKET/DIRECTORY")
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # which not all libraries heed
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+
+    for name in ("gcsfs", "fsspec"):  # they tell of every object
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # What others have written since must be seen; how epath makes a file system says nothing of it.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
 
 
 def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -77,7 +108,7 @@ def numbered_jsonl(path: epath.PathLike) -> list[tuple[int, dict[str, Any]]]:
 def read_data(path: epath.PathLike) -> bytes:
     """A file of rows, without a byte order mark, and unpacked where it is packed by gzip."""
     try:
-        data = absolute(path).read_bytes()
+        data = content_of(absolute(path))
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     except IsADirectoryError:
         raise DataError(f"{path} is a directory, expected a file") from None
@@ -88,16 +119,45 @@ def read_data(path: epath.PathLike) -> bytes:
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
+def content_of(path: epath.Path) -> bytes:
+    """All of a file; of one that has grown in a bucket (journal.py) its segments, end to end."""
+    if not in_bucket(path):
+        return path.read_bytes()
+    if not (parts := parts_of(path)):
+        raise FileNotFoundError(path)
+    with ThreadPoolExecutor(8) as pool:
+        return b"".join(pool.map(lambda part: part.read_bytes(), parts))
+
+
+def parts_of(path: epath.Path) -> list[epath.Path]:
+    """The file or, in a bucket, its segments; [] where there is none."""
+    if in_bucket(path) and path.is_dir():
+        return sorted(path.iterdir())
+    return [path] if path.exists() else []
+
+
+def names_below(directory: epath.Path) -> list[str]:
+    """Of all files in it and its directories, relative to it."""
+    if in_bucket(directory):  # one question for all of them
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(os.fspath(directory))
+        return sorted(name.removeprefix(f"{root}/") for name in system.find(root))
+    found = Path(directory).rglob("*")
+    return sorted(str(path.relative_to(directory)) for path in found if path.is_file())
+
+
 def json_lines(path: epath.PathLike, data: bytes) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a file's content, each with the number of its line."""
     numbered = enumerate(data.split(b"\n"), start=1)
-    rows = [(number, _parse_line(line, path, number)) for number, line in numbered if line.strip()]
+    rows = [(number, parse_line(line, path, number)) for number, line in numbered if line.strip()]
     if not rows:
         raise DataError(f"{path} is empty, expected one JSON object a line")
     return rows
 
 
-def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any]:
+def parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any]:
+    """The object of one line; DataError with its place where it is none."""
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or far too deep
@@ -111,7 +171,7 @@ def _parse_line(line: bytes, path: epath.PathLike, number: int) -> dict[str, Any
 
 def write_jsonl_atomic(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """The whole file or, if killed, the one that was there before."""
-    write_atomic(path, b"".join(_line(row) for row in rows))
+    write_atomic(path, b"".join(map(line_of, rows)))
 
 
 def write_data(
@@ -128,7 +188,7 @@ def write_data(
 def read_object(path: epath.PathLike) -> dict[str, Any]:
     """The object of a JSON file; DataError where it holds something else."""
     try:
-        value = json.loads(readable(path).read_bytes())
+        value = json.loads(content_of(absolute(path)))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -142,20 +202,14 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def append_samples(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends rows; each has its "step", by which a resumed run drops those it writes again."""
-    append_lines(path, ({"step": row["step"], **row} for row in rows))
-
-
-def append_lines(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    data = b"".join(map(_line, rows))
-    with absolute(path).open("ab") as file:
-        file.write(data)
-
-
 def write_atomic(path: epath.PathLike, data: bytes) -> None:
-    """Writes a temporary file beside `path`, then puts it in its place."""
+    """Writes a temporary file beside `path`, then puts it in its place. An object of a bucket is
+    there as a whole or not at all.
+    """
     path = absolute(path)
+    if in_bucket(path):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp-{os.getpid()}"
     with temporary.open("wb") as file:
@@ -165,35 +219,10 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def line_of(row: Mapping[str, Any]) -> bytes:
     """One line. A lone surrogate becomes its JSON escape, since UTF-8 has none."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def drop_after(path: epath.PathLike, step: int) -> None:
-    """Drops the lines whose "step" is later than `step`, and a torn last line."""
-    path = absolute(path)
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    torn = lines.pop()  # empty after a whole line, else what a dying process left
-    kept = [x for i, x in enumerate(lines, start=1) if _step_of(x, path, i) <= step]
-    if torn or len(kept) < len(lines):
-        write_atomic(path, b"".join(line + b"\n" for line in kept))
-
-
-def _step_of(line: bytes, path: epath.PathLike, number: int) -> int:
-    step = _parse_line(line, path, number).get("step")
-    if not isinstance(step, int):
-        raise DataError(f"{path}:{number} has no step; every line of this file has one")
-    return step
-
-
-def count_lines(path: epath.PathLike) -> int:
-    """Whole lines of a file, 0 where there is none."""
-    path = absolute(path)
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def read_metrics(workdir: epath.PathLike, name: str = METRICS) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Eight CPU devices for the tests, set before JAX is imported; the markers."""
 
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -8,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `experiments`, as `python -m` finds it
 
@@ -35,7 +37,11 @@ CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(pr
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# An emulator's buckets have no kinds, for which gcsfs would ask with credentials.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 import pytest  # noqa: E402
+from etils import epath  # noqa: E402
 
 MARKERS = {
     "slow": "takes more than some ten seconds; skipped unless --slow is given",
@@ -116,3 +122,28 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for room in ("machines.mesh", "weights.load"):
         monkeypatch.setattr(f"r1jax.{room}.devices_for", lambda *_: jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Any]:
+    """Of Google's object store, with one bucket. Tensorstore reads its address once a process."""
+    server = pytest.importorskip("gcp_storage_emulator.server").create_server(
+        "localhost", 0, in_memory=True, default_bucket="models"
+    )
+    server._storage._write_config_to_file = lambda: None  # all objects' names, with each of them
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> epath.Path:
+    """A bucket with nothing in it, for commands too."""
+    gcsfs = pytest.importorskip("gcsfs")
+    address = f"http://localhost:{emulator._api._httpd.server_port}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # that there are no credentials
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    emulator.wipe(keep_buckets=True)
+    return epath.Path("gs://models")

@@ -16,7 +16,7 @@ PACKAGE = Path(r1jax.__file__).parent
 # The rooms, bottom first: a file imports from its own room and from those before it. Commands
 # (modules with a `__main__` block) stand above everything.
 ROOMS = [
-    *("types", "config", "config_help", "files", "progress"),
+    *("types", "config", "config_help", "files", "journal", "progress"),
     *("machines", "tasks", "data", "models", "rewards"),
     *("losses", "rollout", "weights"),
     *("training", "reports", "judges", "benchmarks"),

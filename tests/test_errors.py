@@ -105,7 +105,11 @@ def mistake(stage: str, tokenizer: str, workdir: Path, changes: dict[str, Any]) 
             "cannot be imported",
         ),
         ("sft", {"data": {"path": "no.jsonl"}}, "file no.jsonl does not exist"),
-        ("sft", {"data": {"path": "gs://b/a"}}, "gs://b/a: paths of object stores are not support"),
+        (
+            "sft",
+            {"data": {"path": "s3://b/a"}},
+            "s3://b/a: of object stores only gs:// is support",
+        ),
         ("sft", {"pack_length": 0}, "config.pack_length 0 must be at least 1"),
         ("sft", {"microbatch_rows": 0}, "config.microbatch_rows 0 must be at least 1"),
         ("grpo", {"microbatch_rows": -2}, "config.microbatch_rows -2 must be at least 1"),

@@ -1,7 +1,5 @@
 """A model on gs://, against an emulator of that store on this machine."""
 
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,21 +16,6 @@ from r1jax.stages.evaluate import model_step
 from r1jax.weights.hf import open_checkpoint, save_hf
 from r1jax.weights.load import open_model
 from r1jax.weights.safetensors_file import SafetensorsFile
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[epath.Path]:
-    gcsfs = pytest.importorskip("gcsfs")
-    emulator = pytest.importorskip("gcp_storage_emulator.server")
-    server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="models")
-    server.start()
-    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # that there are no credentials
-    port = server._api._httpd.server_port
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    yield epath.Path("gs://models")
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    server.stop()
 
 
 def upload(directory: Path, target: epath.Path) -> None:
@@ -70,7 +53,7 @@ def test_only_the_parts_that_are_asked_for_are_read(tmp_path: Path, bucket: epat
 def test_what_is_not_there_is_said(bucket: epath.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"model gs://models/none does not exist"):
         open_model("gs://models/none")
-    with pytest.raises(ConfigError, match=r"s3://models/m: paths of object stores"):
+    with pytest.raises(ConfigError, match=r"s3://models/m: of object stores only gs://"):
         open_model("s3://models/m")
     monkeypatch.setattr(type(bucket), "exists", Mock(side_effect=RuntimeError("no route")))
     with pytest.raises(ConfigError, match=r"gs://models/none cannot be reached: no route"):

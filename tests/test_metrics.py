@@ -16,7 +16,8 @@ import pytest
 from etils import epath
 
 from r1jax.config import ConfigError, DataError
-from r1jax.files import drop_after, plain_number, read_jsonl, read_metrics, write_jsonl_atomic
+from r1jax.files import plain_number, read_jsonl, read_metrics, write_jsonl_atomic
+from r1jax.journal import drop_after
 from r1jax.progress import Progress
 from r1jax.training import metrics
 from r1jax.training.metrics import (

@@ -9,6 +9,7 @@ import sentencepiece
 from etils import epath
 
 from r1jax.config import ConfigError
+from r1jax.files import absolute
 
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -50,7 +51,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ConfigError(f"vocab_size {vocab_size} does not suit these texts: {error}") from error
-    path = epath.Path(directory).resolve() / "tokenizer.model"
+    path = absolute(directory) / "tokenizer.model"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
     return path

@@ -18,6 +18,7 @@ from etils import epath
 from tokenizers import AddedToken
 
 from r1jax.config import DataError
+from r1jax.files import absolute
 
 # What load_tokenizer reads and Tokenizer.save writes back, byte for byte.
 SENTENCEPIECE, FAST, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
@@ -254,7 +255,7 @@ class Tokenizer:
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes the files that load_tokenizer reads."""
-        target = epath.Path(directory)
+        target = absolute(directory)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
             (target / name).write_bytes(content)

@@ -19,6 +19,7 @@ from r1jax.config import ConfigError, UserError
 from r1jax.machines import peers
 from r1jax.machines.compiler import set_tpu_options
 from r1jax.machines.cpu import make_cores_devices
+from r1jax.machines.program_cache import HERE, program_cache
 
 PART = 1 << 20  # bytes of a process that are gathered at once, so that devices have room for all
 WAITING = 300  # seconds in which all processes must have come
@@ -31,15 +32,15 @@ def set_up_jax() -> None:
     Several processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
     R1JAX_DISTRIBUTED=1 where JAX finds them out itself (TPU pods, Slurm). Who has not come after
     R1JAX_START_SECONDS (300) is named. But for errors, only the first process prints.
-    R1JAX_COMPILATION_CACHE is the cache's directory, empty for none. LIBTPU_INIT_ARGS may hold
-    options of the TPU's compiler, which go before ours.
+    R1JAX_COMPILATION_CACHE is the cache's directory, here or on gs://, empty for none.
+    LIBTPU_INIT_ARGS may hold options of the TPU's compiler, which go before ours.
     """
     # That there is no TPU is no news, and an error's one sentence should stand alone.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     set_tpu_options()
-    cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
+    cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(HERE))
     if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_compilation_cache_dir", program_cache(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     several = "JAX_COORDINATOR_ADDRESS" in os.environ or os.environ.get("R1JAX_DISTRIBUTED")
     if not several:

@@ -8,14 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from etils import epath
+
 from r1jax.config import ConfigError
-from r1jax.files import LOCK, LOG, absolute
+from r1jax.files import LOCK, LOG, absolute, in_bucket, write_atomic
+from r1jax.machines.lease import lease
 
 PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
 
@@ -28,6 +32,7 @@ class Processes:
     def __init__(self, parallel: int) -> None:
         self._shares = core_shares(parallel)
         self.running: dict[str, tuple[set[int], subprocess.Popen[bytes]]] = {}
+        self._logs: dict[str, tuple[epath.Path, epath.Path]] = {}  # here, and in a bucket
 
     def __enter__(self) -> Self:
         return self
@@ -37,17 +42,18 @@ class Processes:
             process.terminate()
         for _cores, process in self.running.values():
             process.wait()
+        for name in list(self._logs):
+            self._bring_log(name)
 
     @property
     def free(self) -> int:
         """How many may be started now."""
         return len(self._shares)
 
-    def start(self, name: str, command: Sequence[str], workdir: Path) -> None:
-        """Starts it; what it prints is appended to WORKDIR/log.txt."""
-        workdir.mkdir(parents=True, exist_ok=True)
+    def start(self, name: str, command: Sequence[str], workdir: epath.PathLike) -> None:
+        """Starts it; what it prints is appended to WORKDIR/log.txt, in a bucket at its end."""
         cores = self._shares.pop()
-        with (workdir / LOG).open("ab") as log:
+        with self._log_of(name, absolute(workdir)).open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -58,6 +64,21 @@ class Processes:
         if cores:
             os.sched_setaffinity(process.pid, cores)  # before it has imported anything
         self.running[name] = (cores, process)
+
+    def _log_of(self, name: str, workdir: epath.Path) -> epath.Path:
+        if not in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            return workdir / LOG
+        path = epath.Path(tempfile.mkdtemp(prefix="r1jax-")) / LOG
+        self._logs[name] = path, workdir / LOG
+        return path
+
+    def _bring_log(self, name: str) -> None:
+        """Behind what earlier starts have said."""
+        here, there = self._logs.pop(name)
+        before = there.read_bytes() if there.exists() else b""
+        write_atomic(there, before + here.read_bytes())
+        here.parent.rmtree()
 
     def wait(self) -> dict[str, int]:
         """{name: exit code} of the commands that have ended, once there are any."""
@@ -71,6 +92,8 @@ class Processes:
             }
         for name in codes:
             self._shares.append(self.running.pop(name)[0])
+            if name in self._logs:
+                self._bring_log(name)
         return codes
 
 
@@ -91,7 +114,12 @@ def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the workdir for this process; ConfigError if another one has it.
 
     A POSIX record lock: it ends with its process, however that dies, and children don't hold it.
+    In a bucket there are none (lease.py).
     """
+    if in_bucket(workdir):
+        with lease(absolute(workdir) / LOCK):
+            yield
+        return
     path = Path(absolute(workdir)) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

@@ -29,6 +29,7 @@ from r1jax.files import (
     read_metrics,
     read_object,
 )
+from r1jax.journal import count_lines
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import count_active_params, count_params
 from r1jax.weights.load import read_model_json
@@ -124,8 +125,7 @@ def read_stages(workdir: epath.PathLike) -> Stages:
 
 def _lines(path: epath.Path, name: str) -> list[dict[str, Any]]:
     """[] where there is no such file, or nothing in it yet."""
-    is_begun = (path / name).exists() and (path / name).stat().length > 0
-    return read_metrics(path, name) if is_begun else []
+    return read_metrics(path, name) if count_lines(path / name) else []
 
 
 def _read_json(path: epath.Path) -> Mapping[str, Any]:

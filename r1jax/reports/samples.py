@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1jax.files import SAMPLES, TOKENIZER, read_jsonl, readable
+from r1jax.files import SAMPLES, TOKENIZER, absolute, read_jsonl
 from r1jax.reports.page import Question, Sample
 from r1jax.reports.runs import Evaluation, RunRecord, benchmark_names
 from r1jax.weights.load import load_tokenizer
@@ -80,7 +80,7 @@ def questions_of_training(run: RunRecord) -> list[Question]:
 
 def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
     """The prompt's text, by the tokenizer of the model that was asked."""
-    if evaluation.model and readable(evaluation.model).exists():
+    if evaluation.model and absolute(evaluation.model).exists():
         return load_tokenizer(evaluation.model).decode(row["prompt_tokens"])
     return f"({len(row['prompt_tokens'])} prompt tokens; the model is not there any more)"
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from r1jax.config import ConfigError
 from r1jax.data.datasets import DataConfig, finite_examples
-from r1jax.files import readable
+from r1jax.files import absolute
 from r1jax.machines.planned import Assumed, Planned, bytes_of, with_shardings
 from r1jax.models.kernels import grouped_kernels, kernel_flops
 from r1jax.models.paged_kernels import paged_costs
@@ -41,7 +41,7 @@ class Asked:
 
 def questions_in(data: DataConfig, key: str, assumed: Assumed) -> int:
     """How many a source has; of a file that is not here its limit says it, or what is assumed."""
-    here = data.hub is None and (data.path is None or readable(data.path).exists())
+    here = data.hub is None and (data.path is None or absolute(data.path).exists())
     found = len(finite_examples(data, key)) if here else data.limit or assumed.rows
     if not found:
         raise ConfigError(

@@ -33,7 +33,6 @@ from r1jax.files import (
     absolute,
     read_jsonl,
     read_object,
-    readable,
     write_json,
     write_jsonl_atomic,
 )
@@ -130,7 +129,7 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
         config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
     )
     asked = {
-        "model": str(readable(config.model)),
+        "model": str(absolute(config.model)),
         "step": model_step(config.model),
         "seed": config.seed,
     }
@@ -156,7 +155,7 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
 
 def model_step(model: str) -> int:
     """The training step of MODEL; 0 where it has none."""
-    path = readable(model)
+    path = absolute(model)
     if ask_first((path / MANIFEST).exists):
         return int(path.name)
     trained = ask_first((path / CHECKPOINTS).exists)

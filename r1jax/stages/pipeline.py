@@ -21,7 +21,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +35,9 @@ from r1jax.files import (
     STAGE_COMPLETE,
     STAGE_INPUTS,
     absolute,
+    in_bucket,
     read_object,
+    write_atomic,
     write_json,
 )
 from r1jax.machines.cpu import MOST_MAPPED, mapped_share, quick_compile
@@ -98,13 +99,16 @@ def run(config_dict: ConfigDict, workdir: str, parallel: int = 1) -> None:
     root = absolute(workdir)
     stages = ordered(config_dict, root)
     local = jax.default_backend() == "cpu" and jax.process_count() == 1
-    if parallel > 1 and not local:
+    if parallel > 1 and (in_bucket(root) or not local):
         raise ConfigError(
             "--parallel is for one process on CPUs with a local --workdir; on accelerators a stage"
             " has all devices"
         )
-    if jax.process_index() == 0:
-        _delete(root / DELETED)  # what a restart that was killed has left
+    if jax.process_index() == 0:  # what a restart that was killed has left
+        _delete(root / DELETED)
+        for stage in stages:
+            if in_bucket(root) and (stage.workdir / DELETED).exists():
+                _delete(stage.workdir)
     check_stages(stages)
     if parallel > 1:
         run_in_parallel(stages, root, parallel)
@@ -189,7 +193,7 @@ def run_in_parallel(stages: Sequence[PipelineStage], root: epath.Path, parallel:
             for stage in ready[: processes.free]:
                 print(f"-- {title(stage, stages)} begins", flush=True)
                 waiting.remove(stage)
-                processes.start(stage.name, command_of(stage.name), Path(stage.workdir))
+                processes.start(stage.name, command_of(stage.name), stage.workdir)
             _write_overview(root, stages)
             for name, code in processes.wait().items():
                 if code == STOPPED:
@@ -245,8 +249,17 @@ def restart(config_dict: ConfigDict, workdir: str, name: str) -> None:
 
 
 def _delete(path: epath.Path) -> None:
-    """Out of the way by one renaming, then deleted."""
+    """Out of the way by one renaming, then deleted. In a bucket, where nothing is renamed, a mark
+    says that it is being deleted, and goes last.
+    """
     if not path.exists():
+        return
+    if in_bucket(path):
+        write_atomic(path / DELETED, b"deleted\n")
+        for child in path.iterdir():
+            if child.name != DELETED:
+                child.rmtree()
+        (path / DELETED).unlink()
         return
     if path.name != DELETED:
         trash = path.parent / DELETED / f"{path.name}-{uuid.uuid4().hex}"

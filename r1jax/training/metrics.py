@@ -13,6 +13,7 @@ import os
 import resource
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,14 +31,13 @@ from r1jax.files import (
     TENSORBOARD,
     TIMINGS,
     WANDB_ID,
-    _line,
     absolute,
-    append_samples,
-    count_lines,
-    drop_after,
+    in_bucket,
+    names_below,
     plain_number,
     write_atomic,
 )
+from r1jax.journal import Journal, count_lines, cut, drop_after
 
 # ---- the writer ----
 
@@ -63,11 +63,9 @@ class MetricsWriter:
         """
         self.workdir = absolute(workdir)
         self._wandb: Any = None
-        self._tensorboard = None
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self.workdir.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, TIMINGS, SAMPLES):
             drop_after(self.workdir / name, step)
         for name, count in (lines or {}).items():
@@ -78,11 +76,9 @@ class MetricsWriter:
                     " on from the one before"
                 )
             if found > count:  # of that step, but behind the checkpoint
-                kept = (self.workdir / name).read_bytes().splitlines(keepends=True)[:count]
-                write_atomic(self.workdir / name, b"".join(kept))
-        self._metrics = (self.workdir / METRICS).open("ab")
-        self._timings = (self.workdir / TIMINGS).open("ab")
-        self._tensorboard = _tensorboard(self.workdir, step)
+                cut(self.workdir / name, count)
+        self._journals = {n: Journal(self.workdir / n) for n in (METRICS, TIMINGS, SAMPLES)}
+        self._tensorboard = _TensorBoard(self.workdir / TENSORBOARD, step)
         if wandb_project:
             self._wandb, self._wandb_table = _wandb(wandb_project, self.workdir, config)
 
@@ -96,44 +92,41 @@ class MetricsWriter:
         values = {name: plain_number(x) for name, x in jax.device_get(dict(metrics)).items()}
         clocks = {name: plain_number(x) for name, x in (timings or {}).items()}
         if self._active:
-            _append(self._metrics, {"step": step, **values})
-            _append(self._timings, {"step": step, **clocks})
+            self._journals[METRICS].write([{"step": step, **values}])
+            self._journals[TIMINGS].write([{"step": step, **clocks}])
             self._mirror(step, {**values, **clocks})
 
     def sync(self) -> dict[str, int]:
-        """What was written is on the disk -> the lines of each file, which a checkpoint keeps."""
-        if self._active:
-            for name in (METRICS, TIMINGS, SAMPLES):
-                if (path := self.workdir / name).exists():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-        return {name: count_lines(self.workdir / name) for name in (METRICS, SAMPLES)}
+        """What was written survives -> the lines of each file, which a checkpoint keeps."""
+        if not self._active:
+            return {}
+        lines = {name: journal.sync() for name, journal in self._journals.items()}
+        self._tensorboard.bring()
+        return {name: lines[name] for name in (METRICS, SAMPLES)}
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends completions with their rewards to samples.jsonl."""
         if not self._active:
             return
         rows = [{"step": step, **row} for row in rows]
-        append_samples(self.workdir / SAMPLES, rows)
+        self._journals[SAMPLES].write(rows)
         if self._wandb is not None and rows:
             table = self._wandb_table(list(rows[0]), [list(map(_cell, x.values())) for x in rows])
             self._wandb.log({"samples": table}, step=step)
 
     def _mirror(self, step: int, values: Mapping[str, int | float | None]) -> None:
         finite = {name: x for name, x in values.items() if x is not None}
-        if self._tensorboard is not None:
-            for name, value in finite.items():
-                self._tensorboard.add_scalar(name, value, step)
+        for name, value in finite.items():
+            self._tensorboard.writer.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
     def close(self) -> None:
         if not self._active:
             return
-        self._metrics.close()
-        self._timings.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for journal in self._journals.values():
+            journal.close()
+        self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -144,20 +137,46 @@ class MetricsWriter:
         self.close()
 
 
-def _append(file: Any, row: Mapping[str, Any]) -> None:
-    file.write(_line(row))
-    file.flush()
+class _TensorBoard:
+    """Its files grow, so those of a bucket are made here and brought there with each checkpoint."""
+
+    def __init__(self, directory: epath.Path, step: int) -> None:
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        # Where it finds PyTorch it imports it, for three seconds and no use.
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        from tensorboardX import SummaryWriter
+
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
+        self._place = _Place(directory)
+        self.writer = SummaryWriter(self._place.here, purge_step=step + 1)
+
+    def bring(self) -> None:
+        if self._place.is_elsewhere:
+            self.writer.flush()
+            self._place.bring()
+
+    def close(self) -> None:
+        self.writer.close()
+        self._place.close()
 
 
-def _tensorboard(workdir: epath.Path, step: int) -> Any:
-    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-    # Where it finds PyTorch it imports it, for three seconds and no use.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    from tensorboardX import SummaryWriter
+class _Place:
+    """A directory that a library writes which knows disks alone."""
 
-    if sys.modules["torch"] is None:
-        del sys.modules["torch"]
-    return SummaryWriter(os.fspath(workdir / TENSORBOARD), purge_step=step + 1)
+    def __init__(self, directory: epath.Path) -> None:
+        self._directory = directory
+        self.is_elsewhere = in_bucket(directory)
+        self.here = tempfile.mkdtemp() if self.is_elsewhere else os.fspath(directory)
+
+    def bring(self) -> None:
+        for name in names_below(epath.Path(self.here)) if self.is_elsewhere else ():
+            write_atomic(self._directory / name, (epath.Path(self.here) / name).read_bytes())
+
+    def close(self) -> None:
+        self.bring()
+        if self.is_elsewhere:
+            epath.Path(self.here).rmtree()
 
 
 def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) -> tuple[Any, Any]:
@@ -168,7 +187,7 @@ def _wandb(project: str, workdir: epath.Path, config: Mapping[str, Any] | None) 
         raise ConfigError(
             "config.wandb_project is set but wandb is not installed: pip install 'r1jax[wandb]'"
         ) from None
-    directory = os.fspath(workdir)
+    directory = None if in_bucket(workdir) else os.fspath(workdir)
     run = wandb.init(
         project=project,
         name=workdir.name,
@@ -270,18 +289,19 @@ class Profiler:
     def __init__(self, config: ProfileConfig, workdir: epath.PathLike) -> None:
         self._config = config
         self._directory = absolute(workdir) / PROFILE
-        self._running = False
+        self._place: _Place | None = None  # of a trace that is being made
 
     def step(self, step: int) -> None:
         start = self._config.start_step
         inside = start <= step < start + self._config.num_steps
-        if inside and not self._running:
-            jax.profiler.start_trace(os.fspath(self._directory))
-            self._running = True
+        if inside and self._place is None:
+            self._place = _Place(self._directory)
+            jax.profiler.start_trace(self._place.here)
         elif not inside:
             self.close()
 
     def close(self) -> None:
-        if self._running:
+        if self._place is not None:
             jax.profiler.stop_trace()
-            self._running = False
+            self._place.close()
+            self._place = None

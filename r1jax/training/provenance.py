@@ -16,7 +16,8 @@ import jax
 from etils import epath
 
 import r1jax
-from r1jax.files import EFFECTIVE_CONFIG, STARTS, append_lines, write_json
+from r1jax.files import EFFECTIVE_CONFIG, STARTS, write_json
+from r1jax.journal import append_lines
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

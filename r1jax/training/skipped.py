@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from r1jax.config import UserError
-from r1jax.files import SKIPPED_BATCHES
+from r1jax.files import SKIPPED_BATCHES, write_atomic
 from r1jax.training.train_state import SKIPPED
 from r1jax.types import Batch
 
@@ -75,9 +76,9 @@ class Watch:
         if jax.process_count() > 1:
             leaves = multihost_utils.process_allgather(leaves, tiled=True)
         if jax.process_index() == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with (self._directory / f"{step:06d}.npz").open("wb") as file:
-                np.savez_compressed(file, **jax.device_get(leaves))
+            file = io.BytesIO()
+            np.savez_compressed(file, **jax.device_get(leaves))
+            write_atomic(self._directory / f"{step:06d}.npz", file.getvalue())
 
     def _ending(self, step: int, found: Mapping[str, float]) -> str:
         latest = self._latest_step()

@@ -25,7 +25,7 @@ from etils import epath
 from flax import traverse_util
 
 from r1jax.config import ConfigError
-from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, read_object, write_json
+from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, in_bucket, read_object, write_json
 from r1jax.machines.hosts import Meetings, ask_first, of_all, wait_for_all
 from r1jax.machines.preemption import Stopped
 from r1jax.weights.chunks import CHUNK_BYTES, dtype_of
@@ -226,7 +226,7 @@ class Checkpoints:
     def _make_room(self, directory: epath.Path, needed: int) -> None:
         """An empty directory on a disk with enough bytes left: said before Orbax's threads do."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(self.directory).free) < needed:
+        if not in_bucket(directory) and (free := shutil.disk_usage(self.directory).free) < needed:
             raise OSError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB left")
         _delete(directory)
         directory.mkdir()

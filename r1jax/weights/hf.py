@@ -21,7 +21,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from r1jax.config import ConfigError, DataError, check_choice
-from r1jax.files import absolute, read_object, readable
+from r1jax.files import absolute, on_disk, read_object
 from r1jax.models.config import ModelConfig
 from r1jax.models.moe import ROUTER_BIAS
 from r1jax.weights.gguf import GGUFFile
@@ -97,10 +97,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     exactly the tensors that the config asks for.
     """
     if epath.Path(path).suffix == ".gguf":
-        file = GGUFFile(Path(absolute(path)))
+        file = GGUFFile(Path(on_disk(path)))
         _check_tensors(file.config, "gguf", file.shapes, str(path))
         return Checkpoint(file.config, "gguf", file.fetch)
-    directory = readable(path)
+    directory = absolute(path)
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{path} is neither a .gguf file nor a directory with a config.json")
     config = config_from_hf(directory)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from r1jax.config import ConfigError, DataError, import_function, section
 from r1jax.data.chat import template_variables
 from r1jax.data.tokenizer import FILES, Tokenizer, with_stops
-from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, read_object, readable
+from r1jax.files import CONFIG, MODEL_JSON, TOKENIZER, absolute, read_object
 from r1jax.machines.cpu import devices_for
 from r1jax.machines.hosts import wait_for_all
 from r1jax.machines.mesh import make_mesh
@@ -177,7 +177,7 @@ def open_model(
 
     A Hugging Face directory may be on gs://, of which only the parts are read that are wanted.
     """
-    root = readable(path)
+    root = absolute(path)
     try:
         there = root.exists()
     except Exception as error:  # of a bucket: each library between has kinds of its own
@@ -364,7 +364,7 @@ def _fresh_tokenizer(source: ModelSource, workdir: epath.Path) -> Tokenizer:
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """From a directory with tokenizer.json or tokenizer.model, a workdir, or a .gguf file."""
-    path = epath.Path(path)
+    path = absolute(path)
     if (path / TOKENIZER).is_dir():
         path = path / TOKENIZER
     if path.suffix == ".gguf":
@@ -388,7 +388,7 @@ def open_shapes(source: ModelSource) -> OpenModel:
     """
     fields: dict[str, Any] = dict(source.config or {})
     if source.path is not None:
-        root = readable(source.path)
+        root = absolute(source.path)
         if root.suffix == ".gguf" and root.exists():
             fields = dataclasses.asdict(open_checkpoint(str(root)).config)
         elif _is_workdir(root):

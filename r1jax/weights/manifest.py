@@ -22,7 +22,7 @@ import tensorstore as ts
 from etils import epath
 
 from r1jax.config import UserError
-from r1jax.files import write_json
+from r1jax.files import in_bucket, names_below, write_json
 from r1jax.machines import hosts
 from r1jax.machines.hosts import of_first_process
 from r1jax.weights.chunks import (
@@ -84,7 +84,7 @@ def write_list(directory: epath.Path, leaves: Mapping[str, Any]) -> None:
     """The checksums of this process's own files. `leaves` have shapes and shardings."""
     own = list(_own_chunks(directory, leaves))
     if jax.process_index() == 0:
-        state = (f"{STATE}/{name}" for name in _files(directory / STATE))
+        state = (f"{STATE}/{name}" for name in names_below(directory / STATE))
         own += [EXTRA, *(name for name in state if not _is_chunk(name))]
     write_json(directory / _list_of(jax.process_index()), _checksums(directory, own))
 
@@ -128,14 +128,6 @@ def _is_chunk(name: str) -> bool:
     return CHUNK.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def _files(directory: epath.Path) -> Iterator[str]:
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            yield from (f"{path.name}/{name}" for name in _files(path))
-        else:
-            yield path.name
-
-
 def _checksums(directory: epath.Path, names: Sequence[str]) -> dict[str, int | None]:
     """By name; None where there is no such file."""
     with ThreadPoolExecutor(READERS) as pool:
@@ -145,6 +137,8 @@ def _checksums(directory: epath.Path, names: Sequence[str]) -> dict[str, int | N
 def _crc32(path: epath.Path) -> int | None:
     value = 0
     try:
+        if in_bucket(path):
+            return zlib.crc32(path.read_bytes())
         with path.open("rb") as file:
             while block := file.read(2**24):
                 value = zlib.crc32(block, value)
@@ -170,10 +164,12 @@ class Saved:
         self._files: dict[str, int] = agreed(lambda: self._all_files(manifest["files"]))
         chunked = any(name.endswith(f"/{ZARRAY}") for name in self._files)
         self._sound: set[str] = set()  # files that were compared
-        self._entry: Callable[[str], bytes] | None = None
+        self._entry: Callable[[str], bytes] | None = None  # of what is no file of this machine
         if not chunked:  # an earlier version's: arrays lie in a database, several in a file
             agreed(self.check_share)
             self._entry = self._database()
+        elif in_bucket(directory):
+            self._entry = functools.lru_cache(2 * READERS)(self._object)
 
     def _all_files(self, files: dict[str, int]) -> dict[str, int]:
         """Their checksums, of `files` and the lists in it; those of no chunk are compared."""
@@ -198,9 +194,10 @@ class Saved:
         sizes = chunk_shape(self._bytes(f"{folder}/{ZARRAY}"))
 
         def chunk(file: str) -> np.ndarray:
+            name = f"{folder}/{file}"
             if self._entry is not None:
-                return np.frombuffer(self._entry(f"{folder}/{file}"), dtype).reshape(sizes)
-            path = self._checked(f"{folder}/{file}")
+                return np.frombuffer(self._entry(name), dtype).reshape(sizes)
+            path = self._checked(name)
             return np.memmap(path, dtype, "r", shape=sizes)  # of which parts may be wanted
 
         return read_box(box_of(shape, index), sizes, dtype, chunk)
@@ -225,8 +222,19 @@ class Saved:
             self._sound.add(name)
         return self.directory / name
 
+    def _object(self, name: str) -> bytes:
+        """As _checked, of a bucket: it is read once, and compared."""
+        name = f"{STATE}/{name}"
+        try:
+            content = (self.directory / name).read_bytes()
+        except FileNotFoundError:
+            raise _damaged(self.directory, name) from None
+        if zlib.crc32(content) != self._files.get(name):
+            raise _damaged(self.directory, name)
+        return content
+
     def _database(self) -> Callable[[str], bytes]:
-        base = f"file://{self.directory / STATE}/"
+        base = f"{'' if in_bucket(self.directory) else 'file://'}{self.directory / STATE}/"
         store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
         @functools.lru_cache(2)

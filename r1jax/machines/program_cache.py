@@ -1,0 +1,74 @@
+"""Compiled programs on a disk of this machine and, where it is asked for, in a bucket.
+
+A cache in a bucket is slow to ask for each program, and one on a disk ends with a machine that is
+taken away. So all of a bucket's are fetched at the start, and new ones are brought there behind the
+run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from etils import epath
+
+from r1jax.files import absolute, in_bucket, names_below, write_atomic
+
+HERE = Path.home() / ".cache/r1jax/xla"
+PAUSE = 60.0  # seconds between two looks for new programs
+_sharing: _Sharing | None = None
+
+
+def program_cache(place: str) -> str:
+    """The directory on this machine that JAX is to have, for R1JAX_COMPILATION_CACHE."""
+    global _sharing
+    if not in_bucket(place):
+        return place
+    _sharing = _Sharing(absolute(place), epath.Path(HERE))
+    return str(HERE)
+
+
+def end_sharing() -> None:
+    """At a command's end: what it has compiled is in the bucket."""
+    global _sharing
+    if _sharing is not None:
+        _sharing.close()
+        _sharing = None
+
+
+class _Sharing:
+    def __init__(self, there: epath.Path, here: epath.Path) -> None:
+        self._there, self._here = there, here
+        here.mkdir(parents=True, exist_ok=True)
+        self._known: set[str] = set()  # what the bucket has
+        try:
+            self._known = set(names_below(there))
+            self._copy(there, here, self._known - set(names_below(here)))
+        except Exception as error:  # whatever the network has: programs are compiled again
+            logging.warning("compiled programs of %s cannot be read: %s", there, error)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="programs", daemon=True)
+        self._thread.start()
+
+    def _copy(self, source: epath.Path, target: epath.Path, names: set[str]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: write_atomic(target / n, (source / n).read_bytes()), names))
+
+    def _follow(self) -> None:
+        while not self._ended.wait(PAUSE):
+            self._bring()
+
+    def _bring(self) -> None:
+        new = {n for n in names_below(self._here) if n.endswith("-cache")} - self._known
+        try:
+            self._copy(self._here, self._there, new)
+            self._known |= new
+        except Exception as error:
+            logging.warning("compiled programs cannot be brought to %s: %s", self._there, error)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._bring()
