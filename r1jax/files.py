@@ -126,7 +126,23 @@ def content_of(path: epath.Path) -> bytes:
     if not (parts := parts_of(path)):
         raise FileNotFoundError(path)
     with ThreadPoolExecutor(8) as pool:
-        return b"".join(pool.map(lambda part: part.read_bytes(), parts))
+        return b"".join(pool.map(read_bytes, parts))
+
+
+def read_bytes(path: epath.Path) -> bytes:
+    """All of a file, or of an object by one question."""
+    if not in_bucket(path):
+        return path.read_bytes()
+    system, name = _in_system(path)
+    data: bytes = system.cat_file(name)
+    return data
+
+
+def _in_system(path: epath.Path) -> tuple[Any, str]:
+    """The file system that has a place of a bucket, and its name there."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(os.fspath(path))
 
 
 def parts_of(path: epath.Path) -> list[epath.Path]:
@@ -139,9 +155,7 @@ def parts_of(path: epath.Path) -> list[epath.Path]:
 def names_below(directory: epath.Path) -> list[str]:
     """Of all files in it and its directories, relative to it."""
     if in_bucket(directory):  # one question for all of them
-        import fsspec
-
-        system, root = fsspec.core.url_to_fs(os.fspath(directory))
+        system, root = _in_system(directory)
         return sorted(name.removeprefix(f"{root}/") for name in system.find(root))
     found = Path(directory).rglob("*")
     return sorted(str(path.relative_to(directory)) for path in found if path.is_file())
@@ -208,7 +222,8 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
     """
     path = absolute(path)
     if in_bucket(path):
-        path.write_bytes(data)
+        system, name = _in_system(path)
+        system.pipe_file(name, data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp-{os.getpid()}"

@@ -16,7 +16,16 @@ from typing import Any, Protocol, Self
 from etils import epath
 
 from r1jax.config import DataError
-from r1jax.files import absolute, content_of, in_bucket, line_of, parse_line, parts_of, write_atomic
+from r1jax.files import (
+    absolute,
+    content_of,
+    in_bucket,
+    line_of,
+    parse_line,
+    parts_of,
+    read_bytes,
+    write_atomic,
+)
 
 PAUSE = 2.0  # seconds at least between two times that an object is replaced; Google wants one
 
@@ -142,7 +151,7 @@ def count_lines(path: epath.PathLike) -> int:
 def drop_after(path: epath.PathLike, step: int) -> None:
     """Drops the lines whose "step" is later than `step`, and a torn last line."""
     for part in reversed(parts_of(absolute(path))):  # so that a kill leaves no gap
-        lines = part.read_bytes().split(b"\n")
+        lines = read_bytes(part).split(b"\n")
         torn = lines.pop()  # empty after a whole line, else what a dying process left
         kept = [x for i, x in enumerate(lines, start=1) if _step_of(x, part, i) <= step]
         if torn or len(kept) < len(lines):
@@ -159,7 +168,7 @@ def _step_of(line: bytes, path: epath.PathLike, number: int) -> int:
 def cut(path: epath.PathLike, count: int) -> None:
     """Leaves the first lines, so many."""
     parts = parts_of(absolute(path))
-    lines = [part.read_bytes().splitlines() for part in parts]
+    lines = [read_bytes(part).splitlines() for part in parts]
     before = [sum(map(len, lines[:i])) for i in range(len(parts))]
     for part, its_lines, first in reversed(list(zip(parts, lines, before, strict=True))):
         if first + len(its_lines) > count:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etils import epath
 
-from r1jax.files import absolute, in_bucket, names_below, write_atomic
+from r1jax.files import absolute, in_bucket, names_below, read_bytes, write_atomic
 
 HERE = Path.home() / ".cache/r1jax/xla"
 PAUSE = 60.0  # seconds between two looks for new programs
@@ -54,7 +54,7 @@ class _Sharing:
 
     def _copy(self, source: epath.Path, target: epath.Path, names: set[str]) -> None:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: write_atomic(target / n, (source / n).read_bytes()), names))
+            list(pool.map(lambda n: write_atomic(target / n, read_bytes(source / n)), names))
 
     def _follow(self) -> None:
         while not self._ended.wait(PAUSE):

@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 from r1jax.config import DataError
 from r1jax.files import (
     absolute,
+    read_bytes,
     read_jsonl,
     read_object,
     write_atomic,
@@ -118,7 +119,7 @@ def _write_share(path: epath.Path, rollouts: Sequence[Rollout]) -> None:
 def _read_share(path: epath.Path) -> list[Rollout]:
     rows, file = read_jsonl(path.with_suffix(".jsonl")), path.with_suffix(".safetensors")
     try:
-        columns = load(file.read_bytes())
+        columns = load(read_bytes(file))
         arrays = {name: _split(name, column, rows) for name, column in columns.items()}
         return [
             _rollout(row, {name: parts[i] for name, parts in arrays.items()})

@@ -22,7 +22,7 @@ import tensorstore as ts
 from etils import epath
 
 from r1jax.config import UserError
-from r1jax.files import in_bucket, names_below, write_json
+from r1jax.files import in_bucket, names_below, read_bytes, write_json
 from r1jax.machines import hosts
 from r1jax.machines.hosts import of_first_process
 from r1jax.weights.chunks import (
@@ -100,7 +100,7 @@ def _own_chunks(directory: epath.Path, leaves: Mapping[str, Any]) -> Iterator[st
     """Of what several devices have, each has its share."""
     for name, leaf in leaves.items():
         folder = f"{STATE}/{folder_of(name)}"
-        sizes = chunk_shape((directory / folder / ZARRAY).read_bytes())
+        sizes = chunk_shape(read_bytes(directory / folder / ZARRAY))
         for box, processes in _holders(leaf).items():
             chunks = [chunk for chunk, _ in chunks_in(box, sizes)]
             for place, chunk in enumerate(chunks):
@@ -138,7 +138,7 @@ def _crc32(path: epath.Path) -> int | None:
     value = 0
     try:
         if in_bucket(path):
-            return zlib.crc32(path.read_bytes())
+            return zlib.crc32(read_bytes(path))
         with path.open("rb") as file:
             while block := file.read(2**24):
                 value = zlib.crc32(block, value)
@@ -176,7 +176,7 @@ class Saved:
         lists = {name: checksum for name, checksum in files.items() if _LIST.fullmatch(name)}
         _compare(self.directory, lists)
         for name in lists:
-            files = files | json.loads((self.directory / name).read_bytes())
+            files = files | json.loads(read_bytes(self.directory / name))
         if jax.process_index() == 0:
             others = {name: checksum for name, checksum in files.items() if not _is_chunk(name)}
             _compare(self.directory, others)
@@ -226,7 +226,7 @@ class Saved:
         """As _checked, of a bucket: it is read once, and compared."""
         name = f"{STATE}/{name}"
         try:
-            content = (self.directory / name).read_bytes()
+            content = read_bytes(self.directory / name)
         except FileNotFoundError:
             raise _damaged(self.directory, name) from None
         if zlib.crc32(content) != self._files.get(name):
@@ -250,7 +250,7 @@ def _read_manifest(directory: epath.Path) -> dict[str, Any]:
     if not path.exists():
         raise DamagedError(f"{directory} is not a complete checkpoint (no {MANIFEST})")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_bytes(path))
         found = {key: dict(manifest[key]) for key in ("leaves", "files")}
     except (ValueError, KeyError, TypeError):
         raise _damaged(directory, MANIFEST) from None
