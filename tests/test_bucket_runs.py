@@ -224,8 +224,12 @@ def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(
 def test_a_damaged_checkpoint_is_set_aside(
     bucket: epath.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The emulator cannot move objects; then they are copied, but first that is tried often.
-    monkeypatch.setattr("gcsfs.GCSFileSystem.retries", 1)
+    async def move(system: Any, source: str, target: str) -> None:
+        await system._cp_file(source, target)
+        await system._rm_file(source)
+
+    # The emulator cannot move objects; so does gcsfs too, when it has tried for half a minute.
+    monkeypatch.setattr("gcsfs.GCSFileSystem._mv_file", move)
     state = {"params": {"w": np.arange(6, dtype=np.float32)}}
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     with Checkpoints(bucket / "run") as checkpoints:
