@@ -112,10 +112,11 @@ def test_verbs_would_run() -> None:
     one = ["--node=1", "--worker=3", "--quiet"]
     flags = "--worker=1.3", "--follow", "--lines=9", "--run=b"
     assert dry("logs", *flags) == [[*QUEUED, "ssh", "zero", *one, tail, *WHERE]]
-    copied, unpacked, proved = dry("setup", "--workdir=gs://b/my runs")
+    copied, unpacked, installed, proved = dry("setup", "--workdir=gs://b/my runs")
     assert (copied[4], copied[6]) == ("scp", "zero:r1jax.tar.gz")
     assert "tar --extract" in " ".join(unpacked)
-    assert "--command=bash r1jax/tpu_scripts/worker setup gs://b/my\\ runs" in proved
+    assert "--command=bash r1jax/tpu_scripts/worker install tpu" in installed
+    assert "--command=bash r1jax/tpu_scripts/worker prove gs://b/my\\ runs" in proved
 
 
 COMPUTE = ["--machine-type=ct5p-hightpu-4t", "--boot-disk-size=200GB", "--labels=r1jax=zero",
@@ -168,7 +169,7 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ("create", ["--nonsense"], "--nonsense is no flag of create; see create --help"),
         ("create", ["--spot=1"], "--spot=1 is no flag of create"),
         ("create", ["--zone"], "--zone wants a value"),
-        ("create", ["--backend=azure"], "--backend 'azure' is none of gce local queued"),
+        ("create", ["--backend=azure"], "--backend 'azure' is none of gce local queued slurm"),
         ("create", ["--accelerator=a100", "--dry_run", "--project=p", "--zone=z"], "v5litepod-N"),
         ("status", ["--project=p", "--zone=z"], "gcloud is not installed: https://cloud"),
         ("launch", ["--dry_run"], "there is no command: write it behind --"),
