@@ -1,5 +1,6 @@
 """tpu_scripts: what they would run, what they say, and their stories with real processes."""
 
+import base64
 import json
 import os
 import shlex
@@ -77,11 +78,15 @@ echo CANCELLED > "$CLOUD/state"
 # A workload runs here, between the lines that xpk puts around it; the file `queued` lets it wait.
 GKE = {
     "xpk": """
-for flag; do case $flag in --*=*) key=${flag%%=*}; printf -v "${key//-/_}" %s "${flag#*=}" ;; esac; done
+for flag; do
+  key=${flag%%=*}
+  if [[ $flag == --*=* ]]; then printf -v "${key//-/_}" %s "${flag#*=}"; fi
+done
 case $2 in
   list) echo "zero   now   medium   2   <none>   <none>   QuotaReserved   no room" ;;
   create)
     cd "$__script_dir"
+    rm -f "$CLOUD/code"
     sed 's/^/export /' "${__env_file:-/dev/null}" > "$CLOUD/environment"
     . "$CLOUD/environment"
     echo "$__restart_on_exit_codes" > "$CLOUD/$__workload"
@@ -99,8 +104,10 @@ if [ -e "$CLOUD/code" ]; then phase=Failed end=Failed; fi
 case "$1 $2" in
   "get jobset") if [ -e "$CLOUD/$3" ]; then echo "$3|$end|1"; fi ;;
   "get pods")
-    if [ -e "$CLOUD/queued" ] || [ ! -e "$CLOUD/zero" ] && [ -e "$CLOUD/code" ]; then exit; fi
-    for i in 1 0; do echo "0.$i|pod-$i|$phase|$(date --iso=s)|$(cat "$CLOUD/code")"; done ;;
+    if [ -e "$CLOUD/queued" ]; then exit; fi
+    if [ ! -e "$CLOUD/zero" ] && [ -e "$CLOUD/code" ]; then exit; fi
+    code=$(cat "$CLOUD/code" 2> /dev/null)
+    for i in 1 0; do echo "0.$i|pod-$i|$phase|$(date --iso=s)|$code"; done ;;
   logs*) cat "$CLOUD/log" ;;
 esac
 """,
@@ -238,7 +245,7 @@ def test_slurm_would_run() -> None:
     ]  # fmt: skip
     copied, unpacked, installed, proved = dry("setup", "--backend=slurm", **slurm)
     assert (copied[0], copied[2]) == ("cp", f"{root}/r1jax.tar.gz")
-    here = f"cd /common\\ home/zero && export R1JAX_VENV=/common\\ home/zero/venv &&"
+    here = "cd /common\\ home/zero && export R1JAX_VENV=/common\\ home/zero/venv &&"
     assert unpacked[:2] == ["bash", "-c"] and unpacked[2].startswith(here)
     assert installed == ["bash", "-c", f"{here} bash r1jax/tpu_scripts/worker install cuda"]
     srun = ["srun", "--jobid=JOB", "--overlap", "--nodes=1", "--ntasks=1", *step, "bash", "-c"]
@@ -278,13 +285,9 @@ def test_gke_would_run(tmp_path: Path) -> None:
     assert handed[-1] == f"{place}/.r1jax_env" and handed[:3] == ["install", "-m", "600"]
     *words, coded = launched.pop().split()
     assert words == ["--command=exec", "bash", "tpu_scripts/worker", "pod"]
-    decode = f"eval words=($(base64 --decode <<< {coded})); printf '%s\\0' \"${{words[@]}}\""
-    decoded = subprocess.run(
-        ["bash", "-c", decode.replace("eval ", 'eval "', 1).replace("))", '))"', 1)],
-        capture_output=True,
-        text=True,
-    )
-    assert decoded.stdout.split("\0")[:-1] == HOSTILE
+    line = base64.b64decode(coded).decode()
+    split = ["bash", "-c", f'words=({line}); printf "%s\\0" "${{words[@]}}"']
+    assert subprocess.check_output(split, text=True).split("\0")[:-1] == HOSTILE
     assert launched == [
         *xpk, "create", *where, "--workload=zero", "--tpu-type=v5p-16", "--num-slices=1",
         "--base-docker-image=python:3.12", f"--script-dir={place}/r1jax", "--max-restarts=50",
@@ -428,11 +431,9 @@ def tree(tmp_path: Path) -> Path:
     (tree / "kept").write_text("of v1")
     (tree / "r1jax").mkdir()
     (tree / "r1jax/gone ü.py").touch()
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-c", "init.defaultBranch=main"]
-    for words in (["init"], ["add", "."], ["commit", "-m", "1"], ["tag", "v1"]):
-        subprocess.run(
-            [*git, *words, "--quiet"][: 99 if words[0] != "tag" else -1], cwd=tree, check=True
-        )
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "-qm", "1"], ["tag", "v1"]):
+        subprocess.run([*git, *words], cwd=tree, check=True)
     (tree / "r1jax/gone ü.py").unlink()
     (tree / "r1jax/new.py").touch()
     (tree / "kept").write_text("of the tree")
@@ -588,7 +589,6 @@ def test_a_workload_of_gke(cloud: Path, tree: Path, tmp_path: Path) -> None:
         and "--spot" in calls
         and f"--restart-on-exit-codes={STOPPED}" in calls
     )
-    (cloud / "code").unlink()
     call("launch", "--", "bash", "-c", "trap 'exit 75' TERM; echo up; while sleep 0.1; do :; done")
     for _ in range(100):
         if "up" in (cloud / "log").read_text():
