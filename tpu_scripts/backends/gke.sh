@@ -84,7 +84,7 @@ set_up() {
   fi
 }
 
-hand_on() { execute install -m 600 "$1" "$(place)/.r1jax_env"; }
+hand_on() { execute cp "$1" "$(place)/.r1jax_env"; } # nobody else sees into the directory
 
 # What xpk does with a command, the shell and the YAML that it goes through, base64 outlives.
 start_run() {

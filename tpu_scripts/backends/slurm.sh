@@ -54,15 +54,12 @@ job() {
   if [ -z "$dry_run" ]; then cat "$slices_root/$name/job"; else echo JOB; fi
 }
 
-# As Slurm says it; OVER where it has forgotten the job, minutes after its end.
+# As Slurm says it, or that it knows no such job, which it says minutes after the end.
 job_state() {
   local said
   said=$(squeue --noheader --states=all --format=%T --jobs="$(job)" 2>&1) ||
     [[ $said == *"Invalid job id"* ]] || die "squeue: $said"
-  case $said in
-    "" | *"Invalid job id"*) echo OVER ;;
-    *) echo "$said" ;;
-  esac
+  echo "$said"
 }
 
 # QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT. A job whose time is over is as good as preempted.
@@ -99,7 +96,7 @@ on_worker() { here "$slices_root/$name/worker-${1#*.}" "$2"; }
 
 copy_in() { execute cp "$1" "$slices_root/$name/$2"; }
 
-hand_on() { execute install -m 600 "$1" "$slices_root/$name/.r1jax_env"; }
+hand_on() { copy_in "$1" .r1jax_env; } # nobody else sees into the directory
 
 # chips_of GPUS SLICES: of all its nodes.
 chips_of() {
