@@ -1,14 +1,17 @@
 """tpu_scripts: what they would run, what they say, and their stories with real processes."""
 
 import base64
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -363,8 +366,10 @@ def test_help(verb: str) -> None:
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """Stand-ins for gcloud, or others, and what they keep."""
+def cloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """Stand-ins for gcloud, or others, and what they keep. What they started ends with the test."""
     (tmp_path / "bin").mkdir()
     log = '#!/usr/bin/env bash\necho "${0##*/} $*" >> "$CLOUD/calls"\n'
     others = {name: log + text for name, text in getattr(request, "param", {}).items()}
@@ -376,7 +381,11 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     monkeypatch.setenv("CLOUD", str(tmp_path / "cloud"))
     monkeypatch.setenv("R1JAX_POLL", "0.1")
     (tmp_path / "cloud").mkdir()
-    return tmp_path / "cloud"
+    yield tmp_path / "cloud"
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if f"CLOUD={tmp_path}/cloud".encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def until(said: str, *flags: str) -> str:
