@@ -588,7 +588,7 @@ def test_a_workload_of_gke(cloud: Path, tree: Path, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert said.count(f"running as pod-0, 0.00 hours, 0.0 chip-hours, restarts: 1: {step}") == 1
-    assert "worker 0.1 (zero): running as pod-1" in said
+    assert "worker 0.1 (zero): running as pod-1, 0.00 hours, 0.0 chip-hours, restarts: 1\n" in said
     (cloud / "go").touch()
     for _ in range(100):
         said = call("status")

@@ -169,7 +169,9 @@ workload_state() {
         Running)
           said="running as $pod, $(worker spent "$(date --date="$since" +%s)" "$chips")"
           if [ "${restarted:-0}" -gt 0 ]; then said+=", restarts: $restarted"; fi
-          said+=$(kube logs "$pod" --tail=1000 < /dev/null | worker progress)
+          if [ "$index" = 0.0 ]; then # the first process says it all
+            said+=$(kube logs "$pod" --tail=1000 < /dev/null | worker progress)
+          fi
           ;;
         Pending) said="queued as $pod" ;;
         *) said="gone without an exit code" ;;
