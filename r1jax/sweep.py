@@ -46,6 +46,7 @@ NAME = flags.DEFINE_string("name", "sweep", "Slices are called NAME-0, NAME-1, .
 SLICES = flags.DEFINE_integer("slices", 1, "Slices at the same time.", lower_bound=1)
 SLICE_FLAGS = flags.DEFINE_multi_string("slice_flag", [], "Of every verb of tpu_scripts/.")
 CREATE_FLAGS = flags.DEFINE_multi_string("create_flag", [], "Of tpu_scripts/create.")
+SETUP_FLAGS = flags.DEFINE_multi_string("setup_flag", [], "Of tpu_scripts/setup.")
 PASS = flags.DEFINE_string("pass", "", "As of tpu_scripts/launch.")
 KEEP = flags.DEFINE_bool("keep", False, "Leaves the slices when all is done.")
 RETRY = flags.DEFINE_bool("retry", False, "On slices: runs that were set aside, too.")
@@ -189,7 +190,7 @@ def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
             name,
             SLICE_FLAGS.value,
             CREATE_FLAGS.value,
-            [f"--workdir={workdir}"],
+            [f"--workdir={workdir}", *SETUP_FLAGS.value],
             [f"--pass={PASS.value}"] if PASS.value else [],
         )
         for name in dict.fromkeys([*names, *places])

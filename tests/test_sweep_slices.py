@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from r1jax.machines import slices
 from r1jax.machines.queue import MOST_LOSSES, Entry, Queue, read_queue
+from r1jax.machines.slices import Slice
 from r1jax.sweep import make_runs
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +162,20 @@ def test_runs_on_slices_are_not_started_here(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "has a run on the slice lr-0: tpu_scripts/sweep goes on" in done.stderr
+
+
+def test_a_run_that_waits_for_its_machines_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GKE a workload may be queued for hours."""
+    queue = Queue(tmp_path, {"a": Entry({}, "a")})
+    queue.take("one")
+    said = iter(
+        ["queued: no room", "queued as pod-0", "running as pod-0", "ended with exit code 0"]
+    )
+    monkeypatch.setattr(Slice, "workers", lambda *_: [next(said)])
+    slices._attempt(Slice("one", poll_s=0), queue, "a", [], lambda _: None)
+    assert queue.entries["a"].state == "complete"
 
 
 def test_a_queue_is_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ die() {
 # (and --dry_run), each of which becomes a variable; what follows -- becomes the array `command`.
 # What no flag says is what .tpu_env says. Then the backend is there.
 begin() {
-  local values="name backend project zone $1" switches="dry_run $2" key
+  local values="name backend project zone cluster $1" switches="dry_run $2" key
   shift 2
   for key in $values $switches; do printf -v "$key" ''; done
   command=()
@@ -107,9 +107,17 @@ gcloud_ready() {
     die "gcloud is not logged in: gcloud auth login"
 }
 
-# pack_tree FILE: what this working tree has, committed or not, without ignored files. A repository
-# made for the purpose reads .gitignore, as the tree may be an archive that has none.
+# pack_tree FILE: what --ref has, else this working tree, committed or not, without ignored files: a
+# repository made for the purpose reads .gitignore, as the tree may be an archive that has none.
 pack_tree() {
+  if [ -n "$ref" ]; then
+    git -C "$repository" rev-parse --git-dir > /dev/null 2>&1 ||
+      die "--ref '$ref': $repository is no git repository"
+    git -C "$repository" rev-parse --quiet --verify "$ref^{commit}" > /dev/null ||
+      die "--ref '$ref' is no commit, tag or branch of $repository"
+    git -C "$repository" archive --format=tar.gz --output="$1" "$ref"
+    return
+  fi
   (
     cd "$repository"
     empty=$(mktemp --directory)
@@ -132,3 +140,42 @@ active() {
 worker_command() {
   printf 'bash r1jax/tpu_scripts/worker %s' "$(quoted "$@")"
 }
+
+# From here on what a verb does where nothing is special; a backend may have its own.
+
+extra=tpu # of r1jax, which is installed
+
+# In r1jax/ what the archive has; what the one before had and it has not goes.
+unpack="mkdir -p r1jax && tar --list --gzip --file=r1jax.tar.gz --quoting-style=literal"
+unpack+=" | grep -v '/$' | LC_ALL=C sort > r1jax.new && { [ ! -e r1jax.files ] || LC_ALL=C comm -23"
+unpack+=" r1jax.files r1jax.new | (cd r1jax && xargs --no-run-if-empty -d '\n' rm -f); } &&"
+unpack+=" mv r1jax.new r1jax.files && tar --extract --gzip --file=r1jax.tar.gz --directory=r1jax"
+
+# set_up ARCHIVE WORKDIR: the tree, what it needs, and the proof.
+set_up() {
+  copy_in "$1" r1jax.tar.gz
+  on_homes "$unpack"
+  on_homes "$(worker_command install "$extra")"
+  on_workers "$(worker_command prove "$2")"
+}
+
+# A line of bash in every home that workers have.
+on_homes() { on_workers "$1"; }
+
+# hand_on FILE: variables that nobody else may read.
+hand_on() {
+  copy_in "$1" .r1jax_env
+  on_workers "chmod 600 .r1jax_env"
+}
+
+# start_run RUN COMMAND...
+start_run() { on_workers "$(worker_command start "$@")"; }
+
+# run_state RUN CHIPS: a line of each worker; of all runs where RUN is empty.
+run_state() { on_workers "$(worker_command state "$@")"; }
+
+# stop_run RUN SECONDS
+stop_run() { on_workers "$(worker_command stop "$@")"; }
+
+# show_log RUN NODE.WORKER LINES FOLLOW
+show_log() { on_worker "$2" "tail -n $3 ${4:+-F} runs/$(quoted "$1")/log"; }

@@ -23,7 +23,7 @@ from r1jax.machines.queue import Queue
 SCRIPTS = Path(r1jax.__path__[0]).parent / "tpu_scripts"
 ACTIVE, ABSENT, UNKNOWN = "ACTIVE", "ABSENT", ""
 BROKEN = 8  # troubles in a row with a slice that is there, before it is made anew
-UNSTARTED, RUNNING = "never started", "running"  # how tpu_scripts/worker says it
+UNSTARTED, GOES_ON = "never started", ("running", "queued")  # how tpu_scripts say it
 _STATE = re.compile(r"^slice \S+: (\w+)", re.MULTILINE)
 _WORKER = re.compile(r"^worker \S+ \(\S*\): (.*)", re.MULTILINE)
 _ENDED = re.compile(r"ended with exit code (\d+)")
@@ -144,7 +144,7 @@ def _attempt(one: Slice, queue: Queue, name: str, command: Sequence[str], say: S
             result = f"started  {name} on {one.name}" if done else f"trouble  {_last_line(said)}"
             say(result)
             troubles += not done
-        elif any(said.startswith(RUNNING) for said in workers):
+        elif any(said.startswith(GOES_ON) for said in workers):
             troubles = 0
         else:
             _settle(one, queue, name, workers, say)
