@@ -181,7 +181,7 @@ def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
     return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
 
 
-def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
+def slices_of(workdir: Path, queue_id: str = "", places: Sequence[str] = ()) -> list[Slice]:
     """As the flags ask for them, and those where there are runs already."""
     names = [f"{NAME.value}-{i}" for i in range(SLICES.value)]
     return [
@@ -189,7 +189,7 @@ def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
             name,
             SLICE_FLAGS.value,
             CREATE_FLAGS.value,
-            [f"--workdir={workdir}"],
+            [f"--workdir={workdir}", f"--sweep={queue_id}"],
             [f"--pass={PASS.value}"] if PASS.value else [],
         )
         for name in dict.fromkeys([*names, *places])
@@ -201,8 +201,8 @@ def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
     queue = Queue(workdir, {run.name: run.entry for run in runs})
     if RETRY.value:
         queue.retry()
-    queue.slice_gone(HERE)  # what ran here has ended with its driver
-    slices = slices_of(workdir, sorted(queue.places()))
+    queue.slice_gone(HERE, taken=False)  # what ran here has ended with its driver
+    slices = slices_of(workdir, queue.id, sorted(queue.places()))
     good, said = slices[0].call("create", "--dry_run", *slices[0].of_create)
     if not good:
         raise ConfigError(said.strip().removeprefix("error: "))

@@ -124,7 +124,7 @@ def test_twelve_runs_on_three_slices(start: Start, tmp_path: Path) -> None:
     failed = entries.pop("seed=5")
     assert {entry.state for entry in entries.values()} == {"complete"}, said
     assert all((out / name / "ends").read_text() == "ended\n" for name in entries)
-    assert (failed.state, failed.failures) == ("failed", 3)
+    assert (failed.state, len(failed.failed_on)) == ("failed", 3)
     assert failed.error == "ended with exit code 1: this one is broken"
     assert "12 runs in" in said and "set aside after" in said
     assert sum(entry.starts for entry in entries.values()) <= 11 + 3
@@ -168,18 +168,20 @@ def test_a_queue_is_kept(tmp_path: Path) -> None:
     assert [queue.take("one"), queue.take("two"), queue.take("one")] == ["a", "b", "a"]
     queue = Queue(tmp_path, runs)  # its driver was killed
     assert queue.take("two") == "b"
-    queue.slice_gone("one")
+    queue.slice_gone("one", taken=True)
     assert queue.take("two") == "b" and queue.take("three") == "a"  # which goes before c
     assert queue.entries["a"].starts == 2
     queue.complete("a")
-    for _ in range(2):
-        queue.failed("b", "no memory")
-        assert queue.take("two") == "b"
     queue.failed("b", "no memory")
+    assert queue.take("two") == "c"  # b has failed here
+    queue.interrupted("c")
+    for _ in range(2):
+        queue.start("b", "two")
+        queue.failed("b", "no memory")
     assert queue.take("two") == "c" and queue.places() == {"two"} and not queue.wants("one")
     queue.lost("c", until_gone=True)  # they may still run
     assert queue.take("three") is None
-    queue.slice_gone("two")
+    queue.slice_gone("two", taken=False)
     for _ in range(MOST_LOSSES - 1):
         assert queue.take("two") == "c"
         queue.lost("c")

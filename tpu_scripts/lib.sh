@@ -19,9 +19,12 @@ begin() {
   for key in $values $switches; do printf -v "$key" ''; done
   command=()
   backend=queued
+  slices=
   local settings=${TPU_ENV:-$repository/.tpu_env}
   # shellcheck source=/dev/null
   if [ -e "$settings" ]; then source "$settings"; fi
+  [ -z "$slices" ] ||
+    die "slices=$slices in $settings: to create and to sweep it is not the same, so only flags say it"
   while [ $# -gt 0 ]; do
     key=${1#--}
     key=${key%%=*}
@@ -107,17 +110,21 @@ gcloud_ready() {
     die "gcloud is not logged in: gcloud auth login"
 }
 
-# pack_tree FILE: what this working tree has, committed or not, without ignored files. A repository
-# made for the purpose reads .gitignore, as the tree may be an archive that has none.
-pack_tree() {
+# What this working tree has, committed or not, without ignored files, each followed by a 0. A
+# repository made for the purpose reads .gitignore, as the tree may be an archive that has none.
+tree_files() {
   (
     cd "$repository"
     empty=$(mktemp --directory)
     trap 'rm -rf "$empty"' EXIT
     git init --quiet --bare "$empty"
-    git --git-dir="$empty" --work-tree=. ls-files -z --others --exclude-standard |
-      tar --create --gzip --null --files-from=- --file="$1"
+    git --git-dir="$empty" --work-tree=. ls-files -z --others --exclude-standard
   )
+}
+
+# pack_tree FILE: all of them.
+pack_tree() {
+  tree_files | tar --directory="$repository" --create --gzip --null --files-from=- --file="$1"
 }
 
 # active: dies unless the slice is there.

@@ -24,6 +24,8 @@ create_slice() {
   local machine=${accelerator%%:*} topology="" region=${zone%-*} per_host image
   if [[ $accelerator == *:* ]]; then topology=${accelerator#*:}; fi
   [[ $machine =~ -([0-9]+)t$ ]] || die "--accelerator '$machine': machines end in their chips, -4t"
+  [ -z "$valid_until" ] ||
+    die "--valid_until: Compute Engine has no queue, it says at once whether there are machines"
   [ "${slices:-1}" = 1 ] || die "--slices: of Compute Engine create each slice by its own name"
   per_host=${BASH_REMATCH[1]}
   image=${runtime:-$(image_of "$machine")}
@@ -63,12 +65,18 @@ machines() {
   listed --filter="labels.r1jax=$name" --format='value(name,status)' | sort
 }
 
+# Dies where nobody says it: a group that is there must not look like none.
 is_group() {
+  local said
   if [ -n "$dry_run" ]; then
     [[ ${accelerator:-:} == *:* ]]
     return
   fi
-  in_zone instance-groups managed describe "$name" --format='value(name)' > /dev/null 2>&1
+  said=$(in_zone instance-groups managed describe "$name" --format='value(name)' 2>&1) && return
+  case $said in
+    *"not found"* | *NOT_FOUND* | *notFound*) return 1 ;;
+    *) die "$said" ;;
+  esac
 }
 
 # QUEUED, ACTIVE, PREEMPTED or ABSENT.

@@ -45,16 +45,20 @@ is_preempted() {
 
 # QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT.
 slice_state() {
-  local state
-  if ! state=$(resources describe "$name" --format='value(state.state)' 2>&1); then
+  local state said
+  said=$(mktemp)
+  if ! state=$(resources describe "$name" --format='value(state.state)' 2> "$said"); then
+    state=$(cat "$said")
+    rm "$said"
     case $state in
       *NOT_FOUND*) echo ABSENT && return ;;
       *) die "$state" ;;
     esac
   fi
+  rm "$said"
   case $state in
     ACTIVE) if is_preempted; then echo PREEMPTED; else echo ACTIVE; fi ;;
-    SUSPENDED | SUSPENDING) echo PREEMPTED ;;
+    SUSPENDED | SUSPENDING | PREEMPTED) echo PREEMPTED ;;
     FAILED) echo FAILED ;;
     *) echo QUEUED ;;
   esac
