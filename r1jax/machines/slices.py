@@ -211,8 +211,8 @@ def _attempt(one: Slice, queue: Queue, name: str, command: Sequence[str], say: S
         elif UNSTARTED in workers and not is_over:
             words = ["--once", f"--run={attempt}", *one.of_launch, "--", *command]
             done, said = one.call("launch", *words)
-            result = f"started  {name} on {one.name}" if done else f"trouble  {_reason(said)}"
-            say(result)
+            trouble = f"trouble  {one.name}: {_reason(said)}"
+            say(f"started  {name} on {one.name}" if done else trouble)
             troubles += not done
         elif any(said.startswith(RUNNING) for said in workers):
             troubles = 0
