@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from etils import epath
@@ -45,7 +46,8 @@ def wrong_with(
     elif not said and queue_id and not _becomes(lambda: _id_of(root) == queue_id, seconds):
         said = f"{workdir} {APART}: the {SWEEP} of who drives the sweep is not here; {REMEDY}"
     gather(0)  # all have read
-    mine.unlink(missing_ok=True)
+    with suppress(OSError):  # it may not be there
+        mine.unlink()
     return said
 
 
