@@ -327,6 +327,15 @@ def test_broken_runs_are_set_aside(tmp_path: Path, count: int) -> None:
     assert said.count("FAILED") == 6
 
 
+def test_a_slice_that_never_comes_keeps_nobody(tmp_path: Path) -> None:
+    class Refused(Played):
+        def call(self, verb: str, *words: str) -> tuple[bool, str]:
+            return (False, "no quota") if verb == "create" else super().call(verb, *words)
+
+    entries, _ = play(tmp_path, "ab", [Refused("one"), Played("two")])
+    assert {entry.state for entry in entries.values()} == {"complete"}
+
+
 def test_when_all_is_broken_a_sweep_ends(tmp_path: Path) -> None:
     one = Played("one", ends=lambda *_: BAD)
     entries, _ = play(tmp_path, "abcd", [one])

@@ -164,9 +164,12 @@ def _delete(one: Slice, queue: Queue, state: str, say: Say) -> tuple[bool, str]:
 
 
 def _make(one: Slice, queue: Queue, say: Say) -> None:
-    """Until the slice is there and set up. What it had, if it was taken away, others may take."""
+    """Until the slice is there and set up, or has no use any more, as others did what there was.
+
+    What it had, if it was taken away, others may take.
+    """
     troubles = 0
-    while True:
+    while queue.wants(one.name):
         state = one.state()
         if state == ACTIVE:
             queue.saw(one.name)
