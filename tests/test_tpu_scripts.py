@@ -29,7 +29,8 @@ for flag; do case $flag in --command=*) command=${flag#*=} ;; esac; done
 case $verb in
   create) mkdir -p "$CLOUD/$name"/{0,1}; echo WAITING_FOR_RESOURCES > "$CLOUD/$name/state" ;;
   describe)
-    if [ -z "${name#two}" ]; then echo "ERROR: UNAVAILABLE" >&2; exit 1; fi
+    if [ "$name" = hangs ]; then sleep 100; fi
+    if [ "$name" = two ]; then echo "ERROR: UNAVAILABLE" >&2; exit 1; fi
     if [ ! -e "$CLOUD/$name" ]; then echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; fi
     cat "$CLOUD/$name/state"
     if grep -q WAITING "$CLOUD/$name/state"; then echo ACTIVE > "$CLOUD/$name/state"; fi ;;
@@ -322,6 +323,13 @@ def test_deleting_kills_what_ran_there_and_nothing_else(tmp_path: Path) -> None:
     other.kill()
     other.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_nobody_tells(cloud: Path) -> None:
+    flags = "--project=p", "--zone=z", "--name=hangs"
+    said = script("status", *flags, expected=2, R1JAX_VERB_SECONDS="0.3").stderr
+    assert "error: gcloud does not answer" in said or "WARNING" in said
+    assert "error: of the slice hangs nothing is known" in said
 
 
 @pytest.mark.slow

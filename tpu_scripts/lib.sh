@@ -57,9 +57,21 @@ begin() {
   if [ -z "$dry_run" ]; then backend_ready; fi
 }
 
-# Runs a command, or prints it, so that it could be pasted.
+# Runs a command, or prints it, so that it could be pasted. With a `limit` (seconds) it ends then.
 execute() {
-  if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
+  if [ -n "$dry_run" ]; then
+    quoted "$@"
+  elif [ -n "${limit:-}" ] && command -v timeout > /dev/null; then
+    timeout "$limit" "$@"
+  else
+    "$@"
+  fi
+}
+
+# asked COMMAND...: where `execute` is in it, that takes a minute at most. What hangs says nothing.
+asked() {
+  local limit=${R1JAX_VERB_SECONDS:-60}
+  "$@"
 }
 
 # A command as one line of bash, whatever its words hold.

@@ -30,8 +30,8 @@ TAKEN = ("PREEMPTED", "FAILED")
 BROKEN = 8  # troubles in a row with a slice that is there, before it is made anew
 SUSPECT = 3  # failures in a row on a slice, of more than one run, before it is made anew
 PATIENCE = 3  # troubles in a row with a workdir that workers do not see, before the sweep ends
-# Seconds that a verb may take. A create that is over waits in the queue without it.
-LIMITS = {"create": 1800, "setup": 1800, "launch": 600, "status": 300, "delete": 900}
+# Seconds that a verb may take, for it may hang.
+LIMITS = {"create": 900, "setup": 1800, "launch": 600, "status": 300, "delete": 900}
 # Ends the verb, and whatever it has started, when its limit is over or this process ends, however
 # that dies: then its standard input is closed.
 GUARDED = """{ trap '' TERM; read -r; kill -TERM 0; sleep 2; kill -KILL 0; } <&0 &
@@ -184,7 +184,7 @@ def _make(one: Slice, queue: Queue, say: Say) -> None:
         elif state == ABSENT:
             queue.slice_gone(one.name, taken=True)
             say(f"creates  {one.name}")
-            done, said = one.call("create", *one.of_create)
+            done, said = one.call("create", "--no_wait", *one.of_create)
             troubles = 0 if done else troubles
         else:  # it waits, or nobody answers
             done, said = True, ""

@@ -72,17 +72,17 @@ is_group() {
     [[ ${accelerator:-:} == *:* ]]
     return
   fi
-  said=$(in_zone instance-groups managed describe "$name" --format='value(name)' 2>&1) && return
+  said=$(asked in_zone instance-groups managed describe "$name" --format='value(name)' 2>&1) && return
   case $said in
     *"not found"* | *NOT_FOUND* | *notFound*) return 1 ;;
-    *) die "$said" ;;
+    *) die "${said:-gcloud does not answer}" ;;
   esac
 }
 
 # QUEUED, ACTIVE, PREEMPTED or ABSENT.
 slice_state() {
   local found
-  found=$(machines) || die "gcloud does not say which machines '$name' has"
+  found=$(asked machines) || die "gcloud does not say which machines '$name' has"
   case $found in
     "") if is_group; then echo QUEUED; else echo ABSENT; fi ;;
     *TERMINATED* | *STOP* | *SUSPEND*) echo PREEMPTED ;;

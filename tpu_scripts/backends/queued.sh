@@ -38,7 +38,7 @@ create_slice() {
 # A node may be gone before its queued resource says so.
 is_preempted() {
   local nodes
-  nodes=$(execute gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' \
+  nodes=$(asked execute gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' \
     --project="$project" --zone="$zone" 2> /dev/null) || return 1
   grep -q -E "^${name}[[:space:]]+(PREEMPTED|TERMINATED)" <<< "$nodes"
 }
@@ -47,12 +47,12 @@ is_preempted() {
 slice_state() {
   local state said
   said=$(mktemp)
-  if ! state=$(resources describe "$name" --format='value(state.state)' 2> "$said"); then
+  if ! state=$(asked resources describe "$name" --format='value(state.state)' 2> "$said"); then
     state=$(cat "$said")
     rm "$said"
     case $state in
       *NOT_FOUND*) echo ABSENT && return ;;
-      *) die "$state" ;;
+      *) die "${state:-gcloud does not answer}" ;;
     esac
   fi
   rm "$said"
