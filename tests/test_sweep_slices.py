@@ -219,7 +219,7 @@ def test_a_run_that_failed_goes_to_another_slice(tmp_path: Path) -> None:
     queue.slice_gone("two", taken=True)
     assert queue.take("two") == "a"
     queue.failed("a", "no memory")
-    assert read_queue(tmp_path)["a"].failed_on == ["one", "two", "two"]
+    assert read_queue(tmp_path)["a"].failed_on == ["one", "", "two"]
     assert read_queue(tmp_path)["a"].state == "failed"
 
 

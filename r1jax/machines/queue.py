@@ -29,7 +29,8 @@ class Entry:
     where: str = ""  # the slice that has it, or had it last
     starts: int = 0
     attempt: str = ""  # the last start's own name on its slice, that no other start has had
-    failed_on: list[str] = field(default_factory=list)  # a slice a failure of its own, in a row
+    failed_on: list[str] = field(default_factory=list)  # a slice a failure of its own, in a row;
+    # "" for one that is gone since
     lost_on: list[str] = field(default_factory=list)  # since then, where its workers were lost
     error: str = ""  # of its last failure
 
@@ -75,10 +76,7 @@ class Queue:
     """What threads take runs from. Every change is on disk before anything is done about it."""
 
     def __init__(
-        self,
-        workdir: epath.PathLike,
-        runs: Mapping[str, Entry],
-        most_failures: int = 3,
+        self, workdir: epath.PathLike, runs: Mapping[str, Entry], most_failures: int = 3
     ) -> None:
         """`runs` by name, as they would begin; what the file says of them is still true."""
         self._path, self._most = absolute(workdir) / SWEEP, most_failures
@@ -109,8 +107,8 @@ class Queue:
             if not waiting:
                 return None
 
-            def order(name: str) -> tuple[int, int]:  # those begun go first
-                return self.entries[name].failed_on.count(where), -self.entries[name].starts
+            def order(name: str) -> tuple[int, int]:  # those begun go first, those that fail last
+                return len(self.entries[name].failed_on), -self.entries[name].starts
 
             name = min(waiting, key=order)
             self.start(name, where)
@@ -171,6 +169,7 @@ class Queue:
             for entry in self.entries.values():
                 if entry.state == "running" and entry.where == where:
                     entry.state = "waiting"
+                entry.failed_on = ["" if name == where else name for name in entry.failed_on]
                 if taken:
                     entry.lost_on = [name for name in entry.lost_on if name != where]
             self._write()
