@@ -20,11 +20,11 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, Overrides, load_module, override
@@ -55,7 +55,7 @@ RETRY = flags.DEFINE_bool("retry", False, "On slices: runs that were set aside, 
 @dataclass(frozen=True)
 class SweepRun:
     name: str
-    workdir: Path
+    workdir: epath.Path
     command: list[str]
     config: dict[str, Any]  # with the overrides
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class SweepRun:
         return Entry(overrides, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def make_runs(spec: str, workdir: Path) -> list[SweepRun]:
+def make_runs(spec: str, workdir: epath.Path) -> list[SweepRun]:
     """The runs of FILE.py[:arg]; ConfigError, before any is started, for what one cannot be."""
     module, _ = load_module(spec)
     if not hasattr(module, "sweep"):
@@ -95,7 +95,7 @@ def with_arguments(spec: str, overrides: Overrides) -> tuple[str, Overrides]:
     return (f"{file}:{arguments}" if arguments else file), others
 
 
-def _command(spec: str, workdir: Path, overrides: Overrides) -> list[str]:
+def _command(spec: str, workdir: epath.Path, overrides: Overrides) -> list[str]:
     flag_values = [f"--config.{key}={value}" for key, value in overrides.items()]
     train = [sys.executable, "-m", "r1jax.train"]
     return [*train, f"--config={spec}", f"--workdir={workdir}", *flag_values]
@@ -159,7 +159,7 @@ def _outcome(code: int) -> str:
     return {0: "complete", STOPPED: "stopped"}.get(code, "FAILED")
 
 
-def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
+def run_here(runs: Sequence[SweepRun], workdir: epath.Path) -> int:
     """Runs what is not complete -> exit code."""
     queue = Queue(workdir, {run.name: run.entry for run in runs}, most_failures=1)
     if elsewhere := sorted(queue.places() - {HERE}):
@@ -182,7 +182,7 @@ def run_here(runs: Sequence[SweepRun], workdir: Path) -> int:
     return STOPPED if {codes[run.name] for run in unfinished} == {STOPPED} else 1
 
 
-def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
+def slices_of(workdir: epath.Path, queue_id: str = "", places: Sequence[str] = ()) -> list[Slice]:
     """As the flags ask for them, and those where there are runs already."""
     names = [f"{NAME.value}-{i}" for i in range(SLICES.value)]
     return [
@@ -190,20 +190,20 @@ def slices_of(workdir: Path, places: Sequence[str] = ()) -> list[Slice]:
             name,
             SLICE_FLAGS.value,
             CREATE_FLAGS.value,
-            [f"--workdir={workdir}", *SETUP_FLAGS.value],
+            [f"--workdir={workdir}", f"--sweep={queue_id}", *SETUP_FLAGS.value],
             [f"--pass={PASS.value}"] if PASS.value else [],
         )
         for name in dict.fromkeys([*names, *places])
     ]
 
 
-def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
+def run_on_slices(runs: Sequence[SweepRun], workdir: epath.Path) -> int:
     """Works off what is neither complete nor set aside -> exit code."""
     queue = Queue(workdir, {run.name: run.entry for run in runs})
     if RETRY.value:
         queue.retry()
-    queue.slice_gone(HERE)  # what ran here has ended with its driver
-    slices = slices_of(workdir, sorted(queue.places()))
+    queue.slice_gone(HERE, taken=False)  # what ran here has ended with its driver
+    slices = slices_of(workdir, queue.id, sorted(queue.places()))
     good, said = slices[0].call("create", "--dry_run", *slices[0].of_create)
     if not good:
         raise ConfigError(said.strip().removeprefix("error: "))
@@ -222,7 +222,7 @@ def run_on_slices(runs: Sequence[SweepRun], workdir: Path) -> int:
 
 
 def main() -> int:
-    workdir = Path(absolute(WORKDIR.value))
+    workdir = absolute(WORKDIR.value)
     runs = make_runs(CONFIG.value, workdir)
     if DRY_RUN.value:
         known = read_queue(workdir) if (workdir / SWEEP).exists() else {}

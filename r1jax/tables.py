@@ -27,6 +27,7 @@ from absl import flags
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError
 from r1jax.files import absolute
+from r1jax.machines.queue import read_slices
 from r1jax.reports.claims import write_claims
 from r1jax.reports.measured import read_runs, write_measured
 from r1jax.reports.pipeline import pipeline_tables
@@ -72,7 +73,7 @@ def main() -> None:
     if bool(args.output) == bool(args.measured):
         raise ConfigError("tables wants either --output or --measured")
     if args.sweep:
-        print_rich(sweep_table(read_sweep(args.sweep)))
+        print_rich(sweep_table(read_sweep(args.sweep), read_slices(args.sweep)))
         for path in write_sweep_report(args.sweep, args.output):
             print(f"wrote {path}")
     elif args.measured:

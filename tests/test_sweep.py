@@ -1,6 +1,7 @@
 """Runs by name, at most N at a time; complete ones are skipped, failed ones stop nobody."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from r1jax.config import ConfigError
+from r1jax.machines.processes import Processes, lock_workdir
 from r1jax.machines.queue import Queue, read_queue
 from r1jax.sweep import SweepRun, make_runs, run_all, run_names
 
+ROOT = Path(__file__).parents[1]
 CONFIG = """
 from ml_collections import config_dict
 from r1jax.config import product
@@ -136,6 +139,41 @@ def test_interrupted_sweep_ends_its_runs(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     time.sleep(1.2)
     assert not marker.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_a_killed_sweep_leaves_nobody_in_the_workdirs(tmp_path: Path) -> None:
+    """What it had started is killed too, and waited for by who comes next."""
+    ready, workdir = tmp_path / "ready", tmp_path / "a"
+    run = f"""
+from pathlib import Path
+from r1jax.machines.processes import end_with_starter, lock_workdir
+end_with_starter()
+with lock_workdir({str(workdir)!r}):
+    memory = bytearray(1 << 30)
+    memory[::4096] = memory[::4096].replace(bytes(1), bytes([1]))  # takes a while to be given back
+    Path({str(ready)!r}).touch()
+    __import__("time").sleep(100)
+"""
+    driver = f"""
+import sys
+from pathlib import Path
+from r1jax.machines.processes import Processes
+with Processes(1) as processes:
+    processes.start("a", [sys.executable, "-c", {run!r}], Path({str(workdir)!r}))
+    processes.wait()
+"""
+    process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with Processes(1) as processes:
+        processes.start("a", ["true"], workdir)
+        with lock_workdir(workdir):
+            pass
+        assert processes.wait() == {"a": 0}
 
 
 def test_arguments_of_the_file_are_swept_too(tmp_path: Path) -> None:

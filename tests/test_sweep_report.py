@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.config import DataError
 from r1jax.files import write_jsonl_atomic
-from r1jax.machines.queue import Entry, Queue
+from r1jax.machines.queue import Entry, Queue, Tenure
 from r1jax.reports.sweep import differing_keys, draw_sweep, outcomes, read_sweep, sweep_table
 from r1jax.reports.table import to_markdown
 from r1jax.reports.write import write_sweep_report
@@ -41,7 +41,8 @@ def test_seeds_are_folded(tmp_path: Path) -> None:
     queue.failed("r_10_1", "ended with exit code 1: no memory")
     arms = read_sweep(tmp_path)
     assert differing_keys(arms) == ["lr"]
-    table = sweep_table(arms)
+    table = sweep_table(arms, {"lr-0": Tenure(seconds=5400.0), "lr-1": Tenure(seconds=900.0)})
+    assert "The slices lr-0, lr-1 were there for 1.75 hours in all." in table.note
     assert table.header == ["lr", "complete", "reward", "chip-hours", "failed"]
     lines = to_markdown(table).splitlines()[4:7]
     assert lines == [

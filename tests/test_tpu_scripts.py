@@ -27,12 +27,15 @@ HOSTILE = ["a b", "$HOME `id` $(id)", "it's", '{"x": [1, "二"]}', "*", "", "--"
 # It keeps resources as directories, with two workers each, and runs their commands here.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$CLOUD/calls"
+echo "WARNING: it is SUSPENDED, and ACTIVE" >&2
 if [ "$1" = auth ]; then echo somebody; exit; fi
 verb=$4 name=${5%%:*} file= command=
 for flag; do case $flag in --command=*) command=${flag#*=} ;; esac; done
 case $verb in
   create) mkdir -p "$CLOUD/$name"/{0,1}; echo WAITING_FOR_RESOURCES > "$CLOUD/$name/state" ;;
   describe)
+    if [ "$name" = hangs ]; then sleep 100; fi
+    if [ "$name" = two ]; then echo "ERROR: UNAVAILABLE" >&2; exit 1; fi
     if [ ! -e "$CLOUD/$name" ]; then echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; fi
     cat "$CLOUD/$name/state"
     if grep -q WAITING "$CLOUD/$name/state"; then echo ACTIVE > "$CLOUD/$name/state"; fi ;;
@@ -43,6 +46,7 @@ case $verb in
     wait %1 && wait %2 ;;
   scp) for i in 0 1; do cp "$5" "$CLOUD/${6%%:*}/$i/${6#*:}"; done ;;
   delete) rm -r "${CLOUD:?}/$name" ;;
+  list) echo one; echo two; echo zero ;;
 esac
 """
 
@@ -320,6 +324,35 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
     assert "--zone=z" in words
 
 
+def test_the_number_of_slices_is_a_flag(tmp_path: Path) -> None:
+    settings = tmp_path / "env"
+    settings.write_text("slices=4\n")
+    said = script("create", "--dry_run", "--slices=4", expected=2, TPU_ENV=str(settings)).stderr
+    assert said.startswith(f"error: slices=4 in {settings}: to create and to sweep")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("/nowhere/c.py:a/b", "--config '/nowhere/c.py' is outside"),
+        ("../c.py", "--config '../c.py' is outside"),
+        ("runs/c.py", "--config 'runs/c.py': git ignores it"),
+    ],
+)
+def test_a_config_that_workers_would_not_have(config: str, said: str) -> None:
+    ignored = ROOT / "runs/c.py"
+    is_ours = not ignored.parent.exists()
+    ignored.parent.mkdir(exist_ok=True)
+    ignored.touch()
+    try:
+        flags = "--dry_run", "--workdir=/tmp", "--project=p", "--zone=z", f"--config={config}"
+        assert said in script("sweep", *flags, expected=2).stderr
+    finally:
+        ignored.unlink()
+        if is_ours:
+            ignored.parent.rmdir()
+
+
 @pytest.mark.parametrize(
     ("verb", "flags", "said"),
     [
@@ -330,6 +363,17 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ("create", ["--zone"], "--zone wants a value"),
         ("create", ["--backend=azure"], "--backend 'azure' is none of gce gke local queued slurm"),
         ("create", ["--accelerator=a100", "--dry_run", "--project=p", "--zone=z"], "v5litepod-N"),
+        (
+            "create",
+            [
+                "--backend=gce",
+                "--accelerator=ct6e-standard-8t",
+                "--valid_until=6h",
+                *WHERE,
+                "--dry_run",
+            ],
+            "--valid_until: Compute Engine has no queue",
+        ),
         ("status", ["--project=p", "--zone=z"], "gcloud is not installed: https://cloud"),
         ("create", ["--backend=slurm"], "sbatch is not installed: this runs where one submits"),
         ("create", ["--backend=slurm", "--dry_run"], "--accelerator is missing"),
@@ -410,6 +454,7 @@ def test_a_slice_is_created_used_preempted_and_deleted(cloud: Path) -> None:
     prints = ["bash", "-c", 'printf "%s\\n" "$KEY" "$@"; ' + waits, "-", step, *HOSTILE]
     secret = {"KEY": "s3cret $x 'y'"}
     script("launch", *where, "--pass=KEY", "--", *prints, **secret)
+    script("launch", *where, "--once", "--", "true")  # changes nothing
     again = script("launch", *where, "--", "true", expected=2).stderr
     assert again.count("zero still runs as process") == 2
     one = until(step, *where, "--run=zero", "--accelerator=v4-8", "--slices=2")
@@ -426,6 +471,11 @@ def test_a_slice_is_created_used_preempted_and_deleted(cloud: Path) -> None:
     assert "s3cret" not in (cloud / "calls").read_text()
     script("launch", *where, "--run=silent", "--", "false")
     until("ended with exit code 1: \n", *where, "--run=silent")
+    script("launch", *where, "--once", "--run=silent", "--", "true")  # nor where it has ended
+    assert "ended with exit code 1" in script("status", *where, "--run=silent").stdout
+    several = script("status", *where, "--name=", expected=2)  # of two nobody says anything
+    assert "slice one: ABSENT\nslice zero: ACTIVE\n" in several.stdout
+    assert "error: of the slice two nothing is known" in several.stderr
     (cloud / "zero/state").write_text("SUSPENDED\n")
     assert script("status", *where).stdout == "slice zero: PREEMPTED\n"
     assert "is PREEMPTED, not ACTIVE" in script("stop", *where, expected=2).stderr
@@ -613,6 +663,33 @@ def test_a_workload_of_gke(cloud: Path, tree: Path, tmp_path: Path) -> None:
     assert "zero never started" in call("status")
     call("delete")
     assert call("status") == "slice zero: ABSENT\n"
+
+
+def test_deleting_kills_what_ran_there_and_nothing_else(tmp_path: Path) -> None:
+    """A number in a pid file may by now be somebody else's."""
+    local = {"R1JAX_SLICES": str(tmp_path)}
+    script("create", "--backend=local", **local)
+    home = tmp_path / "zero/worker-0"
+    other = subprocess.Popen(["sleep", "100"], start_new_session=True)
+    ours = subprocess.Popen(
+        ["sleep", "100"], start_new_session=True, env=os.environ | {"HOME": str(home)}
+    )
+    (home / "runs/old").mkdir(parents=True)
+    (home / "runs/old/pid").write_text(f"{other.pid}\n")
+    time.sleep(0.2)
+    script("delete", "--backend=local", **local)
+    assert ours.wait(timeout=5) == -9
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_nobody_tells(cloud: Path) -> None:
+    flags = "--project=p", "--zone=z", "--name=hangs"
+    said = script("status", *flags, expected=2, R1JAX_VERB_SECONDS="0.3").stderr
+    assert "error: gcloud does not answer" in said or "WARNING" in said
+    assert "error: of the slice hangs nothing is known" in said
 
 
 @pytest.mark.slow

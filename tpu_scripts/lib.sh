@@ -19,9 +19,12 @@ begin() {
   for key in $values $switches; do printf -v "$key" ''; done
   command=()
   backend=queued
+  slices=
   local settings=${TPU_ENV:-$repository/.tpu_env}
   # shellcheck source=/dev/null
   if [ -e "$settings" ]; then source "$settings"; fi
+  [ -z "$slices" ] ||
+    die "slices=$slices in $settings: to create and to sweep it is not the same, so only flags say it"
   while [ $# -gt 0 ]; do
     key=${1#--}
     key=${key%%=*}
@@ -54,9 +57,21 @@ begin() {
   if [ -z "$dry_run" ]; then backend_ready; fi
 }
 
-# Runs a command, or prints it, so that it could be pasted.
+# Runs a command, or prints it, so that it could be pasted. With a `limit` (seconds) it ends then.
 execute() {
-  if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
+  if [ -n "$dry_run" ]; then
+    quoted "$@"
+  elif [ -n "${limit:-}" ] && command -v timeout > /dev/null; then
+    timeout "$limit" "$@"
+  else
+    "$@"
+  fi
+}
+
+# asked COMMAND...: where `execute` is in it, that takes a minute at most. What hangs says nothing.
+asked() {
+  local limit=${R1JAX_VERB_SECONDS:-60}
+  "$@"
 }
 
 # A command as one line of bash, whatever its words hold.
@@ -107,25 +122,29 @@ gcloud_ready() {
     die "gcloud is not logged in: gcloud auth login"
 }
 
-# pack_tree FILE: what --ref has, else this working tree, committed or not, without ignored files: a
+# What this working tree has, committed or not, without ignored files, each followed by a 0. A
 # repository made for the purpose reads .gitignore, as the tree may be an archive that has none.
-pack_tree() {
-  if [ -n "$ref" ]; then
-    git -C "$repository" rev-parse --git-dir > /dev/null 2>&1 ||
-      die "--ref '$ref': $repository is no git repository"
-    git -C "$repository" rev-parse --quiet --verify "$ref^{commit}" > /dev/null ||
-      die "--ref '$ref' is no commit, tag or branch of $repository"
-    git -C "$repository" archive --format=tar.gz --output="$1" "$ref"
-    return
-  fi
+tree_files() {
   (
     cd "$repository"
     empty=$(mktemp --directory)
     trap 'rm -rf "$empty"' EXIT
     git init --quiet --bare "$empty"
-    git --git-dir="$empty" --work-tree=. ls-files -z --others --exclude-standard |
-      tar --create --gzip --null --files-from=- --file="$1"
+    git --git-dir="$empty" --work-tree=. ls-files -z --others --exclude-standard
   )
+}
+
+# pack_tree FILE: what --ref has, else all of them.
+pack_tree() {
+  if [ -z "$ref" ]; then
+    tree_files | tar --directory="$repository" --create --gzip --null --files-from=- --file="$1"
+    return
+  fi
+  git -C "$repository" rev-parse --git-dir > /dev/null 2>&1 ||
+    die "--ref '$ref': $repository is no git repository"
+  git -C "$repository" rev-parse --quiet --verify "$ref^{commit}" > /dev/null ||
+    die "--ref '$ref' is no commit, tag or branch of $repository"
+  git -C "$repository" archive --format=tar.gz --output="$1" "$ref"
 }
 
 # active: dies unless the slice is there.
@@ -151,12 +170,12 @@ unpack+=" | grep -v '/$' | LC_ALL=C sort > r1jax.new && { [ ! -e r1jax.files ] |
 unpack+=" r1jax.files r1jax.new | (cd r1jax && xargs --no-run-if-empty -d '\n' rm -f); } &&"
 unpack+=" mv r1jax.new r1jax.files && tar --extract --gzip --file=r1jax.tar.gz --directory=r1jax"
 
-# set_up ARCHIVE WORKDIR: the tree, what it needs, and the proof.
+# set_up ARCHIVE WORKDIR QUEUE: the tree, what it needs, and the proof.
 set_up() {
   copy_in "$1" r1jax.tar.gz
   on_homes "$unpack"
   on_homes "$(worker_command install "$extra")"
-  on_workers "$(worker_command prove "$2")"
+  on_workers "$(worker_command prove "$2" ${3:+"$3"})"
 }
 
 # A line of bash in every home that workers have.
@@ -169,7 +188,7 @@ hand_on() {
 }
 
 # start_run RUN COMMAND...
-start_run() { on_workers "$(worker_command start "$@")"; }
+start_run() { on_workers "$(worker_command "start${once:+_once}" "$@")"; }
 
 # run_state RUN CHIPS: a line of each worker; of all runs where RUN is empty.
 run_state() { on_workers "$(worker_command state "$@")"; }

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +52,8 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str], workdir: epath.PathLike) -> None:
         """Starts it; what it prints is appended to WORKDIR/log.txt, in a bucket at its end."""
+        if not in_bucket(workdir):  # where the command itself waits
+            _until_free(Path(workdir))
         cores = self._shares.pop()
         with self._log_of(name, absolute(workdir)).open("ab") as log:
             process = subprocess.Popen(
@@ -131,6 +133,17 @@ def lock_workdir(workdir: str | os.PathLike[str]) -> Iterator[None]:
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield
+
+
+def _until_free(workdir: Path, seconds: float = 60.0) -> None:
+    """A process of a starter that was killed is killed too, but may take a while to give its memory
+    back, and has its workdir until then. After so long its own command may say that it is in use.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(ConfigError), lock_workdir(workdir):
+            return
+        time.sleep(0.1)
 
 
 def end_with_parent() -> None:

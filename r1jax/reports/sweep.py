@@ -13,7 +13,7 @@ from etils import epath
 
 from r1jax.config import DataError
 from r1jax.files import STARTS, absolute, read_jsonl
-from r1jax.machines.queue import Entry, read_queue
+from r1jax.machines.queue import Entry, Tenure, read_queue
 from r1jax.reports.results import LAST, ROWS, last_value
 from r1jax.reports.runs import RunRecord, benchmark_names, read_if_any
 from r1jax.reports.table import MISSING, Cell, Table
@@ -21,7 +21,8 @@ from r1jax.reports.table import MISSING, Cell, Table
 HOUR = 3600.0
 NOTE = (
     "Mean ± standard deviation over the seeds that are complete. Chip-hours: of all runs of the"
-    " line, as far as they are, from their timings; chips are JAX's devices."
+    " line, as far as they are, from their timings; chips are JAX's devices. What slices wait, and"
+    " what was lost, is not in them."
 )
 
 
@@ -104,8 +105,8 @@ def _cell(values: Sequence[float], digits: int) -> Cell:
     return Cell(fmean(values), stdev(values) if len(values) > 1 else None, digits)
 
 
-def sweep_table(arms: Sequence[Arm]) -> Table:
-    """A line an arm."""
+def sweep_table(arms: Sequence[Arm], slices: Mapping[str, Tenure] | None = None) -> Table:
+    """A line an arm; what the slices cost that it has had, if any, stands below."""
     keys, columns = differing_keys(arms), outcomes(arms)
     rows: list[Sequence[str | Cell]] = []
     for i, arm in enumerate(arms):
@@ -120,7 +121,13 @@ def sweep_table(arms: Sequence[Arm]) -> Table:
             ]
         )
     header = [*keys, "complete", *columns, "chip-hours", *(["failed"] if _any_failed(arms) else [])]
-    return Table("sweep", "The sweep", header, rows, NOTE)
+    return Table("sweep", "The sweep", header, rows, NOTE + _cost(slices or {}))
+
+
+def _cost(slices: Mapping[str, Tenure]) -> str:
+    hours = sum(one.seconds for one in slices.values()) / HOUR
+    said = f" The slices {', '.join(slices)} were there for {hours:.2f} hours in all."
+    return said if slices else ""
 
 
 def _any_failed(arms: Sequence[Arm]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.files import absolute, write_atomic
+from r1jax.machines.queue import read_slices
 from r1jax.reports.measured import read_runs
 from r1jax.reports.page import Page, html_page
 from r1jax.reports.paper import paper_table, read_paper
@@ -87,7 +88,7 @@ def write_sweep_report(directory: epath.PathLike, output: epath.PathLike) -> lis
     curves = {label: [run.metrics for run in members] for label, members in groups.items()}
     picture = draw_sweep(arms)
     figures = {"sweep": picture} if picture else {}
-    tables = [sweep_table(arms), *make_tables(runs)]
+    tables = [sweep_table(arms, read_slices(directory)), *make_tables(runs)]
     page = Page(absolute(directory).name, tables, figures | draw_figures(curves, read_paper()), [])
     return _write(page, output)
 

@@ -24,6 +24,8 @@ create_slice() {
   local machine=${accelerator%%:*} topology="" region=${zone%-*} per_host image
   if [[ $accelerator == *:* ]]; then topology=${accelerator#*:}; fi
   [[ $machine =~ -([0-9]+)t$ ]] || die "--accelerator '$machine': machines end in their chips, -4t"
+  [ -z "$valid_until" ] ||
+    die "--valid_until: Compute Engine has no queue, it says at once whether there are machines"
   [ "${slices:-1}" = 1 ] || die "--slices: of Compute Engine create each slice by its own name"
   per_host=${BASH_REMATCH[1]}
   image=${runtime:-$(image_of "$machine")}
@@ -63,18 +65,24 @@ machines() {
   listed --filter="labels.r1jax=$name" --format='value(name,status)' | sort
 }
 
+# Dies where nobody says it: a group that is there must not look like none.
 is_group() {
+  local said
   if [ -n "$dry_run" ]; then
     [[ ${accelerator:-:} == *:* ]]
     return
   fi
-  in_zone instance-groups managed describe "$name" --format='value(name)' > /dev/null 2>&1
+  said=$(asked in_zone instance-groups managed describe "$name" --format='value(name)' 2>&1) && return
+  case $said in
+    *"not found"* | *NOT_FOUND* | *notFound*) return 1 ;;
+    *) die "${said:-gcloud does not answer}" ;;
+  esac
 }
 
 # QUEUED, ACTIVE, PREEMPTED or ABSENT.
 slice_state() {
   local found
-  found=$(machines) || die "gcloud does not say which machines '$name' has"
+  found=$(asked machines) || die "gcloud does not say which machines '$name' has"
   case $found in
     "") if is_group; then echo QUEUED; else echo ABSENT; fi ;;
     *TERMINATED* | *STOP* | *SUSPEND*) echo PREEMPTED ;;

@@ -8,21 +8,24 @@ backend_ready() { :; }
 
 create_slice() {
   local i
-  [ -n "$dry_run" ] || [ ! -e "$slices_root/$name" ] || die "the slice '$name' is there already"
+  [ -n "$dry_run" ] || [ "$(slice_state)" = ABSENT ] || die "the slice '$name' is there already"
+  [ -n "$dry_run" ] || rm -rf "${slices_root:?}/$name" # of one that was half made, or half deleted
   for ((i = 0; i < ${workers:-1}; i++)); do execute mkdir -p "$slices_root/$name/worker-$i"; done
   local port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-  if [ -z "$dry_run" ]; then python3 -c "$port" > "$slices_root/$name/port"; fi
+  if [ -n "$dry_run" ]; then return; fi
+  python3 -c "$port" > "$slices_root/$name/.port"
+  mv "$slices_root/$name/.port" "$slices_root/$name/port" # now it is there
 }
 
 slice_names() {
   local home
   for home in "$slices_root"/*/; do
-    if [ -e "$home/worker-0" ]; then basename "$home"; fi
+    if [ -e "$home/port" ]; then basename "$home"; fi
   done
 }
 
 slice_state() {
-  if [ ! -e "$slices_root/$name" ]; then
+  if [ ! -e "$slices_root/$name/port" ]; then
     echo ABSENT
   elif [ -e "$slices_root/$name/preempted" ]; then
     echo PREEMPTED
@@ -54,13 +57,21 @@ copy_in() {
   for home in "$slices_root/$name"/worker-*; do execute cp "$1" "$home/$2"; done
 }
 
-# With what runs on it, as a machine's end would.
+# Processes that have a worker's home as theirs (Linux).
+processes() {
+  local homes=("$slices_root/$name"/worker-*)
+  { grep -lzxFf <(printf 'HOME=%s\n' "${homes[@]}") /proc/[0-9]*/environ 2> /dev/null || true; } |
+    cut -d / -f 3
+}
+
+# With what runs on it, as a machine's end would; also what those start meanwhile.
 delete_slice() {
-  local file pid
-  for file in "$slices_root/$name"/worker-*/runs/*/pid; do
-    if [ -e "$file" ] && pid=$(ps -o pgid= -p "$(cat "$file")"); then
-      execute kill -KILL -- "-${pid// /}" || true
-    fi
+  local found
+  while [ -z "$dry_run" ] && found=$(processes) && [ -n "$found" ]; do
+    # shellcheck disable=SC2086  # several
+    kill -KILL $found 2> /dev/null || true
+    sleep 0.1
   done
+  execute rm -f "$slices_root/$name/port" # now it is gone
   execute rm -rf "${slices_root:?}/$name"
 }

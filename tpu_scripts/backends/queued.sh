@@ -38,23 +38,27 @@ create_slice() {
 # A node may be gone before its queued resource says so.
 is_preempted() {
   local nodes
-  nodes=$(execute gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' \
+  nodes=$(asked execute gcloud compute tpus tpu-vm list --format='value(name.basename(),state)' \
     --project="$project" --zone="$zone" 2> /dev/null) || return 1
   grep -q -E "^${name}[[:space:]]+(PREEMPTED|TERMINATED)" <<< "$nodes"
 }
 
 # QUEUED, ACTIVE, PREEMPTED, FAILED or ABSENT.
 slice_state() {
-  local state
-  if ! state=$(resources describe "$name" --format='value(state.state)' 2>&1); then
+  local state said
+  said=$(mktemp)
+  if ! state=$(asked resources describe "$name" --format='value(state.state)' 2> "$said"); then
+    state=$(cat "$said")
+    rm "$said"
     case $state in
       *NOT_FOUND*) echo ABSENT && return ;;
-      *) die "$state" ;;
+      *) die "${state:-gcloud does not answer}" ;;
     esac
   fi
+  rm "$said"
   case $state in
     ACTIVE) if is_preempted; then echo PREEMPTED; else echo ACTIVE; fi ;;
-    SUSPENDED | SUSPENDING) echo PREEMPTED ;;
+    SUSPENDED | SUSPENDING | PREEMPTED) echo PREEMPTED ;;
     FAILED) echo FAILED ;;
     *) echo QUEUED ;;
   esac
