@@ -58,7 +58,7 @@ def lease(path: epath.Path) -> Iterator[None]:
     try:
         store = _Object(path)
         _take(store, mine)
-    except (GoogleAPIError, GoogleAuthError) as error:
+    except (GoogleAPIError, GoogleAuthError, OSError) as error:
         raise ConfigError(f"{path.parent} cannot be written: {error}") from None
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(store, mine, ended), name="lease", daemon=True)
@@ -67,10 +67,11 @@ def lease(path: epath.Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        beating.join()
-        found, generation = store.read()
-        if found is not None and found.token == mine.token:
-            store.delete(generation)
+        beating.join(BEAT)
+        with suppress(Exception):  # else it ends by itself; what the run has to say comes first
+            found, generation = store.read()
+            if found is not None and found.token == mine.token:
+                store.delete(generation)
 
 
 def _take(store: _Object, mine: Holder) -> None:
@@ -136,7 +137,7 @@ class _Object:
 
         self.path = path
         bucket, _, self._name = os.fspath(path).removeprefix(BUCKETS).partition("/")
-        self._bucket: Any = storage.Client().bucket(bucket)
+        self._bucket: Any = storage.Client(project=None).bucket(bucket)
 
     def read(self) -> tuple[Holder | None, int]:
         """What it says, and its generation; (None, 0) where there is none."""
