@@ -121,10 +121,11 @@ def read_data(path: epath.PathLike) -> bytes:
 
 def content_of(path: epath.Path) -> bytes:
     """All of a file; of one that has grown in a bucket (journal.py) its segments, end to end."""
-    if not in_bucket(path):
-        return path.read_bytes()
-    if not (parts := parts_of(path)):
-        raise FileNotFoundError(path)
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        if not (parts := parts_of(path)):
+            raise
     with ThreadPoolExecutor(8) as pool:
         return b"".join(pool.map(read_bytes, parts))
 
