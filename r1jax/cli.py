@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from r1jax.config import ConfigError, UserError, find_key, load_config
+from r1jax.files import of_a_bucket
 from r1jax.machines import peers
 from r1jax.machines.cpu import keep_memory
 from r1jax.machines.preemption import STOPPED, Stopped
@@ -22,9 +23,6 @@ OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
-
-# Libraries whose errors, when they have tried again for long enough, are those of a bucket.
-OF_A_BUCKET = ("gcsfs", "google", "aiohttp")
 
 WRONG_KIND = (IsADirectoryError, NotADirectoryError, FileExistsError)  # epath's have no errno
 
@@ -60,8 +58,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         assert isinstance(error, OSError)
         said = f"{error.filename or 'a file'}: {error.strerror}" if error.errno else error
         return f"error: {said}", 2
-    if type(error).__module__.partition(".")[0] in OF_A_BUCKET:
-        return f"error: the object store: {error}", 2
+    if of_a_bucket(error):
+        return f"error: the object store: {error}; the same command goes on", STOPPED
     if isinstance(error, KeyboardInterrupt | Stopped):
         restarts = any(arg.lstrip("-").startswith("restart_from") for arg in sys.argv)
         same = "the same command without --restart_from" if restarts else "the same command"

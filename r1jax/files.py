@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import os
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,7 @@ LOCK, LOG = ".lock", "log.txt"
 
 
 BUCKETS = "gs://"
+PATIENCE, PAUSE = 600.0, 5.0  # seconds that a bucket may not answer, and between questions
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -76,11 +78,12 @@ def _in_bucket(text: str) -> epath.Path:
         raise ConfigError(f"{text} names no bucket, expected gs://BUCKET/DIRECTORY")
     if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # which not all libraries heed
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # Else gcsfs asks for a bucket's kind, which needs a right of its own.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
     for name in ("gcsfs", "fsspec"):  # they tell of every object
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # and, with tracebacks, of each new try
     # What others have written since must be seen; how epath makes a file system says nothing of it.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
@@ -135,8 +138,31 @@ def read_bytes(path: epath.Path) -> bytes:
     if not in_bucket(path):
         return path.read_bytes()
     system, name = _in_system(path)
-    data: bytes = system.cat_file(name)
+    data: bytes = _patiently(lambda: system.cat_file(name))
     return data
+
+
+def of_a_bucket(error: BaseException) -> bool:
+    """Whether it is the network's, or what a bucket says."""
+    known = type(error).__module__.partition(".")[0] in ("gcsfs", "google", "aiohttp", "requests")
+    return known or (isinstance(error, OSError) and str(error).startswith("Forbidden"))
+
+
+def _patiently(question: Callable[[], Any]) -> Any:
+    """Asks again for PATIENCE seconds where the network is away, for longer than gcsfs does."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return question()
+        except Exception as error:
+            passes = of_a_bucket(error) or isinstance(error, ConnectionError | TimeoutError)
+            refused = getattr(error, "code", 500) in (400, 401, 403, 404) or "Forbidden" in str(
+                error
+            )
+            if not passes or refused or time.monotonic() > end:
+                raise
+            logging.warning("a bucket does not answer: %s", error)
+            time.sleep(PAUSE)
 
 
 def _in_system(path: epath.Path) -> tuple[Any, str]:
@@ -148,9 +174,31 @@ def _in_system(path: epath.Path) -> tuple[Any, str]:
 
 def parts_of(path: epath.Path) -> list[epath.Path]:
     """The file or, in a bucket, its segments; [] where there is none."""
-    if in_bucket(path) and path.is_dir():
-        return sorted(path.iterdir())
+    if in_bucket(path) and is_directory(path):
+        return sorted(children(path))
     return [path] if path.exists() else []
+
+
+def is_directory(path: epath.Path) -> bool:
+    """As path.is_dir(), which says no where a bucket does not answer."""
+    if not in_bucket(path):
+        return path.is_dir()
+    system, name = _in_system(path)
+    try:
+        kind: str = _patiently(lambda: system.info(name))["type"]
+    except FileNotFoundError:
+        return False
+    return kind == "directory"
+
+
+def children(path: epath.Path) -> list[epath.Path]:
+    """What lies in a directory but for hidden files, [] where there is none: one question to a
+    bucket, where glob would ask for all that lies below.
+    """
+    try:
+        return [child for child in path.iterdir() if not child.name.startswith(".")]
+    except FileNotFoundError:
+        return []
 
 
 def names_below(directory: epath.Path) -> list[str]:
@@ -224,7 +272,7 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
     path = absolute(path)
     if in_bucket(path):
         system, name = _in_system(path)
-        system.pipe_file(name, data)
+        _patiently(lambda: system.pipe_file(name, data))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp-{os.getpid()}"

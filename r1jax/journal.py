@@ -93,6 +93,9 @@ class _Segments:
 
     def __init__(self, path: epath.Path) -> None:
         self._directory = path
+        if parts_of(path) == [path]:  # copied from a disk
+            write_atomic(path / f"{0:08d}", read_bytes(path))
+            path.unlink()
         self._number = max((int(part.name) for part in parts_of(path)), default=-1) + 1
         self._data, self._saved = b"", 0  # of the segment, and how much of it the bucket has
         self._saving = threading.Lock()
@@ -156,6 +159,8 @@ def drop_after(path: epath.PathLike, step: int) -> None:
         kept = [x for i, x in enumerate(lines, start=1) if _step_of(x, part, i) <= step]
         if torn or len(kept) < len(lines):
             _replace(part, kept)
+        if kept:  # steps do not fall
+            break
 
 
 def _step_of(line: bytes, path: epath.PathLike, number: int) -> int:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import pytest
 from etils import epath
 from helpers import ONE_DEVICE, grpo_config
 
+from r1jax import files
 from r1jax.config import ConfigError
 from r1jax.files import LOCK, LOG, absolute, content_of, names_below, read_metrics, write_atomic
 from r1jax.journal import Journal, append_lines, count_lines, cut, drop_after
@@ -99,6 +101,32 @@ def test_what_a_bucket_refuses_is_tried_again(
         assert lines(path) == [1]
 
 
+def test_a_file_that_was_copied_from_a_disk_grows(bucket: epath.Path) -> None:
+    write_atomic(bucket / "metrics.jsonl", b'{"step": 1}\n')
+    append_lines(bucket / "metrics.jsonl", [{"step": 2}])
+    assert lines(bucket / "metrics.jsonl") == [1, 2]
+
+
+def test_a_bucket_that_does_not_answer_is_not_empty(
+    bucket: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is asked for a while."""
+    asked: list[str] = []
+
+    def info(name: str) -> Any:
+        asked.append(name)
+        raise TimeoutError("no route")
+
+    with Checkpoints(bucket / "run") as checkpoints:
+        checkpoints.save(1, {"w": np.zeros(2)})
+    monkeypatch.setattr(files, "_in_system", lambda _: (SimpleNamespace(info=info), "1"))
+    monkeypatch.setattr(files, "PAUSE", 0.05)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with pytest.raises(TimeoutError):
+        Checkpoints(bucket / "run").steps()
+    assert len(asked) > 1
+
+
 # ---- one writer ----
 
 
@@ -148,6 +176,29 @@ def test_who_loses_it_writes_no_more(bucket: epath.Path, monkeypatch: pytest.Mon
         held(bucket)
         assert ended.wait(10)
     assert json.loads((bucket / LOCK).read_text())["token"] == "other"  # it is not ours to delete
+
+
+def test_at_the_end_nobody_is_said_to_have_taken_it(
+    bucket: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is asking while what it asks for is given back."""
+    ended, asks, answered = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(lease.os, "_exit", ended.append)
+    read = lease._Object.read
+
+    def slow(store: Any) -> Any:
+        if threading.current_thread().name == "lease":
+            asks.set()
+            time.sleep(0.5)
+            answered.set()
+        return read(store)
+
+    with lock_workdir(bucket):
+        monkeypatch.setattr(lease._Object, "read", slow)
+        assert asks.wait(10)
+    assert answered.wait(10)
+    time.sleep(0.3)
+    assert ended == []
 
 
 def test_of_two_who_take_it_at_once_the_store_refuses_one(

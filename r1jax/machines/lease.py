@@ -24,6 +24,7 @@ from etils import epath
 
 from r1jax.config import ConfigError
 from r1jax.files import BUCKETS
+from r1jax.machines.peers import LOST
 
 BEAT = 10.0  # seconds between two lines
 EXPIRY = 60.0
@@ -68,6 +69,7 @@ def lease(path: epath.Path) -> Iterator[None]:
     finally:
         ended.set()
         beating.join(BEAT)
+        store.patience = {"retry": None, "timeout": BEAT}
         with suppress(Exception):  # else it ends by itself; what the run has to say comes first
             found, generation = store.read()
             if found is not None and found.token == mine.token:
@@ -102,6 +104,7 @@ def _in_use(path: epath.Path, holder: Holder | None) -> ConfigError:
 
 
 def _beat(store: _Object, mine: Holder, ended: threading.Event) -> None:
+    store.patience = {"retry": None, "timeout": BEAT}  # so that it knows soon
     while not ended.wait(BEAT):
         try:
             found, generation = store.read()
@@ -110,8 +113,10 @@ def _beat(store: _Object, mine: Holder, ended: threading.Event) -> None:
                 continue
         except Exception:  # of the network: later, or another process will have it
             continue
+        if ended.is_set():  # and what is gone is what this process has given back
+            return
         print(f"error: {store.path} was taken by another process", file=sys.stderr, flush=True)
-        os._exit(1)  # nothing more may be written
+        os._exit(LOST)  # nothing more may be written
 
 
 def _runs(process: int) -> bool:
@@ -123,8 +128,10 @@ def _runs(process: int) -> bool:
 
 
 def _boot() -> str:
+    """Of the system, and where its processes have several spaces of numbers the space."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
@@ -136,6 +143,7 @@ class _Object:
         from google.cloud import storage
 
         self.path = path
+        self.patience: dict[str, Any] = {}  # how long a question may take; the library's
         bucket, _, self._name = os.fspath(path).removeprefix(BUCKETS).partition("/")
         self._bucket: Any = storage.Client(project=None).bucket(bucket)
 
@@ -143,9 +151,9 @@ class _Object:
         """What it says, and its generation; (None, 0) where there is none."""
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        while (blob := self._bucket.get_blob(self._name)) is not None:
+        while (blob := self._bucket.get_blob(self._name, **self.patience)) is not None:
             try:
-                text = blob.download_as_bytes(if_generation_match=blob.generation)
+                text = blob.download_as_bytes(if_generation_match=blob.generation, **self.patience)
                 return Holder(**json.loads(text)), blob.generation
             except (NotFound, PreconditionFailed):  # it was replaced meanwhile
                 continue
@@ -159,11 +167,11 @@ class _Object:
 
         blob, text = self._bucket.blob(self._name), json.dumps(asdict(holder))
         with suppress(PreconditionFailed):
-            blob.upload_from_string(text, if_generation_match=generation)
+            blob.upload_from_string(text, if_generation_match=generation, **self.patience)
 
     def delete(self, generation: int) -> None:
         """Where it is of this generation still."""
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with suppress(NotFound, PreconditionFailed):
-            self._bucket.blob(self._name).delete(if_generation_match=generation)
+            self._bucket.blob(self._name).delete(if_generation_match=generation, **self.patience)

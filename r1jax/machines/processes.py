@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Self
 from etils import epath
 
 from r1jax.config import ConfigError
-from r1jax.files import LOCK, LOG, absolute, in_bucket, write_atomic
+from r1jax.files import LOCK, LOG, absolute, in_bucket, read_bytes, write_atomic
 from r1jax.machines.lease import lease
 
 PARENT = "R1JAX_PARENT"  # the process without which a command is not to go on
@@ -78,9 +79,12 @@ class Processes:
     def _bring_log(self, name: str) -> None:
         """Behind what earlier starts have said."""
         here, there = self._logs.pop(name)
-        before = there.read_bytes() if there.exists() else b""
-        write_atomic(there, before + here.read_bytes())
-        here.parent.rmtree()
+        try:
+            before = read_bytes(there) if there.exists() else b""
+            write_atomic(there, before + here.read_bytes())
+            here.parent.rmtree()
+        except Exception as error:  # no reason to lose what the run has come to
+            logging.warning("%s cannot be written, see %s: %s", there, here, error)
 
     def wait(self) -> dict[str, int]:
         """{name: exit code} of the commands that have ended, once there are any."""

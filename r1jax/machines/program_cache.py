@@ -8,7 +8,9 @@ run.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,10 +44,11 @@ class _Sharing:
     def __init__(self, there: epath.Path, here: epath.Path) -> None:
         self._there, self._here = there, here
         here.mkdir(parents=True, exist_ok=True)
-        self._known: set[str] = set()  # what the bucket has
+        self._known: set[str] = set()  # what is there already, or is not of this run
         try:
-            self._known = set(names_below(there))
-            self._copy(there, here, self._known - set(names_below(here)))
+            theirs, ours = set(names_below(there)), set(names_below(here))
+            self._known = theirs | ours
+            self._copy(there, here, theirs - ours)
         except Exception as error:  # whatever the network has: programs are compiled again
             logging.warning("compiled programs of %s cannot be read: %s", there, error)
         self._ended = threading.Event()
@@ -58,11 +61,13 @@ class _Sharing:
 
     def _follow(self) -> None:
         while not self._ended.wait(PAUSE):
-            self._bring()
+            self._bring(time.time() - PAUSE)
 
-    def _bring(self) -> None:
-        new = {n for n in names_below(self._here) if n.endswith("-cache")} - self._known
+    def _bring(self, before: float) -> None:
+        """Those that were written before: JAX may be writing one."""
         try:
+            names = {n for n in names_below(self._here) if n.endswith("-cache")} - self._known
+            new = {n for n in names if (self._here / n).stat().mtime < before}
             self._copy(self._here, self._there, new)
             self._known |= new
         except Exception as error:
@@ -71,4 +76,4 @@ class _Sharing:
     def close(self) -> None:
         self._ended.set()
         self._thread.join()
-        self._bring()
+        self._bring(math.inf)

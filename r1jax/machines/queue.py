@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from r1jax.config import ConfigError, DataError
-from r1jax.files import SWEEP, absolute, read_object, write_json
+from r1jax.files import SWEEP, absolute, in_bucket, read_object, write_json
 
 MOST_LOSSES = 10
 HERE = "this machine"  # whose runs end with their driver
@@ -155,7 +155,8 @@ class Queue:
             one, now = self.slices.setdefault(where, Tenure()), time.time()
             one.seconds += max(now - one.seen, 0.0) if one.seen else 0.0
             one.seen = now
-            self._write()
+            if not in_bucket(self._path) or now - self._written > 60:  # which takes few versions
+                self._write()
 
     def slice_gone(self, where: str, taken: bool) -> None:
         """For certain: what ran there goes on where there is one, as often as that happens.
@@ -215,6 +216,7 @@ class Queue:
             self._write()
 
     def _write(self) -> None:
+        self._written = time.time()
         runs = {name: asdict(entry) for name, entry in self.entries.items()}
         slices = {name: asdict(one) for name, one in sorted(self.slices.items())}
         try:

@@ -26,6 +26,7 @@ from r1jax.files import (
     STATISTICS,
     TIMINGS,
     absolute,
+    children,
     read_metrics,
     read_object,
 )
@@ -147,7 +148,7 @@ def _counted(count: Callable[[ModelConfig], int], config: ModelConfig) -> int:
 
 
 def _read_evaluations(path: epath.Path) -> list[Evaluation]:
-    directories = [*sorted((path / EVALUATIONS).glob("*")), path]
+    directories = [*sorted(children(path / EVALUATIONS)), path]
     found = [_read_evaluation(d) for d in directories if (d / RESULTS).exists()]
     return sorted(found, key=lambda e: e.step)
 

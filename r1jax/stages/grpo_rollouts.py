@@ -18,7 +18,7 @@ from etils import epath
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import check_located, examples_of, stream
 from r1jax.data.fingerprint import keep_rows
-from r1jax.files import CHECKPOINTS, ROLLOUTS
+from r1jax.files import CHECKPOINTS, ROLLOUTS, children
 from r1jax.losses.advantages import batch_normalised, decoupled_advantages, group_advantages
 from r1jax.machines.hosts import agreed, ask_first
 from r1jax.rewards import load_rewards
@@ -126,7 +126,7 @@ class Rollouts:
         sampler: Sampler,
         examples: TrainingQuestions,
     ) -> None:
-        written = ask_first(lambda: any(map(is_written, (stage.workdir / ROLLOUTS).glob("*"))))
+        written = ask_first(lambda: any(map(is_written, children(stage.workdir / ROLLOUTS))))
         begun = stage.start > 0 or written
         sources = {_key(at): found for at, found in examples.sources.items()}
         keep_rows(stage.workdir, sources, sources if begun else ())
@@ -300,7 +300,7 @@ def forget_rollouts(workdir: epath.Path, keep: int, iteration: int) -> None:
     """Deletes the files of iterations that a resumed run cannot need any more; 0 keeps all."""
     if not keep or jax.process_index() != 0:
         return
-    for path in (workdir / ROLLOUTS).glob("*"):
+    for path in children(workdir / ROLLOUTS):
         if path.name.isdecimal() and int(path.name) <= iteration - keep:
             delete_rollouts(path)
 

@@ -256,6 +256,7 @@ def _delete(path: epath.Path) -> None:
         return
     if in_bucket(path):
         write_atomic(path / DELETED, b"deleted\n")
+        (path / STAGE_COMPLETE).unlink(missing_ok=True)
         for child in path.iterdir():
             if child.name != DELETED:
                 child.rmtree()

@@ -37,6 +37,7 @@ from r1jax.files import (
     ROLLOUTS,
     STATISTICS,
     absolute,
+    children,
     read_jsonl,
     write_data,
     write_jsonl_atomic,
@@ -150,7 +151,7 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
     weights, minima = split_minimum(config.minimum)
     check_config(path, config_dict)
     note_start(path, config)
-    begun = ask_first(lambda: any(any((path / n).glob("*")) for n in (ROLLOUTS, KEPT)))
+    begun = ask_first(lambda: any(any(children(path / n)) for n in (ROLLOUTS, KEPT)))
     keep_rows(path, {"config.data": examples}, {"config.data"} if begun else ())
     if not ask_first((path / STATISTICS).exists):
         portions = list(_portions(config, path, examples, weights, minima))

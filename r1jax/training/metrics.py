@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -124,11 +124,12 @@ class MetricsWriter:
     def close(self) -> None:
         if not self._active:
             return
-        for journal in self._journals.values():
-            journal.close()
-        self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        with ExitStack() as ends:  # each, whatever another says
+            for journal in self._journals.values():
+                ends.callback(journal.close)
+            ends.callback(self._tensorboard.close)
+            if self._wandb is not None:
+                ends.callback(self._wandb.finish)
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,8 @@ from r1jax.files import (
     TOKENIZER,
     WANDB_ID,
     absolute,
+    children,
+    is_directory,
     read_object,
     write_json,
 )
@@ -78,13 +80,13 @@ def check_config(workdir: epath.PathLike, config: config_dict.ConfigDict, unit: 
 
 def _begun_with(path: epath.Path) -> dict[str, Any] | None:
     """The config of a run that has begun."""
-    others = [file for file in path.parent.glob("*") if file.name not in FIRST]
+    others = [file for file in children(path.parent) if file.name not in FIRST]
     return read_object(path) if path.exists() and any(map(_has_content, others)) else None
 
 
 def _has_content(path: epath.Path) -> bool:
-    if path.is_dir():
-        return any(path.iterdir())
+    if is_directory(path):
+        return any(children(path))
     return path.exists() and path.stat().length > 0
 
 

@@ -25,7 +25,17 @@ from etils import epath
 from flax import traverse_util
 
 from r1jax.config import ConfigError
-from r1jax.files import CHECKPOINTS, MODEL_JSON, absolute, in_bucket, read_object, write_json
+from r1jax.files import (
+    CHECKPOINTS,
+    MODEL_JSON,
+    absolute,
+    children,
+    in_bucket,
+    is_directory,
+    of_a_bucket,
+    read_object,
+    write_json,
+)
 from r1jax.machines.hosts import Meetings, ask_first, of_all, wait_for_all
 from r1jax.machines.preemption import Stopped
 from r1jax.weights.chunks import CHUNK_BYTES, dtype_of
@@ -105,8 +115,8 @@ class Checkpoints:
 
     def _all(self) -> list[tuple[int, epath.Path]]:
         """Every checkpoint, torn ones too; other files and directories are somebody else's."""
-        paths = list(self.directory.iterdir()) if self.directory.exists() else []
-        return [(int(p.name), p) for p in paths if _STEP.fullmatch(p.name) and p.is_dir()]
+        paths = [path for path in children(self.directory) if _STEP.fullmatch(path.name)]
+        return [(int(path.name), path) for path in paths if is_directory(path)]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
@@ -211,7 +221,9 @@ class Checkpoints:
         problem = cause = None
         try:
             yield
-        except (OSError, ValueError) as error:  # tensorstore's for a full disk is a ValueError
+        except Exception as error:  # tensorstore's for a full disk is a ValueError
+            if not isinstance(error, OSError | ValueError) and not of_a_bucket(error):
+                raise
             problem, cause = _reason(error), error
             self._meetings.call_off(problem)
         if problem := next(filter(None, of_all(problem)), None):
@@ -225,8 +237,11 @@ class Checkpoints:
 
     def _make_room(self, directory: epath.Path, needed: int) -> None:
         """An empty directory on a disk with enough bytes left: said before Orbax's threads do."""
+        if in_bucket(directory):
+            _delete(directory)
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
-        if not in_bucket(directory) and (free := shutil.disk_usage(self.directory).free) < needed:
+        if (free := shutil.disk_usage(self.directory).free) < needed:
             raise OSError(f"it needs {needed >> 20} MiB and the disk has {free >> 20} MiB left")
         _delete(directory)
         directory.mkdir()
