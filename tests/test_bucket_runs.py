@@ -332,13 +332,18 @@ def test_compiled_programs_are_shared(
     bucket: epath.Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for machine in ("a", "b"):
-        monkeypatch.setattr(program_cache, "HERE", tmp_path / machine)
+        monkeypatch.setattr(program_cache, "HERE", tmp_path / machine / "xla")
         here = Path(program_cache.program_cache("gs://models/programs"))
         assert (here / "jit_f-cache").exists() == (machine == "b")
         (here / "jit_f-cache").write_bytes(b"program")
         (here / "jit_f-atime").write_bytes(b"now")
         program_cache.end_sharing()
     assert names_below(bucket / "programs") == ["jit_f-cache"]
+    program_cache.program_cache("gs://models/programs")  # of a run that is killed
+    (here / "jit_g-cache").write_bytes(b"program")
+    program_cache.program_cache("gs://models/programs")
+    program_cache.end_sharing()
+    assert names_below(bucket / "programs") == ["jit_f-cache", "jit_g-cache"]
     assert program_cache.program_cache("/tmp/x") == "/tmp/x"
 
 

@@ -1,12 +1,13 @@
 """Compiled programs on a disk of this machine and, where it is asked for, in a bucket.
 
 A cache in a bucket is slow to ask for each program, and one on a disk ends with a machine that is
-taken away. So all of a bucket's are fetched at the start, and new ones are brought there behind the
-run.
+taken away. So each bucket has a directory here: all of the bucket's are fetched at the start, and
+what it lacks, also of a run that was killed, is brought there behind the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -28,8 +29,10 @@ def program_cache(place: str) -> str:
     global _sharing
     if not in_bucket(place):
         return place
-    _sharing = _Sharing(absolute(place), epath.Path(HERE))
-    return str(HERE)
+    there = absolute(place)
+    here = HERE.with_name(f"xla-{hashlib.sha256(str(there).encode()).hexdigest()[:12]}")
+    _sharing = _Sharing(there, epath.Path(here))
+    return str(here)
 
 
 def end_sharing() -> None:
@@ -44,11 +47,10 @@ class _Sharing:
     def __init__(self, there: epath.Path, here: epath.Path) -> None:
         self._there, self._here = there, here
         here.mkdir(parents=True, exist_ok=True)
-        self._known: set[str] = set()  # what is there already, or is not of this run
+        self._known: set[str] = set()  # what is there already
         try:
-            theirs, ours = set(names_below(there)), set(names_below(here))
-            self._known = theirs | ours
-            self._copy(there, here, theirs - ours)
+            self._known = set(names_below(there))
+            self._copy(there, here, self._known - set(names_below(here)))
         except Exception as error:  # whatever the network has: programs are compiled again
             logging.warning("compiled programs of %s cannot be read: %s", there, error)
         self._ended = threading.Event()

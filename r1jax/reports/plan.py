@@ -23,9 +23,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, UserError
+from r1jax.files import absolute, read_bytes, write_atomic
 from r1jax.machines.compiler import VARIABLE
 from r1jax.machines.mesh import axes_across_slices
 from r1jax.machines.planned import Iteration, Planned
+from r1jax.machines.program_cache import HERE
 from r1jax.machines.program_cost import Cost, cost_of
 from r1jax.machines.topology import GIB, Slices
 from r1jax.models.kernels import kernel_flops
@@ -155,18 +157,15 @@ def _version(package: str) -> str:
 
 def _compiled(name: str, program: str, lowered: Any) -> Compiled:
     """From the cache of plans, where it has this name, or compiled and put there."""
-    cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(Path.home() / ".cache/r1jax/xla"))
-    file = Path(cache) / "plans" / name
-    if cache and file.exists():
-        return Compiled(**json.loads(zlib.decompress(file.read_bytes())))
+    cache = os.environ.get("R1JAX_COMPILATION_CACHE", str(HERE))
+    file = absolute(cache) / "plans" / name if cache else None
+    if file is not None and file.exists():
+        return Compiled(**json.loads(zlib.decompress(read_bytes(file))))
     began = time.perf_counter()
     found = _compile(lowered)
     logging.info("%s: compiled in %.0f s", program, time.perf_counter() - began)
-    if cache:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{name}.{os.getpid()}")
-        partial.write_bytes(zlib.compress(json.dumps(asdict(found)).encode(), 1))
-        partial.replace(file)
+    if file is not None:
+        write_atomic(file, zlib.compress(json.dumps(asdict(found)).encode(), 1))
     return found
 
 
