@@ -68,6 +68,21 @@ class Rollout:
     failure_message: str | None = None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A completion of a benchmark's problem and what it earned: text, no tokens."""
+
+    example_id: str
+    prompt_index: int
+    sample_index: int  # 0 .. k - 1
+    text: str  # without the end-of-sequence token
+    length: int  # tokens
+    finish_reason: FinishReason
+    reward_breakdown: Mapping[str, float]  # unweighted parts by name
+    failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
+    failure_message: str | None = None
+
+
 @struct.dataclass
 class Batch:
     """Packed sequences: each leaf [B, L], or [M, B, L] for an update of M microbatches.

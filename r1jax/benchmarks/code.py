@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
+from r1jax.benchmarks.kind import Kind
 from r1jax.config import ConfigError
 from r1jax.files import read_rows
 
@@ -168,3 +169,6 @@ def codeforces(path: str, instruction: str = PROGRAM, slower: float = 5.0) -> li
             | limits
         )
     return rows
+
+
+KINDS: dict[str, Kind] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from r1jax.benchmarks.kind import Kind
 from r1jax.config import ConfigError
 from r1jax.files import read_rows
 from r1jax.tasks.gym_task import gym as gym_library
@@ -43,3 +44,16 @@ def gym(dataset: str, seed: int, size: int, **settings: Any) -> list[dict[str, A
         }
         for i, entry in enumerate(entries)
     ]
+
+
+KINDS: dict[str, Kind] = {
+    "knights": Kind(
+        "Knights and knaves",
+        knights,
+        "knights_knaves/test.jsonl",
+        500,
+        4,
+        "Xie et al. 2024 as Logic-RL has it; Apache 2.0",
+        "Logic-RL's: who is a knight and who a knave",
+    ),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from r1jax.benchmarks.kind import Kind
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import FileRow, answer_text, errors_at
 from r1jax.files import numbered_jsonl, read_jsonl
@@ -66,3 +67,90 @@ def gsm8k_solutions(path: str, question: str) -> list[dict[str, Any]]:
         turns = [("user", asked["prompt"]), ("assistant", reply)]
         rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     return rows
+
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed{{}}."
+DIRECTIVE = "the directive of DeepSeek-R1's README behind the problem; our rules for formulas"
+CHINESE = "请逐步推理，并将最终答案放在 \\boxed{{}} 中。"
+MAA = "problems (c) MAA"
+
+
+def _kind(title: str, file: str, problems: int, num_samples: int, source: str, **more: Any) -> Kind:
+    """Problems whose answer is boxed."""
+    args = {
+        "task": more.pop("task", "math"),
+        "question": more.pop("question", f"{{problem}}\n{BOXED}"),
+    }
+    return Kind(
+        title,
+        from_jsonl,
+        file,
+        problems,
+        num_samples,
+        source,
+        more.pop("wording", DIRECTIVE),
+        args=args,
+        **more,
+    )
+
+
+KINDS = {
+    "aime24": _kind("AIME 2024", "aime24/aime24.jsonl", 30, 64, f"AIME I and II 2024; {MAA}"),
+    "aime25": _kind(
+        "AIME 2025",
+        "aime25/aime25.jsonl",
+        30,
+        64,
+        f"AIME I and II 2025; {MAA}",
+        needs="aime25/aime25.jsonl (id, problem, answer)",
+    ),
+    "math500": _kind(
+        "MATH-500",
+        "math500/math500.jsonl",
+        500,
+        16,
+        "openai/prm800k's split of hendrycks/math; MIT",
+    ),
+    "cnmo24": _kind(
+        "CNMO 2024",
+        "cnmo24/cnmo24.jsonl",
+        18,
+        16,
+        "Chinese National Mathematical Olympiad 2024; the paper's file is not published",
+        needs="cnmo24/cnmo24.jsonl (id, problem, answer); cn_league24 is the nearest open set",
+    ),
+    "cn_league24": _kind(
+        "China league 2024",
+        "cn_math_league_2024/cn_math_league_2024.jsonl",
+        30,
+        16,
+        "LIMO's translation of the high-school league of 2024, in the place of CNMO; MIT",
+    ),
+    "gsm8k": _kind("GSM8K", "gsm8k/test.jsonl", 1_319, 4, "openai/grade-school-math; MIT"),
+    "cmath": _kind(
+        "CMATH",
+        "cmath/cmath.jsonl",
+        600,
+        4,
+        "Wei et al. 2023; CC BY 4.0",
+        question=f"{{problem}}\n{CHINESE}",
+        wording="the same directive in Chinese; our rules for formulas",
+    ),
+    "mgsm_en": _kind(
+        "MGSM en",
+        "mgsm_en_zh/mgsm_en_zh.jsonl",
+        250,
+        4,
+        "google-research/url-nlp; CC BY-SA 4.0",
+        question=f"{{problem_en}}\n{BOXED}",
+    ),
+    "mgsm_zh": _kind(
+        "MGSM zh",
+        "mgsm_en_zh/mgsm_en_zh.jsonl",
+        250,
+        4,
+        "google-research/url-nlp; CC BY-SA 4.0",
+        question=f"{{problem_zh}}\n{CHINESE}",
+        wording="the same directive in Chinese; our rules for formulas",
+    ),
+}
