@@ -234,19 +234,20 @@ def test_a_model_without_stop_tokens() -> None:
 
 
 def test_independent_of_other_rows() -> None:
-    """A prompt alone, among others or later in the queue: its number alone names its keys."""
+    """Alone or among others, in whatever order: a completion's place alone names its key."""
     prompts = prompts_of([7, 31, 12, 3])
     by = engine(8, 8, 64, 3)
     together = generate(by, prompts, SAMPLINGS["plain"], group_size=3)
     key = jax.random.key(5)
-    turned = by.generate(params(), prompts[::-1], SAMPLINGS["plain"], key, 3, [3, 2, 1, 0])
-    others = {(3 - c.prompt_index, c.sample_index): c for c in turned}
-    for p, prompt in enumerate(prompts):
-        (alone,) = by.generate(params(), [prompt], SAMPLINGS["plain"], key, prompt_indices=[p])
-        assert alone.tokens.tolist() == together[p, 0].tokens.tolist()
-    for place, completion in together.items():
-        assert completion.tokens.tolist() == others[place].tokens.tolist()
-        np.testing.assert_allclose(completion.logprobs, others[place].logprobs, atol=EPS)
+    for wanted in ([(1, 2)], [(0, 0), (2, 1), (2, 2), (3, 0)], sorted(together)[5:]):
+        done = set(together) - set(wanted)
+        found = by.generate(params(), prompts, SAMPLINGS["plain"], key, 3, done)
+        some = {(c.prompt_index, c.sample_index): c for c in found}
+        assert sorted(some) == wanted
+        for place, completion in some.items():
+            assert completion.tokens.tolist() == together[place].tokens.tolist()
+            np.testing.assert_allclose(completion.logprobs, together[place].logprobs, atol=EPS)
+    assert not list(by.generate(params(), prompts, SAMPLINGS["plain"], key, 3, set(together)))
     assert len({tuple(completion.tokens) for completion in together.values()}) > 6
 
 

@@ -1,11 +1,17 @@
 """The engine's book-keeping: everything decodes once, next to its prompt."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1jax.rollout.schedule import Schedule
+
+
+def wanted(prompts: int, group_size: int) -> list[tuple[int, int]]:
+    return list(itertools.product(range(prompts), range(group_size)))
 
 
 def check_readers(work: Schedule, places: int) -> None:
@@ -40,7 +46,7 @@ def test_everything_decodes_once(
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    work = Schedule(prompts, group_size, shards, slots, prompt_rows, readers)
+    work = Schedule(wanted(prompts, group_size), shards, slots, prompt_rows, readers)
     held: dict[tuple[int, int], int] = {}  # (shard, prompt row) -> prompt in memory
     started: list[tuple[int, int]] = []
     while work.queue or any(True for _ in work.busy()):
@@ -84,7 +90,7 @@ def test_everything_decodes_once(
 
 def test_a_group_stays_together() -> None:
     """Two groups of 4 on two shards of 4 slots: one each, so each prompt is computed once."""
-    work = Schedule(2, 4, 2, 4, 3)
+    work = Schedule(wanted(2, 4), 2, 4, 3)
     loads, starts = work.refill()
     assert [(load.shard, load.prompt_index) for load in loads] == [(0, 0), (1, 1)]
     assert [start.shard for start in starts] == [0] * 4 + [1] * 4
@@ -93,7 +99,7 @@ def test_a_group_stays_together() -> None:
 def test_a_large_group_has_several_prompt_rows() -> None:
     """Five samples of a prompt that two may read: three rows of it; a place that is left is taken
     before a row is."""
-    work = Schedule(1, 6, 1, 5, 4, 2)
+    work = Schedule(wanted(1, 6), 1, 5, 4, 2)
     loads, starts = work.refill()
     assert [(load.row, load.prompt_index) for load in loads] == [(0, 0), (1, 0), (2, 0)]
     assert [start.row.prompt_row for start in starts] == [0, 0, 1, 1, 2]
@@ -104,7 +110,7 @@ def test_a_large_group_has_several_prompt_rows() -> None:
 
 def test_a_prompt_waits_for_its_next_sample() -> None:
     """A prompt whose rows are done stays as long as samples of it are queued."""
-    work = Schedule(2, 3, 1, 1, 1)
+    work = Schedule(wanted(2, 3), 1, 1, 1)
     assert len(work.refill()[0]) == 1
     for sample in (1, 2):
         work.finish(0, 0)
@@ -122,7 +128,7 @@ def test_a_prompt_waits_for_its_next_sample() -> None:
      (6, 4, 6), (6, 3, 3), (6, 1, 3), (7, 1, 7), (12, 5, 6), (8, 5, 8), (8, 1, 1)],
 )  # fmt: skip
 def test_sizes(slots: int, busy: int, left: int) -> None:
-    work = Schedule(slots, 1, 1, slots, slots)
+    work = Schedule(wanted(slots, 1), 1, slots, slots)
     work.refill()
     for slot in range(slots - busy):
         work.finish(0, slot)
@@ -132,12 +138,12 @@ def test_sizes(slots: int, busy: int, left: int) -> None:
         assert work.slots < sizes[-1]
         sizes.append(work.slots)
     assert work.slots == left
-    possible = Schedule(slots, 1, 1, slots, slots).sizes()
+    possible = Schedule(wanted(slots, 1), 1, slots, slots).sizes()
     assert sizes == sorted((size for size in possible if size >= left), reverse=True)
 
 
 def test_shrinks_to_what_is_busy() -> None:
-    work = Schedule(8, 1, 1, 8, 8)
+    work = Schedule(wanted(8, 1), 1, 8, 8)
     work.refill()
     for slot in (0, 1, 2, 3, 4, 5, 6):
         work.finish(0, slot)
@@ -152,7 +158,7 @@ def test_shrinks_to_what_is_busy() -> None:
 
 def test_prompts_stay_where_there_are_few() -> None:
     """Two prompts of four rows each; three rows of the second go on, in half of the slots."""
-    work = Schedule(2, 4, 1, 8, 2)
+    work = Schedule(wanted(2, 4), 1, 8, 2)
     work.refill()
     for slot in (0, 1, 2, 3, 6):
         work.finish(0, slot)

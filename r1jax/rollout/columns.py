@@ -140,8 +140,7 @@ class ColumnStore:
         self._by = programs = columns.programs
         self._config, self._places = columns.config, most.readers
         self.work = Schedule(
-            len(request.prompts),
-            request.group_size,
+            request.wanted,
             programs.shards,
             most.slots,
             most.prompts,

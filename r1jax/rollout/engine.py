@@ -11,7 +11,7 @@ and the device's in column_programs.py and page_programs.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,25 +88,25 @@ class Engine:
         sampling: SamplingConfig,
         key: jax.Array,
         group_size: int = 1,
-        prompt_indices: Sequence[int] | None = None,
+        done: Collection[tuple[int, int]] = (),
         stop_check: StopCheck | None = None,
     ) -> Iterator[Completion]:
         """`group_size` completions of each prompt, in the order in which they finish.
 
-        `prompt_indices` are the prompts' numbers for the random keys (default 0, 1, ...). A row
-        that `stop_check` ends keeps as many tokens as it says. Raises ConfigError for a prompt that
+        `done` are the (prompt, sample) that are not wanted again. A row that `stop_check` ends
+        keeps as many tokens as it says. Raises ConfigError for a prompt that
         leaves no room for a completion, and where not even one row fits into the memory; Stopped
         between two chunks.
         """
         self._check(prompts)
         self.statistics = Statistics()
-        if not len(prompts):
+        if len(prompts) * group_size <= len(set(done)):
             return
         request = Request(
             prompts=prompts,
-            numbers=list(range(len(prompts))) if prompt_indices is None else list(prompt_indices),
             limits=[self._limit(prompt, sampling) for prompt in prompts],
             group_size=group_size,
+            done=frozenset(done),
             sampling=replace(sampling, max_tokens=1, stop=()),  # those are no part of the program
             key=key,
         )

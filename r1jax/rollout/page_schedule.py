@@ -74,7 +74,7 @@ class PageSchedule(Schedule):
         self, request: Request, shards: int, slots: int, pages: int, sizes: PageSizes
     ) -> None:
         """`slots`, `pages` of a shard."""
-        super().__init__(len(request.prompts), request.group_size, shards, slots, slots, slots)
+        super().__init__(request.wanted, shards, slots, slots, slots)
         self._request, self._sizes = request, sizes
         self.width = max(map(sizes.most, map(len, request.prompts), request.limits))  # of a table
         self._free = [list(range(pages))[::-1] for _ in range(shards)]

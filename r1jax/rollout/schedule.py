@@ -8,7 +8,7 @@ of its own shard, so a group that spans shards has its prompt in each.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,16 +64,17 @@ class Schedule:
 
     def __init__(
         self,
-        prompts: int,
-        group_size: int,
+        wanted: Iterable[tuple[int, int]],
         shards: int,
         slots: int,
         prompt_rows: int,
         readers: int = MOST_READERS,
     ) -> None:
-        """`slots`, `prompt_rows` of a shard; at most so many `readers` of a prompt row."""
+        """`wanted` (prompt, sample), those of a prompt together; `slots`, `prompt_rows` of a shard;
+        at most so many `readers` of a prompt row.
+        """
         self.most_readers = readers
-        self.queue = deque((p, g) for p in range(prompts) for g in range(group_size))
+        self.queue = deque(wanted)
         self.first_slots = slots
         self.rows: list[list[Row | None]] = [[None] * slots for _ in range(shards)]
         self.prompts: list[list[int | None]] = [[None] * prompt_rows for _ in range(shards)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,18 +20,24 @@ from r1jax.rollout.schedule import Load, Schedule, Start
 
 @dataclass(frozen=True)
 class Request:
-    """`group_size` completions of each prompt."""
+    """`group_size` completions of each prompt, but for those that are `done`."""
 
     prompts: Sequence[np.ndarray]
-    numbers: Sequence[int]  # of the prompts, for the random keys
     limits: Sequence[int]  # tokens that a completion of each may have
     group_size: int
+    done: Collection[tuple[int, int]]  # (prompt, sample)
     sampling: SamplingConfig
     key: jax.Array
 
     @property
     def rows(self) -> int:
-        return len(self.prompts) * self.group_size
+        return len(self.wanted)
+
+    @property
+    def wanted(self) -> list[tuple[int, int]]:
+        """(prompt, sample), in their order."""
+        places = itertools.product(range(len(self.prompts)), range(self.group_size))
+        return [place for place in places if place not in self.done]
 
     @property
     def longest(self) -> int:
@@ -171,7 +178,7 @@ def new_rows(starts: Sequence[Start], request: Request, slots: int, total: int) 
         new.token[i] = row.last_token(prompt)
         new.position[i], new.count[i] = len(prompt) - 1 + row.count, row.count
         new.limit[i] = request.limits[index]
-        new.prompt[i], new.sample[i] = request.numbers[index], row.sample_index
+        new.prompt[i], new.sample[i] = index, row.sample_index
     return new
 
 
