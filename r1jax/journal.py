@@ -145,6 +145,12 @@ def append_lines(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> Non
         journal.write(rows)
 
 
+def remove(path: epath.PathLike) -> None:
+    """The file, if there is one."""
+    for part in parts_of(absolute(path)):
+        part.unlink()
+
+
 def count_lines(path: epath.PathLike) -> int:
     """Whole lines of a file, 0 where there is none."""
     path = absolute(path)

@@ -67,6 +67,10 @@ class Rollout:
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
     failure_message: str | None = None
 
+    @property
+    def prompt_index(self) -> int:
+        return self.completion.prompt_index
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -78,7 +82,8 @@ class Sample:
     text: str  # without the end-of-sequence token
     length: int  # tokens
     finish_reason: FinishReason
-    reward_breakdown: Mapping[str, float]  # unweighted parts by name
+    reward: float = 0.0
+    reward_breakdown: Mapping[str, float] = field(default_factory=dict)  # unweighted, by name
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
     failure_message: str | None = None
 

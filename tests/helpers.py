@@ -6,13 +6,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 if TYPE_CHECKING:
-    from r1jax.types import Example
+    from r1jax.types import Example, Rollout
 
 ONE_DEVICE = "--xla_cpu_parallel_codegen_split_count=4"  # XLA_FLAGS of commands
 MODEL = {
@@ -148,3 +149,10 @@ def metrics_by_step(workdir: Path) -> dict[int, dict[str, Any]]:
     for line in read_lines(workdir / "metrics.jsonl"):
         steps.setdefault(line["step"], {}).update(line)
     return steps
+
+
+def rollout_row(rollout: Rollout) -> dict[str, Any]:
+    """All that it holds in one dict, arrays as lists."""
+    values = asdict(rollout)
+    values |= values.pop("completion")
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
-from r1jax.benchmarks.protocol import Benchmark
+from r1jax.benchmarks.protocol import Benchmark, OwnModel
 from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
-from r1jax.evaluate import read_config
+from r1jax.evaluate import asked_for, read_config
 from r1jax.machines.mesh import make_mesh
 from r1jax.models.config import ModelConfig
 from r1jax.models.params import random_params
 from r1jax.models.transformer import Transformer
 from r1jax.stages import evaluate
+from r1jax.types import Sample
 
 CONFIG = ModelConfig(vocab_size=305, **MODEL)  # type: ignore[arg-type]
 TEXTS = ["What is 12 + 34?\n<think> 12 + 34 = 46 </think>", "计算：3 乘以 5，等于十五。"] * 20
@@ -77,23 +79,28 @@ def test_only_what_is_missing_is_run_again(
 
     (tmp_path / "two.jsonl").unlink()
     (tmp_path / "results.json").unlink()
-    sizes = []
-    run = Benchmark.run
-    monkeypatch.setattr(
-        Benchmark, "run", lambda b, *args: (sizes.append(b.config.prefix), run(b, *args))[1]
-    )
+    asked_of_model = []
+    answers = OwnModel.answers
+
+    def watched(model: OwnModel, benchmark: Benchmark, done: Any) -> Iterator[Sample]:
+        for sample in answers(model, benchmark, done):
+            asked_of_model.append(benchmark.config.prefix)
+            yield sample
+
+    monkeypatch.setattr(OwnModel, "answers", watched)
     assert evaluate.evaluate(asked, tmp_path) == whole
-    assert sizes == ["2 \n"]
+    assert asked_of_model == ["2 \n"] * 6
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
     kept = files["two.jsonl"]
     for data, said in (
         (b"".join(kept.splitlines(keepends=True)[:4]), "has 4 of 6 completions; delete it"),
         (b"{}\n" * 6, "is not what was written .*; delete it"),
+        (b"\n".join(kept.splitlines()[::-1]), r": the completion '2' \(2, 1\) is not of this"),
         (b"", "is empty"),
     ):
         (tmp_path / "two.jsonl").write_bytes(data)
-        with pytest.raises(DataError, match=f"two.jsonl {said}"):
+        with pytest.raises(DataError, match=f"two.jsonl ?{said}"):
             evaluate.evaluate(asked, tmp_path)
     (tmp_path / "two.jsonl").write_bytes(kept)
 
@@ -101,6 +108,113 @@ def test_only_what_is_missing_is_run_again(
     with pytest.raises(ConfigError, match="holds an evaluation with another seed; take another"):
         evaluate.evaluate(other, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 5, 6, 7, 11])
+def test_what_was_sampled_is_not_sampled_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Killed at any completion: the same results, each completion asked for once."""
+    asked = asked_of(model)
+    evaluate.evaluate(asked, tmp_path / "whole")
+    answers, count = OwnModel.answers, 0
+
+    def watched(model: OwnModel, benchmark: Benchmark, done: Any) -> Iterator[Sample]:
+        nonlocal count
+        for sample in answers(model, benchmark, done):
+            count += 1
+            yield sample
+            if count == after:
+                raise Killed
+
+    monkeypatch.setattr(OwnModel, "answers", watched)
+    with pytest.raises(Killed):
+        evaluate.evaluate(asked, tmp_path / "killed")
+    (partial,) = (tmp_path / "killed").glob("*.partial.jsonl")
+    assert len(read_lines(partial)) == (after - 1) % 6 + 1
+    with partial.open("a") as file:
+        file.write('{"example_id": "0", "te')  # as a dying process leaves a line
+    evaluate.evaluate(asked, tmp_path / "killed")
+    assert count == 12
+    files = [
+        {p.name: p.read_bytes() for p in (tmp_path / d).iterdir()} for d in ("whole", "killed")
+    ]
+    assert files[0] == files[1]
+
+
+def test_benchmarks_are_added(model: str, tmp_path: Path) -> None:
+    """One after the other in one workdir is as both at once; `problems` takes some of each."""
+    both = asked_of(model)
+    whole = evaluate.evaluate(both, tmp_path / "both")
+    for name in ("free", "two"):
+        one = dataclasses.replace(both, benchmarks={name: both.benchmarks[name]})
+        assert evaluate.evaluate(one, tmp_path / "one") == {name: whole[name]}
+    files = [json.loads((tmp_path / d / "results.json").read_text()) for d in ("both", "one")]
+    assert files[0] == files[1]
+    other = asked_of(model, benchmarks={"two": benchmark(model, prefix="2 \n", num_samples=3)})
+    with pytest.raises(ConfigError, match="another benchmarks; take another"):
+        evaluate.evaluate(other, tmp_path / "one")
+
+    some = asked_of(model, benchmarks={"two": benchmark(model, prefix="2 \n", problems=2)})
+    assert evaluate.evaluate(some, tmp_path / "some")["two"]["problems"] == 2
+    assert {row["example_id"] for row in read_lines(tmp_path / "some/two.jsonl")} == {"0", "1"}
+
+
+def test_regrade(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mended reference and other rewards, without the model; other problems are refused."""
+    data, work = tmp_path / "sums.jsonl", tmp_path / "w"
+
+    def asked(answer: str, **changes: Any) -> evaluate.EvaluateConfig:
+        rows = [{"prompt": "1 + 1 = ", "answer": answer, "task": "integer"}] * 2
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        one = benchmark(model, data={"path": str(data)}, prefix="<answer>2</answer>", **changes)
+        return asked_of(model, benchmarks={"two": one})
+
+    with pytest.raises(ConfigError, match="has no evaluation whose"):
+        evaluate.regrade(asked("2"), work)
+    assert evaluate.evaluate(asked("3"), work)["two"]["pass@1"] == 0
+    texts = [row["text"] for row in read_lines(work / "two.jsonl")]
+    monkeypatch.setattr(evaluate, "open_model", None)
+    assert evaluate.regrade(asked("2"), work)["two"]["pass@1"] == 1
+    found = evaluate.regrade(asked("2", rewards={"accuracy": 1.0, "r1_format": 0.0}), work)["two"]
+    assert found["pass@1"] == 1 and "r1_format" in found and "format" not in found
+    rows = read_lines(work / "two.jsonl")
+    assert [row["text"] for row in rows] == texts
+    assert all(row["answer"] == "2" and "r1_format" in row["reward_breakdown"] for row in rows)
+    assert json.loads((work / "results.json").read_text())["benchmarks"]["two"]["pass@1"] == 1
+    with pytest.raises(ConfigError, match="another benchmarks; take another"):
+        evaluate.regrade(asked("2", num_samples=1), work)
+
+
+def test_cut_completions_may_be_wrong(model: str, tmp_path: Path) -> None:
+    """All of these are cut after 4 tokens; the prefix has answered."""
+    for said, right in (("graded", 1.0), ("wrong", 0.0)):
+        one = benchmark(model, prefix="<answer>1</answer>", problems=1, truncated=said)
+        found = evaluate.evaluate(asked_of(model, benchmarks={"b": one}), tmp_path / said)["b"]
+        assert (found["truncated"], found["pass@1"], found["lenient_pass@1"]) == (1, right, right)
+
+
+def test_flags_choose(model: str) -> None:
+    flags = {"problems": 2, "max_tokens": 3, "template": "plain"}
+    found = asked_for(config(model), ["two"], None, dict(flags))
+    assert list(found.benchmarks) == ["two"]
+    one = found.benchmarks["two"]
+    assert (one.problems, one.sampling.max_tokens, one.num_samples) == (2, 3, 2)
+    named = asked_for(None, ["math500", "aime24"], "/data", {})
+    assert named.benchmarks["aime24"].num_samples == 64
+    assert named.benchmarks["math500"].data.args["path"] == "/data/math500/math500.jsonl"
+    for wrong, said in (
+        ((config(model), ["three"], None), "the config has no 'three'; it has free, two"),
+        ((config(model), [], "/data"), "--data is for --benchmarks"),
+        ((None, ["aime24"], None), "wants --config, or --benchmarks and --data"),
+        ((None, ["aime2024"], "/data"), "'aime2024' is no benchmark; there are aime24,"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            asked_for(*wrong, {})
 
 
 def test_a_benchmark_that_does_not_fit(model: str, tmp_path: Path) -> None:

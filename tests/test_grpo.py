@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines
+from helpers import MODEL, ascii_share, grpo_config, metrics_by_step, read_lines, rollout_row
 
 from r1jax.config import ConfigError
-from r1jax.rollout.files import read_rollouts, to_row, write_rollouts
+from r1jax.rollout.files import read_rollouts, write_rollouts
 from r1jax.rollout.sampler import Sampler
 from r1jax.stages import grpo
 from r1jax.training.run import TrainingRun
@@ -50,7 +50,8 @@ def finished(tokenizer_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def rollouts_of(workdir: Path, iteration: int) -> list[dict[str, Any]]:
-    return [to_row(r) for r in read_rollouts(epath.Path(workdir) / f"rollouts/{iteration:06d}")]
+    path = epath.Path(workdir) / f"rollouts/{iteration:06d}"
+    return [rollout_row(rollout) for rollout in read_rollouts(path)]
 
 
 def test_rollouts_are_written_and_last_is_cut(finished: Path) -> None:

@@ -12,7 +12,7 @@ import optax
 import pytest
 from etils import epath
 from flax import linen as nn
-from helpers import MODEL, example, grpo_config, read_lines, write_lines
+from helpers import MODEL, example, grpo_config, read_lines, rollout_row, write_lines
 
 from r1jax.config import ConfigError, DataError, section
 from r1jax.data.packing import completion_group, pack
@@ -22,7 +22,7 @@ from r1jax.models.packed_attention import Span
 from r1jax.models.params import init_params
 from r1jax.models.transformer import Transformer
 from r1jax.rewards.pool import GraderPool
-from r1jax.rollout.files import to_row, write_rollouts
+from r1jax.rollout.files import write_rollouts
 from r1jax.stages import grpo, grpo_rollouts, grpo_updates
 from r1jax.stages.grpo_config import (
     GrpoConfig,
@@ -267,7 +267,7 @@ def test_damaged_rollouts_are_sampled_anew(
     assert source._written(path, 16, unfinished=False) is None  # there is none
     write_rollouts(path, four_by_four())
     found = source._written(path, 16, unfinished=False)
-    assert list(map(to_row, found)) == list(map(to_row, four_by_four()))
+    assert list(map(rollout_row, found)) == list(map(rollout_row, four_by_four()))
     assert not caplog.records
 
     text, arrays, complete = path / "0.jsonl", path / "0.safetensors", path / "complete.json"

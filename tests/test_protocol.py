@@ -12,15 +12,17 @@ from etils import epath
 from r1jax.benchmarks.protocol import (
     Benchmark,
     BenchmarkConfig,
-    open_sampler,
+    OwnModel,
+    open_graders,
     read_results,
     write_results,
 )
+from r1jax.benchmarks.samples import read_samples
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.rewards.pool import GraderConfig
-from r1jax.rollout.files import from_row
+from r1jax.rollout.sampler import Sampler
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.types import Completion, Example
 from r1jax.weights.load import load_tokenizer
@@ -41,7 +43,7 @@ class FakeEngine:
         self.prompts: list[list[int]] = []
 
     def generate(
-        self, params: Any, prompts: Any, sampling: Any, key: Any, group_size: int, stop_check: Any
+        self, _params: Any, prompts: Any, _sampling: Any, _key: Any, group_size: int, *_: Any
     ) -> Iterator[Completion]:
         self.prompts = [prompt.tolist() for prompt in prompts]
         for p, texts in reversed(list(enumerate(self.texts))):
@@ -80,11 +82,13 @@ def config(k: int, count: int = 1, **changes: Any) -> BenchmarkConfig:
 
 
 def ran(config: BenchmarkConfig, texts: Any, tokenizer: Tokenizer) -> Any:
-    """(scores, rollouts, the engine's prompts) of a benchmark whose completions are these texts."""
+    """(scores, samples, the engine's prompts) of a benchmark whose completions are these texts."""
     engine: Any = FakeEngine(tokenizer, texts)
     benchmark = Benchmark(config, "b", tokenizer, 2048)
-    with open_sampler(engine, tokenizer, GraderConfig(), [benchmark]) as sampler:
-        return *benchmark.run(sampler, None, seed=0), engine.prompts
+    model = OwnModel(Sampler(engine, tokenizer), None, 0)
+    with open_graders(GraderConfig(), [benchmark]) as graders:
+        samples = benchmark.graded(model.answers(benchmark, set()), graders)
+    return benchmark.scores(samples), samples, engine.prompts
 
 
 def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
@@ -110,7 +114,7 @@ def test_metrics_by_hand(tokenizer: Tokenizer) -> None:
     assert metrics["truncated"] == pytest.approx(3 / 12)
     assert metrics["failures"] == 0
     assert metrics["reflective_words"] > 0
-    assert metrics["length"] == pytest.approx(np.mean([len(r.completion.tokens) for r in rollouts]))
+    assert metrics["length"] == pytest.approx(np.mean([r.length for r in rollouts]))
     assert [r.text for r in rollouts] == [text for group in texts for text in group]
 
 
@@ -140,22 +144,17 @@ def test_results_survive_their_file(tokenizer: Tokenizer, tmp_path: Path) -> Non
     directory = epath.Path(tmp_path / "000003")
     assert read_results(directory) is None
     about = {"step": 3, "model": "m", "seed": 0}
-    write_results(directory, {"b": metrics}, {"b": rollouts}, about)
+    benchmark = Benchmark(config(2), "b", tokenizer, 2048)
+    write_results(directory, {"b": metrics}, {"b": benchmark}, {"b": rollouts}, about)
     results = read_results(directory)
     assert results is not None
     assert {key: results[key] for key in about} == about
     assert results["benchmarks"]["b"]["pass@1"] == 0.5
     assert results["benchmarks"]["b"]["pass@1_se"] is None
-    lines = (tmp_path / "000003" / "b.jsonl").read_text("utf-8").split("\n")
-    read = [from_row(json.loads(line)) for line in filter(None, lines)]
-    for before, after in zip(rollouts, read, strict=True):
-        assert (before.text, before.reward, before.reward_breakdown) == (
-            after.text,
-            after.reward,
-            after.reward_breakdown,
-        )
-        assert before.completion.tokens.tolist() == after.completion.tokens.tolist()
-        np.testing.assert_array_equal(before.completion.logprobs, after.completion.logprobs)
+    path = directory / "b.jsonl"
+    assert read_samples(path, benchmark.examples, 2) == rollouts
+    row = json.loads(path.read_text().split("\n")[0])
+    assert (row["question"], row["answer"]) == ("0+7=?", "7")
 
 
 def test_results_are_written_last(
@@ -168,9 +167,10 @@ def test_results_are_written_last(
 
     metrics, rollouts, _ = ran(config(1), [[RIGHT]], tokenizer)
     directory = epath.Path(tmp_path)
-    monkeypatch.setattr("r1jax.benchmarks.protocol.write_jsonl_atomic", killed)
+    monkeypatch.setattr("r1jax.benchmarks.samples.write_jsonl_atomic", killed)
+    benchmark = Benchmark(config(1), "b", tokenizer, 2048)
     with pytest.raises(KeyboardInterrupt):
-        write_results(directory, {"b": metrics}, {"b": rollouts}, {})
+        write_results(directory, {"b": metrics}, {"b": benchmark}, {"b": rollouts}, {})
     assert read_results(directory) is None
 
 

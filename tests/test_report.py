@@ -34,7 +34,7 @@ def results(pass1: float, **more: float | None) -> dict[str, float | None]:
 
 def completion(problem: int, sample: int, text: str) -> dict[str, Any]:
     return {
-        "example_id": f"e{problem}", "prompt_tokens": [1, 2], "tokens": [3], "text": text,
+        "example_id": f"e{problem}", "question": f"problem {problem}?", "length": 1, "text": text,
         "sample_index": sample, "reward": 1.5, "reward_breakdown": {"accuracy": 1.0, "format": 0.5},
     }  # fmt: skip
 

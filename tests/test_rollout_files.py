@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from helpers import read_lines
+from helpers import read_lines, rollout_row
 from safetensors.numpy import load
 
 from r1jax.config import DataError
 from r1jax.rollout import files
-from r1jax.rollout.files import from_row, is_written, read_rollouts, to_row, write_rollouts
+from r1jax.rollout.files import is_written, read_rollouts, write_rollouts
 from r1jax.types import Completion, Rollout
 
 
@@ -42,7 +42,7 @@ def rollout(prompt: int, sample: int, experts: bool = False) -> Rollout:
 
 
 def assert_equal(found: list[Rollout], expected: list[Rollout]) -> None:
-    assert list(map(to_row, found)) == list(map(to_row, expected))
+    assert list(map(rollout_row, found)) == list(map(rollout_row, expected))
     for a, b in zip(found, expected, strict=True):
         for name, array in files._arrays(b).items():
             assert files._arrays(a)[name].dtype == array.dtype
@@ -106,12 +106,6 @@ def test_one_that_cannot_write_leaves_no_mark(
     assert not is_written(directory)
     with pytest.raises(DataError, match="000003 has no complete.json: its rollouts are not all"):
         read_rollouts(directory)
-
-
-@pytest.mark.parametrize("experts", [False, True])
-def test_a_line_has_all_of_it(experts: bool) -> None:
-    one = rollout(2, 1, experts)
-    assert_equal([from_row(to_row(one))], [one])
 
 
 @pytest.mark.parametrize(("most", "bits"), [(255, 8), (256, 16)])

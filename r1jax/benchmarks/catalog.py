@@ -41,6 +41,7 @@ def benchmark(name: str, data: str, **changes: Any) -> dict[str, Any]:
         "num_samples": kind.num_samples,
         "max_prompt_tokens": kind.max_prompt_tokens,
         "sampling": {"max_tokens": 32_768, "temperature": 0.6, "top_p": 0.95},
+        "truncated": "wrong",
         "rewards": dict(kind.rewards),
     }
     return found | changes

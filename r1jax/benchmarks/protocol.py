@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 from etils import epath
 
+from r1jax.benchmarks.catalog import kind_of
 from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
+from r1jax.benchmarks.kind import Kind, Scores
+from r1jax.benchmarks.samples import file_of, place_of, write_samples
 from r1jax.config import ConfigError, Size
 from r1jax.data.chat import Template
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.files import RESULTS, plain_number, read_object, write_json, write_jsonl_atomic
+from r1jax.files import RESULTS, plain_number, read_object, write_json
 from r1jax.judges.reward_model import LearnedReward, open_judges
 from r1jax.machines.mesh import make_mesh
 from r1jax.rewards.format import reflective_words
 from r1jax.rewards.pool import GraderConfig, GraderPool
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.files import to_row
-from r1jax.rollout.sampler import Questions, Sampler, make_prompt
+from r1jax.rollout.files import process_of
+from r1jax.rollout.sampler import Graders, Place, Prompt, Sampler, grades_of, make_prompt
 from r1jax.rollout.sampling import SamplingConfig
-from r1jax.tasks import final_answer, same_answer, task_of
-from r1jax.types import Example, Rollout
+from r1jax.tasks import finals, same_answer, task_of
+from r1jax.types import Example, Sample
 
 STRICT, LENIENT = "accuracy", "lenient_accuracy"
-Scores = dict[str, float]  # of one benchmark
+CORRECTNESS = (STRICT, LENIENT, "f1")  # what a completion that was cut can be refused
+# pass@1 is also told for the problems of each value of these, where their rows say it.
+PARTS = ("level", "language", "family", "difficulty", "category")
 
 
 class RewardsConfig(Protocol):
@@ -43,15 +48,22 @@ class RewardsConfig(Protocol):
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95."""
+    """Problems, how they are asked, and how often. The paper: T 0.6, top-p 0.95.
+
+    r1jax.benchmarks.catalog:benchmark writes this section for those of the paper.
+    """
 
     data: DataConfig
+    kind: str = ""  # a key of benchmarks.catalog.KINDS: how it is called and judged
+    problems: Size | None = None  # so many of them, evenly spread; None = all
     num_samples: Size = 16  # completions of a problem: k of pass@k and cons@k
     template: Template = "chat"  # a key of data.chat.TEMPLATES
     max_prompt_tokens: Size = 1024  # a longer prompt is an error
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(max_tokens=32_768, temperature=0.6, top_p=0.95)
     )
+    # A completion cut by its limit: graded as it stands, or wrong. The paper does not say.
+    truncated: Literal["graded", "wrong"] = "graded"
     prefix: Any = ""  # text that every completion begins with, or one by metadata["language"]
     rewards: Any = field(  # as in training; what is reported are their means
         default_factory=lambda: {STRICT: 1.0, LENIENT: 0.0, "format": 0.0}
@@ -59,62 +71,157 @@ class BenchmarkConfig:
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores
 
 
+class Respondent(Protocol):
+    """Who is asked: a model of ours, or a server."""
+
+    def answers(self, benchmark: Benchmark, done: set[Place]) -> Iterator[Sample]:
+        """Samples that are not `done`, not graded, in the order of finishing."""
+        ...
+
+
 class Benchmark:
     """Problems, read, checked and rendered once, to be asked as often as one likes."""
 
     def __init__(
-        self, config: BenchmarkConfig, key: str, tokenizer: Tokenizer, max_length: int
+        self, config: BenchmarkConfig, key: str, tokenizer: Tokenizer | None, max_length: int
     ) -> None:
-        """`key` is the config's name in messages, and the name of its rewards in a sampler.
+        """`key` is the config's name in messages, and the name of its rewards in graders; without
+        a tokenizer nothing is rendered: a server has its own.
 
         Raises ConfigError for what cannot fit into the model, DataError for a wrong problem.
         """
+        self.config, self.key = config, key
+        self.kind: Kind | None = kind_of(config.kind) if config.kind else None
+        problems = finite_examples(config.data, f"{key}.data")
+        self.examples = _spread(problems, config.problems or len(problems))
+        for example in self.examples:
+            check_located(example)
+        self.prompts: list[Prompt] = []
+        if tokenizer is None:
+            return
         needed = config.max_prompt_tokens + config.sampling.max_tokens
         if needed > max_length:
             raise ConfigError(
                 f"{key}: max_prompt_tokens {config.max_prompt_tokens} + sampling.max_tokens"
                 f" {config.sampling.max_tokens} is more than the model's max_length {max_length}"
             )
-        self.config, self.key = config, key
-        self.examples = finite_examples(config.data, f"{key}.data")
-        for example in self.examples:
-            check_located(example)
-        prompts = [
+        self.prompts = [
             make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
             for e in self.examples
         ]
-        self._questions = Questions(prompts, config.sampling, config.num_samples, key)
 
     @property
     def completions(self) -> int:
         """How many are sampled."""
         return len(self.examples) * self.config.num_samples
 
-    def run(
-        self,
-        sampler: Sampler,
-        params: Any,
-        seed: int,
-        on_completion: Callable[[int], None] | None = None,
-    ) -> tuple[Scores, list[Rollout]]:
-        """Samples, grades and summarises."""
-        key = jax.random.key(seed)
-        rollouts = sampler.sample(params, self._questions, key, on_completion).graded()
-        return self.scores(rollouts), rollouts
+    def graded(self, samples: Iterable[Sample], graders: Graders) -> list[Sample]:
+        """Each goes to the graders as it comes -> sorted by (prompt, sample) when all are graded.
 
-    def scores(self, rollouts: Sequence[Rollout]) -> Scores:
-        """What these rollouts are worth."""
-        return summarise(self.examples, rollouts, self.config.num_samples)
+        Of several processes each grades the answers to some of the questions.
+        """
+        grading = graders.pool.begin(self.key)
+        found: dict[Place, Sample] = {}
+        for sample in samples:
+            found[place_of(sample)] = sample
+            if process_of(sample.prompt_index) == jax.process_index():
+                example = self.examples[sample.prompt_index]
+                read = sample.text, sample.length, sample.finish_reason
+                grading.submit(place_of(sample), example, *read)
+        grades = grades_of(grading)
+        graded = [
+            replace(
+                found[place],
+                reward=grades[place].reward,
+                reward_breakdown=dict(grades[place].breakdown),
+                failure=failure.kind if (failure := grades[place].failure) else None,
+                failure_message=failure.message if failure else None,
+            )
+            for place in sorted(found)
+        ]
+        judge = graders.judges.get(self.key)
+        return graded if judge is None else judge.added(graded, self.examples)
+
+    def scores(self, samples: Sequence[Sample]) -> Scores:
+        """What these are worth, all of the benchmark's."""
+        if self.config.truncated == "wrong":
+            samples = [_refused(s) if s.finish_reason == "length" else s for s in samples]
+        scores = summarise(self.examples, samples, self.config.num_samples)
+        if self.kind is not None and self.kind.statistic is not None:
+            scores |= self.kind.statistic(self.examples, samples)
+        return scores
+
+
+def _spread(problems: Sequence[Example], count: int) -> list[Example]:
+    """So many of them, from all parts of the file: those of one subject often stand together."""
+    count = min(count, len(problems))
+    return [problems[i * len(problems) // count] for i in range(count)]
+
+
+def _refused(sample: Sample) -> Sample:
+    earned = sample.reward_breakdown
+    return replace(
+        sample, reward_breakdown={**earned, **{n: 0.0 for n in CORRECTNESS if n in earned}}
+    )
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A model under its engine as the respondent."""
+
+    sampler: Sampler
+    params: Any
+    seed: int
+
+    def answers(self, benchmark: Benchmark, done: set[Place]) -> Iterator[Sample]:
+        """See Respondent. What a benchmark gives a seed does not hang on what is done."""
+        prompts, config = benchmark.prompts, benchmark.config
+        asked = [prompt.tokens for prompt in prompts], config.sampling, jax.random.key(self.seed)
+        found = self.sampler.completions(self.params, *asked, config.num_samples, done)
+        for completion, text in found:
+            prompt = prompts[completion.prompt_index]
+            yield Sample(
+                prompt.example.id,
+                completion.prompt_index,
+                completion.sample_index,
+                prompt.prefix + text,
+                len(completion.tokens),
+                completion.finish_reason,
+            )
+
+
+def counted(samples: Iterable[Sample], tell: Callable[[int], None]) -> Iterator[Sample]:
+    """The same; `tell` hears how many there were so far."""
+    for count, sample in enumerate(samples, start=1):
+        yield sample
+        tell(count)
 
 
 def open_benchmarks(
-    configs: Mapping[str, BenchmarkConfig], key: str, tokenizer: Tokenizer, max_length: int
+    configs: Mapping[str, BenchmarkConfig],
+    key: str,
+    tokenizer: Tokenizer | None,
+    max_length: int,
 ) -> dict[str, Benchmark]:
     """Those of a section of a config; `key` is the section's name."""
     return {
         name: Benchmark(config, f"{key}.{name}", tokenizer, max_length)
         for name, config in configs.items()
     }
+
+
+def open_graders(
+    graders: GraderConfig,
+    benchmarks: Iterable[Benchmark],
+    more: Mapping[str, RewardsConfig] | None = None,
+    mesh: Any = None,
+) -> Graders:
+    """For benchmarks, and for `more` that have rewards, by name."""
+    asking = {benchmark.key: benchmark.config for benchmark in benchmarks} | dict(more or {})
+    models = {name: config.reward_models for name, config in asking.items()}
+    judges = open_judges(models, mesh or make_mesh())  # a wrong one fails before workers run
+    rewards = {name: config.rewards for name, config in asking.items()}
+    return Graders(GraderPool(rewards, graders), judges)
 
 
 def open_sampler(
@@ -124,15 +231,12 @@ def open_sampler(
     benchmarks: Iterable[Benchmark],
     more: Mapping[str, RewardsConfig] | None = None,
 ) -> Sampler:
-    """For benchmarks, and for `more` that have rewards, by name."""
-    asking = {benchmark.key: benchmark.config for benchmark in benchmarks} | dict(more or {})
-    models = {name: config.reward_models for name, config in asking.items()}
-    judges = open_judges(models, engine.mesh or make_mesh())  # a wrong one fails before workers run
-    pool = GraderPool({name: config.rewards for name, config in asking.items()}, graders)
-    return Sampler(engine, tokenizer, pool, judges)
+    """With the graders of benchmarks, and of `more` that have rewards."""
+    found = open_graders(graders, benchmarks, more, engine.mesh)
+    return Sampler(engine, tokenizer, found)
 
 
-def summarise(examples: Sequence[Example], rollouts: Sequence[Rollout], k: int) -> Scores:
+def summarise(examples: Sequence[Example], rollouts: Sequence[Sample], k: int) -> Scores:
     """pass@1 with its standard error over problems, pass@k, cons@k, by level; length; the means of
     the other rewards (format, language, reward models) under their names."""
     groups = [rollouts[i * k : (i + 1) * k] for i in range(len(examples))]
@@ -143,31 +247,32 @@ def summarise(examples: Sequence[Example], rollouts: Sequence[Rollout], k: int) 
     for name in rollouts[0].reward_breakdown:
         if name not in (STRICT, LENIENT):  # format, language, reward models, ...
             metrics[name] = _mean(r.reward_breakdown[name] for r in rollouts)
-    lengths = [len(r.completion.tokens) for r in rollouts]
-    metrics["length"] = _mean(lengths)
-    metrics["truncated"] = _mean(r.completion.finish_reason == "length" for r in rollouts)
+    metrics["length"] = _mean(r.length for r in rollouts)
+    metrics["truncated"] = _mean(r.finish_reason == "length" for r in rollouts)
     metrics["reflective_words"] = _mean(reflective_words(r.text) for r in rollouts)
     metrics["failures"] = sum(r.failure is not None for r in rollouts)
     return metrics
 
 
 def _accuracies(
-    examples: Sequence[Example], groups: Sequence[Sequence[Rollout]], name: str, prefix: str, k: int
+    examples: Sequence[Example], groups: Sequence[Sequence[Sample]], name: str, prefix: str, k: int
 ) -> Scores:
     right = [[r.reward_breakdown[name] for r in group] for group in groups]
     means = [float(np.mean(values)) for values in right]
     mean, error = mean_and_standard_error(means)
     metrics = {f"{prefix}pass@1": mean, f"{prefix}pass@1_se": error}
-    for n in _powers_of_two(k):
+    right_or_wrong = all(value in (0.0, 1.0) for values in right for value in values)
+    for n in _powers_of_two(k) if right_or_wrong else ():
         values = [pass_at_k(k, round(sum(r)), n) for r in right]
         metrics[f"{prefix}pass@{n}"] = float(np.mean(values))
-    if k > 1:
+    if k > 1 and right_or_wrong:
         votes = [
             _vote(example, group, values, name)
             for example, group, values in zip(examples, groups, right, strict=True)
         ]
-        metrics[f"{prefix}cons@{k}"] = float(np.mean(votes))
-    for key in ("level", "language", "family"):
+        share, error = mean_and_standard_error(votes)
+        metrics |= {f"{prefix}cons@{k}": share, f"{prefix}cons@{k}_se": error}
+    for key in PARTS:
         for value in sorted({str(e.metadata[key]) for e in examples if key in e.metadata}):
             chosen = [
                 m for e, m in zip(examples, means, strict=True) if str(e.metadata.get(key)) == value
@@ -176,10 +281,11 @@ def _accuracies(
     return metrics
 
 
-def _vote(example: Example, group: Sequence[Rollout], right: Sequence[float], name: str) -> float:
+def _vote(example: Example, group: Sequence[Sample], right: Sequence[float], name: str) -> float:
     def extract(text: str) -> str | None:
         if name == STRICT:
-            return final_answer(text, example.task)
+            answers = finals(example, text)
+            return answers[0] if len(answers) == 1 else None
         return task_of(example.task).extract(text)
 
     answers = [extract(rollout.text) for rollout in group]
@@ -197,17 +303,34 @@ def _mean(values: Any) -> float:
 def write_results(
     directory: epath.Path,
     results: Mapping[str, Scores],
-    rollouts: Mapping[str, Sequence[Rollout]],
+    benchmarks: Mapping[str, Benchmark],
+    samples: Mapping[str, Sequence[Sample]],
     about: Mapping[str, Any],
 ) -> None:
-    """NAME.jsonl, a line per completion, and last of all results.json, which marks the end."""
-    for name, items in rollouts.items():
-        write_jsonl_atomic(directory / f"{name}.jsonl", [to_row(rollout) for rollout in items])
+    """NAME.jsonl, a line per completion, and last of all results.json, which marks the end.
+
+    What it has of other benchmarks whose completions are there stays.
+    """
+    for name, items in samples.items():
+        write_samples(file_of(directory, name), items, benchmarks[name].examples)
     plain = {
         name: {key: plain_number(value) for key, value in metrics.items()}
         for name, metrics in results.items()
     }
-    write_json(directory / RESULTS, {**about, "benchmarks": plain})
+    kinds = {name: _title(b.kind) for name, b in benchmarks.items() if b.kind is not None}
+    before = read_results(directory) or {}
+    others = [n for n in before.get("benchmarks", {}) if file_of(directory, n).exists()]
+    found: dict[str, Any] = {"benchmarks": plain, "kinds": kinds}
+    for key, values in found.items():
+        kept = {n: before[key][n] for n in others if n in before.get(key, {})}
+        found[key] = kept | values
+    write_json(directory / RESULTS, {**about, **found})
+
+
+def _title(kind: Kind) -> dict[str, Any]:
+    """What tables need to know of it."""
+    names = "title", "metric", "scale", "problems", "num_samples"
+    return {name: getattr(kind, name) for name in names}
 
 
 def read_results(directory: epath.Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -23,10 +23,11 @@ from r1jax.models.transformer import Transformer
 from r1jax.tasks.answers import summary
 from r1jax.training.frozen import FrozenConfig, check_memory, fetched, kept
 from r1jax.training.train_state import on_mesh
-from r1jax.types import Batch, Example, Message, Rollout
+from r1jax.types import Batch, Example, Message, Rollout, Sample
 from r1jax.weights.load import open_model
 
 THOUGHTS = "<think>"
+Graded = TypeVar("Graded", Rollout, Sample)
 IN_PLACE = FrozenConfig()
 ROUND = 128  # lengths of rows are rounded up to multiples of it: few programs
 Conversation = tuple[Sequence[Message], str]  # messages that end with the user's, response
@@ -216,14 +217,14 @@ class LearnedRewards:
                 )
             self._models[name] = opened[same]
 
-    def added(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> list[Rollout]:
+    def added(self, rollouts: Sequence[Graded], examples: Sequence[Example]) -> list[Graded]:
         """The rollouts with each model's score in the breakdown and weighted in the reward.
 
-        `examples` are the prompts' (completion.prompt_index counts them). The score is 0 on prompts
+        `examples` are the prompts' (prompt_index counts them). The score is 0 on prompts
         that the model is not for; a failed rollout's reward stays 0.
         """
         found = list(rollouts)
-        asked = [examples[rollout.completion.prompt_index] for rollout in found]
+        asked = [examples[rollout.prompt_index] for rollout in found]
         for name, term in self._terms.items():
             read = [i for i, e in enumerate(asked) if term.kind in (None, e.metadata.get("kind"))]
             scores = np.zeros(len(found))

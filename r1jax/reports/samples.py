@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1jax.files import SAMPLES, TOKENIZER, absolute, read_jsonl
+from r1jax.files import SAMPLES, read_jsonl
 from r1jax.reports.page import Question, Sample
 from r1jax.reports.runs import Evaluation, RunRecord, benchmark_names
-from r1jax.weights.load import load_tokenizer
 
 NUM_SAMPLES = 6  # completions shown in samples.md
 
@@ -24,12 +23,9 @@ def samples_page(run: RunRecord) -> str:
     first, last = evaluations[0], evaluations[-1]
     name = benchmark_names([run])[0]
     pairs = zip(sample_rows(first, name), sample_rows(last, name), strict=False)
-    decode = _decoder(run)
     parts = [f"# Completions of {run.name}, benchmark {name}\n"]
     for before, after in pairs:
-        parts.append(
-            f"## Problem {before['example_id']}\n\n{_fenced(decode(before['prompt_tokens']))}"
-        )
+        parts.append(f"## Problem {before['example_id']}\n\n{_fenced(before['question'])}")
         for title, row in ((f"Step {first.step}", before), (f"Step {last.step}", after)):
             parts.append(f"**{title}**, {_graded(row)}\n\n{_fenced(row['text'])}")
     return "\n".join(parts)
@@ -57,7 +53,7 @@ def questions_of_models(runs: Sequence[RunRecord]) -> list[Question]:
         for label, evaluation in evaluations:
             for row in sample_rows(evaluation, name):
                 problem = row["example_id"]
-                prompts.setdefault(problem, _prompt_of(evaluation, row))
+                prompts.setdefault(problem, row["question"])
                 sample = Sample(label, row["text"], row["reward"], row["reward_breakdown"])
                 samples.setdefault(problem, []).append(sample)
         found += [Question(f"{name}: {p}", prompts[p], samples[p]) for p in prompts]
@@ -78,23 +74,9 @@ def questions_of_training(run: RunRecord) -> list[Question]:
     ]
 
 
-def _prompt_of(evaluation: Evaluation, row: Mapping[str, Any]) -> str:
-    """The prompt's text, by the tokenizer of the model that was asked."""
-    if evaluation.model and absolute(evaluation.model).exists():
-        return load_tokenizer(evaluation.model).decode(row["prompt_tokens"])
-    return f"({len(row['prompt_tokens'])} prompt tokens; the model is not there any more)"
-
-
-def _decoder(run: RunRecord) -> Callable[[Sequence[int]], str]:
-    path = run.workdir / TOKENIZER
-    if path.is_dir():
-        return load_tokenizer(path).decode
-    return lambda tokens: f"({len(tokens)} prompt tokens; the workdir has no tokenizer)"
-
-
 def _graded(row: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {value:g}" for name, value in row["reward_breakdown"].items())
-    return f"{len(row['tokens'])} tokens, reward {row['reward']:g} ({parts})"
+    return f"{row['length']} tokens, reward {row['reward']:g} ({parts})"
 
 
 def _fenced(text: str) -> str:

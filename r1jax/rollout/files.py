@@ -6,8 +6,6 @@ written what it graded:
     0.jsonl          a line a completion: text, rewards, which question; to be read by people too
     0.safetensors    tokens, log-probabilities and experts of the same completions, end to end
     complete.json    behind all the others: how many completions each process has written
-
-Those of an evaluation are one file, a line a completion with all of it (`to_row`).
 """
 
 from __future__ import annotations
@@ -146,23 +144,6 @@ def _split(name: str, column: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> 
     if ends[-1] != len(column):
         raise ValueError(f"{len(column)} {name} for completions with {ends[-1]}")
     return np.split(column.astype(DTYPES[name], copy=False), ends[:-1])
-
-
-# -- a line ----------------------------------------------------------------------------------------
-
-
-def to_row(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as one JSON line; float32 numbers survive exactly."""
-    arrays = _arrays(rollout)
-    logprobs = [float(str(x)) for x in arrays["logprobs"]]  # shortest text of a float32
-    lists = {name: array.tolist() for name, array in arrays.items()}
-    return _values(rollout) | lists | {"logprobs": logprobs}
-
-
-def from_row(row: Mapping[str, Any]) -> Rollout:
-    """The inverse of to_row."""
-    known = {name: dtype for name, dtype in DTYPES.items() if name in row or name != "experts"}
-    return _rollout(row, {name: np.asarray(row[name], dtype) for name, dtype in known.items()})
 
 
 def _values(rollout: Rollout) -> dict[str, Any]:

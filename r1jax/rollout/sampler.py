@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
@@ -20,9 +20,10 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.files import process_of
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.rollout.stop_strings import stop_check
-from r1jax.types import Completion, Example, Rollout
+from r1jax.types import Completion, Example, Rollout, Sample
 
 Place = tuple[int, int]  # (prompt, sample)
+Graded = TypeVar("Graded", Rollout, Sample)
 
 
 class OverlongError(DataError):
@@ -79,8 +80,22 @@ class Questions:
 class Judge(Protocol):
     """Models that judge, behind the rules (judges/reward_model.py)."""
 
-    def added(self, rollouts: Sequence[Rollout], examples: Sequence[Example]) -> list[Rollout]:
+    def added(self, rollouts: Sequence[Graded], examples: Sequence[Example]) -> list[Graded]:
         """The rollouts with the judges' scores; `examples` are the prompts'."""
+
+
+@dataclass(frozen=True)
+class Graders:
+    """What grades answers, for several sets of rewards by name: the rules' pool, and the models."""
+
+    pool: GraderPool
+    judges: Mapping[str, Judge] = field(default_factory=dict)  # a set may do without
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.close()
 
 
 class Sampler:
@@ -93,21 +108,17 @@ class Sampler:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        pool: GraderPool | None = None,
-        judges: Mapping[str, Judge] | None = None,
+        graders: Graders | None = None,
     ) -> None:
-        """`pool` and `judges` have the same names for their sets of rewards; a set may do without
-        judges. Who only reads texts needs neither.
-        """
-        self.engine, self.tokenizer, self.pool = engine, tokenizer, pool
-        self._judges = dict(judges or {})
+        """Who only reads texts needs no graders."""
+        self.engine, self.tokenizer, self.graders = engine, tokenizer, graders
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.close()
+        if self.graders is not None:
+            self.graders.pool.close()
 
     def completions(
         self,
@@ -116,9 +127,12 @@ class Sampler:
         sampling: SamplingConfig,
         key: jax.Array,
         group_size: int = 1,
+        done: Collection[Place] = (),
     ) -> Iterator[tuple[Completion, str]]:
-        """`group_size` completions of each prompt with their texts, in the order of finishing."""
-        for completion in self._generate(params, prompts, sampling, key, group_size):
+        """`group_size` completions of each prompt with their texts, in the order of finishing,
+        without those that are `done`.
+        """
+        for completion in self._generate(params, prompts, sampling, key, group_size, done):
             yield completion, self._text(completion)
 
     def _generate(
@@ -128,9 +142,10 @@ class Sampler:
         sampling: SamplingConfig,
         key: jax.Array,
         group_size: int,
+        done: Collection[Place] = (),
     ) -> Iterator[Completion]:
         check = stop_check(self.tokenizer, sampling.stop)
-        return self.engine.generate(params, prompts, sampling, key, group_size, stop_check=check)
+        return self.engine.generate(params, prompts, sampling, key, group_size, done, check)
 
     def _text(self, completion: Completion) -> str:
         return self.tokenizer.decode(completion.tokens.tolist())
@@ -140,19 +155,17 @@ class Sampler:
         params: Any,
         questions: Questions,
         key: jax.Array,
-        on_completion: Callable[[int], None] | None = None,
     ) -> Ungraded:
         """The answers to these questions; each goes to the graders while others decode.
 
         Of several processes each reads and grades the answers to some of the questions. Returns
-        when all are sampled, `graded()` of that when all are graded. `on_completion` is told how
-        many completions are finished.
+        when all are sampled, `graded()` of that when all are graded.
         """
-        assert self.pool is not None, "a sampler without graders reads texts only"
+        assert self.graders is not None, "a sampler without graders reads texts only"
         prompts = questions.prompts
         finished: dict[Place, Completion] = {}
         texts: dict[Place, str] = {}
-        grading = self.pool.begin(questions.rewards)
+        grading = self.graders.pool.begin(questions.rewards)
         tokens = [prompt.tokens for prompt in prompts]
         how = questions.sampling, key, questions.group_size
         for completion in self._generate(params, tokens, *how):
@@ -162,9 +175,8 @@ class Sampler:
                 prompt, length = prompts[completion.prompt_index], len(completion.tokens)
                 text = texts[place] = prompt.prefix + self._text(completion)
                 grading.submit(place, prompt.example, text, length, completion.finish_reason)
-            if on_completion is not None:
-                on_completion(len(finished))
-        return Ungraded(prompts, finished, texts, grading, self._judges.get(questions.rewards))
+        judge = self.graders.judges.get(questions.rewards)
+        return Ungraded(prompts, finished, texts, grading, judge)
 
 
 @dataclass(frozen=True)
@@ -182,24 +194,12 @@ class Ungraded:
         return self.judged(self.by_rules())
 
     def by_rules(self) -> list[Rollout]:
-        """The rules' part alone.
-
-        Of several processes each tells the others its texts and grades. None grades anew: graders
-        have time limits, and a grade that differed between two would let them train on different
-        things. ConfigError where more failed than config.graders.max_failures.
-        """
-        found: dict[Any, Grade] = agreed(
-            lambda: dict(self.grading.results()), RuntimeError, OSError
-        )
-        own = [[*place, text, asdict(found[place])] for place, text in self.texts.items()]
-        graded = {
-            (prompt, sample): (text, _grade(grade))
-            for of_one in of_all(own)
-            for prompt, sample, text, grade in of_one
-        }
-        self.grading.judge([grade for _, grade in graded.values()])
+        """The rules' part alone. ConfigError where more failed than config.graders.max_failures."""
+        grades = grades_of(self.grading)
+        own = [[*place, text] for place, text in self.texts.items()]
+        texts = {(p, g): text for of_one in of_all(own) for p, g, text in of_one}
         return [
-            _rollout(self.prompts[place[0]], self.finished[place], *graded[place])
+            _rollout(self.prompts[place[0]], self.finished[place], texts[place], grades[place])
             for place in sorted(self.finished)
         ]
 
@@ -208,6 +208,20 @@ class Ungraded:
         if self.judge is None:
             return rollouts
         return self.judge.added(rollouts, [prompt.example for prompt in self.prompts])
+
+
+def grades_of(grading: Grading) -> dict[Place, Grade]:
+    """Of all that was submitted under its place, when it is graded.
+
+    Of several processes each tells the others its grades. None grades anew: graders have time
+    limits, and a grade that differed between two would let them train on different things.
+    ConfigError where more failed than config.graders.max_failures.
+    """
+    found: dict[Any, Grade] = agreed(lambda: dict(grading.results()), RuntimeError, OSError)
+    own = [[*place, asdict(grade)] for place, grade in found.items()]
+    grades = {(p, g): _grade(grade) for of_one in of_all(own) for p, g, grade in of_one}
+    grading.judge(list(grades.values()))
+    return grades
 
 
 def _grade(values: Mapping[str, Any]) -> Grade:

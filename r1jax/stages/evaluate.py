@@ -1,14 +1,14 @@
 """Benchmarks of one model, as a stage of a pipeline and for the command of the same name.
 
-Writes WORKDIR/NAME.jsonl, a line per completion, as each benchmark ends, and last results.json.
-A benchmark whose file is there is not repeated.
+Every completion is written down as it finishes (benchmarks/samples.py), so that nothing is sampled
+twice, and last results.json. A benchmark whose file is there is not repeated.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,25 +17,28 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks.kind import Scores
 from r1jax.benchmarks.protocol import (
     Benchmark,
     BenchmarkConfig,
-    Scores,
+    OwnModel,
+    Respondent,
+    counted,
     open_benchmarks,
-    open_sampler,
+    open_graders,
     write_results,
 )
-from r1jax.config import ConfigError, DataError, Seed, section
-from r1jax.data.fingerprint import keep_rows
-from r1jax.files import (
-    ASKED,
-    CHECKPOINTS,
-    absolute,
-    read_jsonl,
-    read_object,
-    write_json,
-    write_jsonl_atomic,
+from r1jax.benchmarks.samples import (
+    Partial,
+    file_of,
+    partial_of,
+    place_of,
+    read_samples,
+    write_samples,
 )
+from r1jax.config import ConfigError, Seed, section
+from r1jax.data.fingerprint import keep_rows
+from r1jax.files import ASKED, CHECKPOINTS, absolute, parts_of, read_object, write_json
 from r1jax.judges.planned import scoring_programs
 from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.planned import Assumed, Iteration, bytes_of
@@ -45,10 +48,10 @@ from r1jax.rewards import load_rewards
 from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.files import from_row, to_row
 from r1jax.rollout.planned import Asked, params_of, questions_in, rollout_programs
+from r1jax.rollout.sampler import Sampler
 from r1jax.tasks.sandbox import choose_sandbox
-from r1jax.types import Rollout
+from r1jax.types import Sample
 from r1jax.weights.checkpoint import Checkpoints
 from r1jax.weights.load import ModelSource, OpenModel, open_model, open_shapes, with_chat
 from r1jax.weights.manifest import MANIFEST
@@ -76,6 +79,11 @@ class EvaluateConfig:
 
 
 CONFIG = EvaluateConfig
+KEY = "config.benchmarks"
+CHANGES = ("override", "stop_tokens", "template_args")  # of the model, where there are any
+ABOUT = ("model", "step", "seed")  # in results.json
+# What of a benchmark's config grades completions, and does not ask for them.
+GRADING = ("rewards", "reward_models", "truncated", "kind")
 
 
 def describe(config: EvaluateConfig) -> str:
@@ -120,37 +128,55 @@ def run(config_dict: ConfigDict, workdir: str) -> None:
 
 
 def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores]:
-    """Runs what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
+    """Asks what is not finished yet and writes results.json -> {benchmark: {metric: value}}."""
     check(config)
     choose_sandbox(config.graders.sandbox)
-    opened, directory = open_model(config.model, config.override), absolute(workdir)
+    directory = absolute(workdir)
+    opened = open_model(config.model, config.override)
     opened = with_chat(opened, config.stop_tokens, config.template_args, "config")
-    benchmarks = open_benchmarks(
-        config.benchmarks, "config.benchmarks", opened.tokenizer, opened.config.max_length
-    )
+    limit = opened.config.max_length
+    benchmarks = open_benchmarks(config.benchmarks, KEY, opened.tokenizer, limit)
     asked = {
         "model": str(absolute(config.model)),
         "step": model_step(config.model),
         "seed": config.seed,
     }
-    _check_asked(directory, config, asked)
-    sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
-    done = _done(directory, benchmarks)
-    keep_rows(directory, sources, [benchmarks[name].key for name in done])
+    record = Record(directory, config, asked)
+    record.check(benchmarks)
+    done = record.done(benchmarks)
+    samples = {name: record.read(name, benchmarks[name]) for name in done}
     todo = {name: benchmark for name, benchmark in benchmarks.items() if name not in done}
-    rollouts = {
-        name: _written(_file(directory, name), benchmark)
-        for name, benchmark in benchmarks.items()
-        if name not in todo
-    }
     if todo:
-        rollouts |= _run(opened, config, todo, directory)
-    results = {name: benchmark.scores(rollouts[name]) for name, benchmark in benchmarks.items()}
-    label = {"label": config.label} if config.label else {}
+        samples |= _ask(opened, config, todo, directory)
+    return record.write(benchmarks, samples)
+
+
+def regrade(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores]:
+    """Grades the completions of all finished benchmarks anew, by this config's rewards, and writes
+    results.json. No model is opened.
+
+    The problems must be those that were asked; their reference answers may be others.
+    """
+    check(config)
+    choose_sandbox(config.graders.sandbox)
+    directory = absolute(workdir)
+    benchmarks = open_benchmarks(config.benchmarks, KEY, None, 0)
+    path = directory / ASKED
+    if not ask_first(path.exists):
+        raise ConfigError(f"{directory} has no evaluation whose completions could be graded")
+    asked = ask_first(lambda: read_object(path))
+    record = Record(directory, config, {key: asked.get(key) for key in ABOUT})
+    done = {name: benchmarks[name] for name in record.done(benchmarks)}
+    if not done:
+        raise ConfigError(f"{directory} has finished none of {', '.join(benchmarks)}")
+    record.check(done, regrades=True)
+    samples = {name: record.read(name, benchmark) for name, benchmark in done.items()}
+    with open_graders(config.graders, done.values()) as graders:
+        samples = {name: done[name].graded(samples[name], graders) for name in done}
     if jax.process_index() == 0:
-        write_results(directory, results, {}, asked | label)
-    wait_for_all("results")
-    return results
+        for name, benchmark in done.items():
+            write_samples(file_of(directory, name), samples[name], benchmark.examples)
+    return record.write(done, samples)
 
 
 def model_step(model: str) -> int:
@@ -162,64 +188,117 @@ def model_step(model: str) -> int:
     return (Checkpoints(path).latest_step() if trained else None) or 0
 
 
-def _written(path: epath.Path, benchmark: Benchmark) -> list[Rollout]:
-    """A finished benchmark's rollouts; DataError for a file that is not as it was written."""
-    again = "delete it, and the benchmark is run again"
-    try:
-        found = [from_row(row) for row in read_jsonl(path)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not what was written ({error!r}); {again}") from None
-    if len(found) != benchmark.completions:
-        raise DataError(f"{path} has {len(found)} of {benchmark.completions} completions; {again}")
-    return found
+class Record:
+    """What a workdir holds of an evaluation: of one model, benchmark after benchmark."""
 
+    def __init__(
+        self, directory: epath.Path, config: EvaluateConfig, about: Mapping[str, Any]
+    ) -> None:
+        """`about` has the keys of ABOUT."""
+        self._directory, self._config = directory, config
+        benchmarks = {name: asdict(each) for name, each in config.benchmarks.items()}
+        changes = {key: value for key in CHANGES if (value := getattr(config, key))}
+        asked = {**about, **changes}
+        self._about = about
+        self._asked = json.loads(json.dumps(asked | {"benchmarks": benchmarks}))
 
-def _file(directory: epath.Path, benchmark: str) -> epath.Path:
-    return directory / f"{benchmark}.jsonl"
+    def done(self, benchmarks: Iterable[str]) -> list[str]:
+        """Those whose completions are all there."""
+        directory = self._directory
+        return list(ask_first(lambda: [n for n in benchmarks if file_of(directory, n).exists()]))
 
+    def check(self, benchmarks: Mapping[str, Benchmark], regrades: bool = False) -> None:
+        """Refuses to mix the completions of two models or two configs in one workdir.
 
-def _done(directory: epath.Path, benchmarks: Iterable[str]) -> list[str]:
-    """Those whose completions are there."""
-    found = ask_first(lambda: [name for name in benchmarks if _file(directory, name).exists()])
-    return list(found)
-
-
-def _check_asked(directory: epath.Path, config: EvaluateConfig, about: dict[str, Any]) -> None:
-    """Refuses to mix the completions of two models or two configs in one workdir."""
-    benchmarks = {name: asdict(benchmark) for name, benchmark in config.benchmarks.items()}
-    changes = {key: getattr(config, key) for key in ("override", "stop_tokens", "template_args")}
-    more = {key: value for key, value in changes.items() if value}
-    asked = json.loads(json.dumps(about | {"benchmarks": benchmarks} | more))
-    path = directory / ASKED
-    begun = _done(directory, benchmarks)
-    if begun and ask_first(path.exists):
-        old = read_object(path)
-        different = [key for key in old | asked if old.get(key) != asked.get(key)]
-        if different:
+        What grades them may change where they are graded anew.
+        """
+        directory, path = self._directory, self._directory / ASKED
+        before = ask_first(lambda: read_object(path) if path.exists() else {})
+        begun = ask_first(
+            lambda: [
+                name
+                for name in before.get("benchmarks", {})
+                if file_of(directory, name).exists() or parts_of(partial_of(directory, name))
+            ]
+        )
+        free = GRADING if regrades else ()
+        old, new = (_of_those(asked, begun, free) for asked in (before, self._asked))
+        for name in set(begun) - set(benchmarks):  # they stay, whatever this config has
+            old["benchmarks"].pop(name, None)
+            new["benchmarks"].pop(name, None)
+        different = [key for key in old | new if old.get(key) != new.get(key)]
+        if begun and different:
             raise ConfigError(
                 f"{directory} holds an evaluation with another {' and '.join(different)};"
                 " take another --workdir"
             )
-    if jax.process_index() == 0:
-        write_json(path, asked)
+        sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
+        used = () if regrades else [benchmarks[name].key for name in begun if name in benchmarks]
+        keep_rows(directory, sources, used)
+        others = before.get("benchmarks", {}) if begun else {}
+        if jax.process_index() == 0:
+            write_json(path, self._asked | {"benchmarks": others | self._asked["benchmarks"]})
+
+    def read(self, name: str, benchmark: Benchmark) -> list[Sample]:
+        """A finished benchmark's; DataError for a file that is not as it was written."""
+        path = file_of(self._directory, name)
+        return read_samples(path, benchmark.examples, benchmark.config.num_samples)
+
+    def write(
+        self, benchmarks: Mapping[str, Benchmark], samples: Mapping[str, Sequence[Sample]]
+    ) -> dict[str, Scores]:
+        """results.json -> the scores; what it has of other benchmarks stays there."""
+        results = {name: benchmark.scores(samples[name]) for name, benchmark in benchmarks.items()}
+        about = dict(self._about)
+        if self._config.label:
+            about["label"] = self._config.label
+        if jax.process_index() == 0:
+            write_results(self._directory, results, benchmarks, {}, about)
+        wait_for_all("results")
+        return results
 
 
-def _run(
+def _of_those(
+    asked: Mapping[str, Any], names: Iterable[str], free: Collection[str]
+) -> dict[str, Any]:
+    """An ASKED with some of its benchmarks, and of these without some keys."""
+    benchmarks = asked.get("benchmarks", {})
+    kept = {
+        name: {key: value for key, value in benchmarks[name].items() if key not in free}
+        for name in names
+        if name in benchmarks
+    }
+    return {**asked, "benchmarks": kept}
+
+
+def _ask(
     opened: OpenModel,
     config: EvaluateConfig,
     benchmarks: dict[str, Benchmark],
     directory: epath.Path,
-) -> dict[str, list[Rollout]]:
+) -> dict[str, list[Sample]]:
     """Samples and grades these benchmarks; each is written down as it ends."""
     mesh = opened.mesh(config.mesh)
     params = opened.load(mesh, config.seed)
     engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
-    rollouts = {}
-    with open_sampler(engine, opened.tokenizer, config.graders, benchmarks.values()) as sampler:
+    samples = {}
+    with open_graders(config.graders, benchmarks.values(), mesh=mesh) as graders:
+        model = OwnModel(Sampler(engine, opened.tokenizer), params, config.seed)
         for name, benchmark in benchmarks.items():
-            with Progress(name, benchmark.completions, 0, {}) as progress:
+            partial = Partial(partial_of(directory, name))
+            with partial, Progress(name, benchmark.completions, 0, {}) as progress:
                 advance = functools.partial(progress.update, values={})
-                _, rollouts[name] = benchmark.run(sampler, params, config.seed, advance)
+                answers = counted(_kept(model, benchmark, partial), advance)
+                samples[name] = benchmark.graded(answers, graders)
             if jax.process_index() == 0:
-                write_jsonl_atomic(_file(directory, name), map(to_row, rollouts[name]))
-    return rollouts
+                write_samples(file_of(directory, name), samples[name], benchmark.examples)
+            partial.remove()
+    return samples
+
+
+def _kept(respondent: Respondent, benchmark: Benchmark, partial: Partial) -> Iterator[Sample]:
+    """What is written down already, and what is answered now, written down as it comes."""
+    yield from partial.begun
+    for sample in respondent.answers(benchmark, set(map(place_of, partial.begun))):
+        partial.write(sample, benchmark.examples[sample.prompt_index])
+        yield sample

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
 
 from r1jax.benchmarks.protocol import (
     Benchmark,
+    OwnModel,
+    counted,
     open_benchmarks,
     open_sampler,
     read_results,
@@ -22,6 +24,7 @@ from r1jax.rollout.sampler import Sampler
 from r1jax.stages.grpo_config import GrpoConfig
 from r1jax.stages.grpo_rollouts import REWARDS
 from r1jax.training.run import TrainingRun
+from r1jax.types import Sample
 
 Benchmarks = dict[str, Benchmark]
 
@@ -72,7 +75,7 @@ class HeldOut:
         values: dict[str, float] = {}
         with stage.timer("evaluation"):
             for name, benchmark in self._curve.items():
-                scores, _ = benchmark.run(self._sampler, stage.trained.params, self._config.seed)
+                scores = benchmark.scores(self._samples(benchmark))
                 values |= {f"{name}/{key}": value for key, value in scores.items()}
         stage.log(step, "eval", values)
 
@@ -84,13 +87,21 @@ class HeldOut:
         done = written or (step == 0 and stage.start > 0)
         if done or not self._full:
             return
-        results, rollouts = {}, {}
+        samples = {}
         for name, benchmark in self._full.items():
             title = f"evaluating {name} at step {step}"
             with stage.progress.task(title, benchmark.completions) as advance:
-                results[name], rollouts[name] = benchmark.run(
-                    self._sampler, stage.trained.params, seed, advance
-                )
+                samples[name] = self._samples(benchmark, advance)
+        results = {name: benchmark.scores(samples[name]) for name, benchmark in self._full.items()}
         about = {"step": step, "model": str(stage.workdir), "seed": seed}
         if jax.process_index() == 0:
-            write_results(directory, results, rollouts, about)
+            write_results(directory, results, self._full, samples, about)
+
+    def _samples(
+        self, benchmark: Benchmark, tell: Callable[[int], None] = lambda count: None
+    ) -> list[Sample]:
+        """What the model that is trained says, graded."""
+        sampler = self._sampler
+        assert sampler.graders is not None
+        model = OwnModel(sampler, self._stage.trained.params, self._config.seed)
+        return benchmark.graded(counted(model.answers(benchmark, set()), tell), sampler.graders)

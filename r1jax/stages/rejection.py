@@ -61,7 +61,7 @@ from r1jax.rollout.planned import (
     questions_in,
     rollout_programs,
 )
-from r1jax.rollout.sampler import Questions, Sampler, make_prompt
+from r1jax.rollout.sampler import Graders, Questions, Sampler, make_prompt
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.training.provenance import note_start
@@ -245,7 +245,7 @@ class _Source:
         opened = open_source(config.model, self._path)
         params = opened.load(self._mesh, config.seed)
         engine = Engine(opened.transformer(self._mesh), opened.tokenizer.stop_ids, config.engine)
-        return Sampler(engine, opened.tokenizer, self._pool), params
+        return Sampler(engine, opened.tokenizer, Graders(self._pool)), params
 
 
 class _Selection:
