@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -126,7 +127,7 @@ def content_of(path: epath.Path) -> bytes:
     """All of a file; of one that has grown in a bucket (journal.py) its segments, end to end."""
     try:
         return read_bytes(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         if not (parts := parts_of(path)):
             raise
     with ThreadPoolExecutor(8) as pool:
@@ -173,9 +174,9 @@ def _in_system(path: epath.Path) -> tuple[Any, str]:
 
 
 def parts_of(path: epath.Path) -> list[epath.Path]:
-    """The file or, in a bucket, its segments; [] where there is none."""
-    if in_bucket(path) and is_directory(path):
-        return sorted(children(path))
+    """The file or, of a bucket's and of copies of it, its segments; [] where there is none."""
+    if is_directory(path):
+        return sorted(part for part in children(path) if re.fullmatch(r"\d{8}", part.name))
     return [path] if path.exists() else []
 
 

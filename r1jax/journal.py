@@ -70,6 +70,8 @@ class Journal:
 class _File:
     def __init__(self, path: epath.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():  # copied from a bucket
+            _join(path)
         self._path = path
         self._file: Any = None  # it begins with the first line
 
@@ -86,6 +88,15 @@ class _File:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _join(directory: epath.Path) -> None:
+    """The segments become the file that they are."""
+    segments = directory.with_name(f"{directory.name}.segments")
+    data = content_of(directory)
+    directory.rename(segments)
+    write_atomic(directory, data)
+    segments.rmtree()
 
 
 class _Segments:

@@ -271,6 +271,16 @@ def test_a_killed_run_ends_with_the_bits_of_one_on_a_disk(
     assert found.metrics == local.metrics and len(found.timings) == 4
     assert (bucket / "run" / "report.html").exists()
 
+    copied = tmp_path / "copied"  # as `gcloud storage cp -r` does: it is read, and goes on
+    for name in names_below(bucket / "run"):
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes((bucket / "run" / name).read_bytes())
+    assert (copied / "metrics.jsonl").is_dir()
+    assert read_run(copied).metrics == local.metrics
+    grpo.run(grpo_config(tokenizer_dir, total_steps=6, checkpoint_every=2), str(copied))
+    assert (copied / "metrics.jsonl").is_file()
+    assert [row["step"] for row in read_metrics(copied)] == [1, 2, 3, 4, 5, 6]
+
 
 def test_a_damaged_checkpoint_is_set_aside(
     bucket: epath.Path, monkeypatch: pytest.MonkeyPatch
