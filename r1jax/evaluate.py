@@ -5,7 +5,9 @@
         [--benchmarks NAME,...] [--config.section.key=value ...]
     python -m r1jax.evaluate --regrade --config FILE.py --workdir DIR
 
-MODEL is a workdir or checkpoint of r1jax, a Hugging Face directory or a .gguf file.
+MODEL is a workdir or checkpoint of r1jax, a Hugging Face directory, a .gguf file, or the address of
+a server that speaks OpenAI's protocol, "http://HOST:PORT/v1": --served_name is the model's name
+there, and OPENAI_API_KEY its key, if it wants one.
 
 The first form asks benchmarks of r1jax/benchmarks/README.md by the paper's protocol; DIR of --data
 has their files (python -m r1jax.fetch_data). --limit N asks N problems of each, evenly spread,
@@ -18,6 +20,7 @@ In the second form the config has
                 FILE.jsonl} or {"function": "module:function", "args"}, "num_samples", "template",
                 "max_prompt_tokens", "sampling": {"max_tokens", "temperature", "top_p", "top_k",
                 "min_p"}, "truncated", "prefix", "rewards", "reward_models"}}
+    server      how a server is asked: {"name", "key_variable", "parallel", "timeout_s"}
     seed, mesh, engine, graders    as in training; all have defaults
 
 The config of a GRPO run will do too: its section `evaluation` is taken. --benchmarks takes some of
@@ -111,6 +114,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_samples", None, "Completions of a problem.", 1)
     flags.DEFINE_integer("max_tokens", None, "Tokens of a completion.", 1)
     flags.DEFINE_enum("template", None, sorted(TEMPLATES), "How it is asked.")
+    flags.DEFINE_string("served_name", None, "Name of the model, where MODEL is a server.")
     flags.DEFINE_boolean("regrade", False, "Grades what is written down anew.")
     flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
 
@@ -128,6 +132,8 @@ def main() -> None:
     config = asked_for(args.config, args.benchmarks, args.data, changes)
     if args.regrade == bool(args.model):
         raise ConfigError("evaluate wants either --model, or --regrade, which needs none")
+    if args.served_name is not None:
+        config = replace(config, server=replace(config.server, name=args.served_name))
     set_up_jax()
     listen()
     with lock_workdir(workdir):

@@ -14,7 +14,8 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
-from r1jax.benchmarks.protocol import Benchmark, OwnModel
+from r1jax.benchmarks.protocol import Benchmark
+from r1jax.benchmarks.respondents import OwnModel
 from r1jax.config import ConfigError, DataError
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import asked_for, read_config

@@ -12,11 +12,11 @@ from etils import epath
 from r1jax.benchmarks.protocol import (
     Benchmark,
     BenchmarkConfig,
-    OwnModel,
     open_graders,
     read_results,
     write_results,
 )
+from r1jax.benchmarks.respondents import OwnModel
 from r1jax.benchmarks.samples import read_samples
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig

@@ -71,14 +71,6 @@ class BenchmarkConfig:
     reward_models: dict[str, LearnedReward] = field(default_factory=dict)  # means of their scores
 
 
-class Respondent(Protocol):
-    """Who is asked: a model of ours, or a server."""
-
-    def answers(self, benchmark: Benchmark, done: set[Place]) -> Iterator[Sample]:
-        """Samples that are not `done`, not graded, in the order of finishing."""
-        ...
-
-
 class Benchmark:
     """Problems, read, checked and rendered once, to be asked as often as one likes."""
 
@@ -163,31 +155,6 @@ def _refused(sample: Sample) -> Sample:
     return replace(
         sample, reward_breakdown={**earned, **{n: 0.0 for n in CORRECTNESS if n in earned}}
     )
-
-
-@dataclass(frozen=True)
-class OwnModel:
-    """A model under its engine as the respondent."""
-
-    sampler: Sampler
-    params: Any
-    seed: int
-
-    def answers(self, benchmark: Benchmark, done: set[Place]) -> Iterator[Sample]:
-        """See Respondent. What a benchmark gives a seed does not hang on what is done."""
-        prompts, config = benchmark.prompts, benchmark.config
-        asked = [prompt.tokens for prompt in prompts], config.sampling, jax.random.key(self.seed)
-        found = self.sampler.completions(self.params, *asked, config.num_samples, done)
-        for completion, text in found:
-            prompt = prompts[completion.prompt_index]
-            yield Sample(
-                prompt.example.id,
-                completion.prompt_index,
-                completion.sample_index,
-                prompt.prefix + text,
-                len(completion.tokens),
-                completion.finish_reason,
-            )
 
 
 def counted(samples: Iterable[Sample], tell: Callable[[int], None]) -> Iterator[Sample]:

@@ -21,13 +21,12 @@ from r1jax.benchmarks.kind import Scores
 from r1jax.benchmarks.protocol import (
     Benchmark,
     BenchmarkConfig,
-    OwnModel,
-    Respondent,
     counted,
     open_benchmarks,
     open_graders,
     write_results,
 )
+from r1jax.benchmarks.respondents import OwnModel, Respondent, ServedModel, is_server
 from r1jax.benchmarks.samples import (
     Partial,
     file_of,
@@ -40,6 +39,7 @@ from r1jax.config import ConfigError, Seed, section
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, CHECKPOINTS, absolute, parts_of, read_object, write_json
 from r1jax.judges.planned import scoring_programs
+from r1jax.judges.server import ServerConfig
 from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.planned import Assumed, Iteration, bytes_of
 from r1jax.progress import Progress
@@ -63,7 +63,10 @@ class EvaluateConfig:
 
     benchmarks: dict[str, BenchmarkConfig]
     stage: str = "evaluate"  # only this
-    model: str = ""  # a MODEL; the command evaluate has it from its flag
+    # A MODEL, or a server of OpenAI's protocol, "http://HOST:PORT/v1". The command evaluate has it
+    # from its flag.
+    model: str = ""
+    server: ServerConfig = field(default_factory=ServerConfig)  # how it is asked
     # Of its fields what is to be other than its own: {"dtype": "bfloat16"}, as in config.model.
     override: dict[str, Any] = field(default_factory=dict)
     # The tokens that end a completion, instead of those that the model's files name.
@@ -132,16 +135,11 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     check(config)
     choose_sandbox(config.graders.sandbox)
     directory = absolute(workdir)
-    opened = open_model(config.model, config.override)
-    opened = with_chat(opened, config.stop_tokens, config.template_args, "config")
-    limit = opened.config.max_length
-    benchmarks = open_benchmarks(config.benchmarks, KEY, opened.tokenizer, limit)
-    asked = {
-        "model": str(absolute(config.model)),
-        "step": model_step(config.model),
-        "seed": config.seed,
-    }
-    record = Record(directory, config, asked)
+    opened, about = _open(config)
+    tokenizer = opened.tokenizer if opened else None
+    limit = opened.config.max_length if opened else 0
+    benchmarks = open_benchmarks(config.benchmarks, KEY, tokenizer, limit)
+    record = Record(directory, config, {**about, "seed": config.seed})
     record.check(benchmarks)
     done = record.done(benchmarks)
     samples = {name: record.read(name, benchmarks[name]) for name in done}
@@ -177,6 +175,23 @@ def regrade(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores
         for name, benchmark in done.items():
             write_samples(file_of(directory, name), samples[name], benchmark.examples)
     return record.write(done, samples)
+
+
+def _open(config: EvaluateConfig) -> tuple[OpenModel | None, dict[str, Any]]:
+    """The model, None for a server's, and what it is called in results.json."""
+    if not is_server(config.model):
+        opened = open_model(config.model, config.override)
+        opened = with_chat(opened, config.stop_tokens, config.template_args, "config")
+        return opened, {
+            "model": str(absolute(config.model)),
+            "step": model_step(config.model),
+        }
+    if jax.process_count() > 1:
+        raise ConfigError(f"{config.model} is a server: one process is enough to ask it")
+    for key in (*CHANGES, *(["mesh"] if config.mesh else [])):
+        if getattr(config, key):
+            raise ConfigError(f"config.{key} is for models of ours, not for {config.model}")
+    return None, {"model": f"{config.model} {config.server.name}".strip(), "step": 0}
 
 
 def model_step(model: str) -> int:
@@ -271,24 +286,31 @@ def _of_those(
     return {**asked, "benchmarks": kept}
 
 
+def _respondent(opened: OpenModel | None, config: EvaluateConfig, mesh: Mesh | None) -> Respondent:
+    """Loads the model."""
+    if opened is None or mesh is None:
+        return ServedModel(config.model, config.server, config.seed)
+    params = opened.load(mesh, config.seed)
+    engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
+    return OwnModel(Sampler(engine, opened.tokenizer), params, config.seed)
+
+
 def _ask(
-    opened: OpenModel,
+    opened: OpenModel | None,
     config: EvaluateConfig,
     benchmarks: dict[str, Benchmark],
     directory: epath.Path,
 ) -> dict[str, list[Sample]]:
     """Samples and grades these benchmarks; each is written down as it ends."""
-    mesh = opened.mesh(config.mesh)
-    params = opened.load(mesh, config.seed)
-    engine = Engine(opened.transformer(mesh), opened.tokenizer.stop_ids, config.engine)
     samples = {}
+    mesh = opened.mesh(config.mesh) if opened else None
+    respondent = _respondent(opened, config, mesh)
     with open_graders(config.graders, benchmarks.values(), mesh=mesh) as graders:
-        model = OwnModel(Sampler(engine, opened.tokenizer), params, config.seed)
         for name, benchmark in benchmarks.items():
             partial = Partial(partial_of(directory, name))
             with partial, Progress(name, benchmark.completions, 0, {}) as progress:
                 advance = functools.partial(progress.update, values={})
-                answers = counted(_kept(model, benchmark, partial), advance)
+                answers = counted(_kept(respondent, benchmark, partial), advance)
                 samples[name] = benchmark.graded(answers, graders)
             if jax.process_index() == 0:
                 write_samples(file_of(directory, name), samples[name], benchmark.examples)

@@ -9,13 +9,13 @@ import jax
 
 from r1jax.benchmarks.protocol import (
     Benchmark,
-    OwnModel,
     counted,
     open_benchmarks,
     open_sampler,
     read_results,
     write_results,
 )
+from r1jax.benchmarks.respondents import OwnModel
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.files import EVALUATIONS
 from r1jax.machines.hosts import ask_first
