@@ -157,7 +157,7 @@ def test_benchmarks_are_added(model: str, tmp_path: Path) -> None:
     files = [json.loads((tmp_path / d / "results.json").read_text()) for d in ("both", "one")]
     assert files[0] == files[1]
     other = asked_of(model, benchmarks={"two": benchmark(model, prefix="2 \n", num_samples=3)})
-    with pytest.raises(ConfigError, match="another benchmarks; take another"):
+    with pytest.raises(ConfigError, match="another benchmarks.two.num_samples; take"):
         evaluate.evaluate(other, tmp_path / "one")
 
     some = asked_of(model, benchmarks={"two": benchmark(model, prefix="2 \n", problems=2)})
@@ -187,7 +187,7 @@ def test_regrade(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [row["text"] for row in rows] == texts
     assert all(row["answer"] == "2" and "r1_format" in row["reward_breakdown"] for row in rows)
     assert json.loads((work / "results.json").read_text())["benchmarks"]["two"]["pass@1"] == 1
-    with pytest.raises(ConfigError, match="another benchmarks; take another"):
+    with pytest.raises(ConfigError, match="another benchmarks.two.num_samples; take"):
         evaluate.regrade(asked("2", num_samples=1), work)
 
 

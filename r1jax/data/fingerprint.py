@@ -25,7 +25,8 @@ Source = Sequence[Any] | Callable[[int], Any]
 
 
 def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], used: Collection[str]) -> None:
-    """Writes down in workdir/rows.json what the sources are, by their names in the config.
+    """Writes down in workdir/rows.json what the sources are, by their names in the config, beside
+    others that it has.
 
     Those of which rows have been `used` must be what they were: ConfigError names the difference.
     """
@@ -42,6 +43,7 @@ def keep_rows(workdir: epath.Path, sources: Mapping[str, Source], used: Collecti
                 f"{name}: {difference}; {workdir} began with other rows: take another"
                 " --workdir, or the rows of that run"
             )
+    found = before | found
     if found != before and jax.process_index() == 0:
         write_json(path, found)
 

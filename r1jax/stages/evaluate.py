@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -241,10 +242,11 @@ class Record:
         for name in set(begun) - set(benchmarks):  # they stay, whatever this config has
             old["benchmarks"].pop(name, None)
             new["benchmarks"].pop(name, None)
-        different = [key for key in old | new if old.get(key) != new.get(key)]
+        different = sorted(_said(old) ^ _said(new))
         if begun and different:
+            names = dict.fromkeys(name for name, _ in different)
             raise ConfigError(
-                f"{directory} holds an evaluation with another {' and '.join(different)};"
+                f"{directory} holds an evaluation with another {' and '.join(names)};"
                 " take another --workdir"
             )
         sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
@@ -271,6 +273,12 @@ class Record:
             write_results(self._directory, results, benchmarks, {}, about)
         wait_for_all("results")
         return results
+
+
+def _said(asked: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """{("seed", "0"), ("benchmarks.aime24.num_samples", "64"), ...}"""
+    flat = traverse_util.flatten_dict(dict(asked), sep=".", keep_empty_nodes=True)
+    return {(name, repr(value)) for name, value in flat.items()}
 
 
 def _of_those(
