@@ -32,6 +32,11 @@ def partial_of(directory: epath.Path, benchmark: str) -> epath.Path:
     return directory / f"{benchmark}.partial.jsonl"
 
 
+def verdicts_of(directory: epath.Path, benchmark: str) -> epath.Path:
+    """What a judge has said of its samples."""
+    return directory / f"{benchmark}.verdicts.jsonl"
+
+
 def place_of(sample: Sample) -> Place:
     return sample.prompt_index, sample.sample_index
 
@@ -69,12 +74,12 @@ def read_samples(path: epath.Path, examples: Sequence[Example], k: int) -> list[
     return found
 
 
-class Partial:
-    """The samples of a benchmark that is not finished. The first process writes them for all."""
+class Kept:
+    """Rows of a file that come one by one. The first process reads and writes them for all."""
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
-        self.begun = [from_row(row) for row in ask_first(self._read)]
+        self.rows: list[dict[str, Any]] = ask_first(self._read)  # that were there
         self._journal = Journal(path) if jax.process_index() == 0 else None
 
     def _read(self) -> list[dict[str, Any]]:
@@ -86,12 +91,12 @@ class Partial:
         lines = content_of(self._path).splitlines()
         return [parse_line(line, self._path, i) for i, line in enumerate(lines, start=1)]
 
-    def write(self, sample: Sample, example: Example) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         if self._journal is not None:
-            self._journal.write([to_row(sample, example)])
+            self._journal.write([row])
 
     def remove(self) -> None:
-        """When all of them are in the benchmark's own file."""
+        """When all of it is elsewhere."""
         self.close()
         if self._journal is not None:
             remove(self._path)

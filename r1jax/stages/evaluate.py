@@ -29,11 +29,13 @@ from r1jax.benchmarks.protocol import (
 )
 from r1jax.benchmarks.respondents import OwnModel, Respondent, ServedModel, is_server
 from r1jax.benchmarks.samples import (
-    Partial,
+    Kept,
     file_of,
+    from_row,
     partial_of,
     place_of,
     read_samples,
+    to_row,
     write_samples,
 )
 from r1jax.config import ConfigError, Seed, section
@@ -315,7 +317,7 @@ def _ask(
     respondent = _respondent(opened, config, mesh)
     with open_graders(config.graders, benchmarks.values(), mesh=mesh) as graders:
         for name, benchmark in benchmarks.items():
-            partial = Partial(partial_of(directory, name))
+            partial = Kept(partial_of(directory, name))
             with partial, Progress(name, benchmark.completions, 0, {}) as progress:
                 advance = functools.partial(progress.update, values={})
                 answers = counted(_kept(respondent, benchmark, partial), advance)
@@ -326,9 +328,10 @@ def _ask(
     return samples
 
 
-def _kept(respondent: Respondent, benchmark: Benchmark, partial: Partial) -> Iterator[Sample]:
+def _kept(respondent: Respondent, benchmark: Benchmark, partial: Kept) -> Iterator[Sample]:
     """What is written down already, and what is answered now, written down as it comes."""
-    yield from partial.begun
-    for sample in respondent.answers(benchmark, set(map(place_of, partial.begun))):
-        partial.write(sample, benchmark.examples[sample.prompt_index])
+    begun = list(map(from_row, partial.rows))
+    yield from begun
+    for sample in respondent.answers(benchmark, set(map(place_of, begun))):
+        partial.write(to_row(sample, benchmark.examples[sample.prompt_index]))
         yield sample
