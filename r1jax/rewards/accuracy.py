@@ -54,12 +54,14 @@ def lenient_accuracy(example: Example, text: str, *, length: int, finish_reason:
     """1 iff `accuracy` is, or the last thing that looks like an answer is right. For evaluation.
 
     That is looked for in the final answer where there is one ("<answer>it is C</answer>"), and else
-    anywhere.
+    anywhere. A task that says itself what is lenient (`Task.lenient`) is asked instead.
     """
     task = task_of(example.task)
     answers = finals(example, text)
     if _all_right(example, answers):
         return 1.0
+    if task.lenient is not None:
+        return float(any(task.lenient(example, answer) for answer in answers))
     if not answers:
         tried = [task.extract(text[-MAX_CHARACTERS:])]
     elif _PROSE.search(answers[-1]):

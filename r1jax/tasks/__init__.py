@@ -20,6 +20,8 @@ keys become metadata:
                (apt install bubblewrap); without it code is refused unless the config says
                graders.sandbox = "rlimits". The expected values are in another sandbox, so a program
                can only answer. What that stops and what not: sandbox.py.
+    instructions
+               what a program can check of a response, as IFEval has it (the extra `ifeval`)
     general    without a reference: its reward is a model's
 
 HumanEval, MBPP, LeetCode- and Codeforces-style files are read by r1jax/benchmarks/code.py.
@@ -36,6 +38,12 @@ from r1jax.tasks.answers import final_answers
 from r1jax.tasks.choice_task import last_choice, last_letter, same_choice, same_letter
 from r1jax.tasks.code_task import check_code, final_programs, last_program, passes_tests
 from r1jax.tasks.gym_task import check_gym, last_line, solves_gym
+from r1jax.tasks.instructions import (
+    check_instructions,
+    follows_all,
+    follows_all_loosely,
+    response_of,
+)
 from r1jax.tasks.logic_task import (
     check_countdown,
     last_expression,
@@ -69,6 +77,8 @@ class Task:
     final: Callable[[str], list[str]] = final_answers
     # `final`, where the example says more of what the answer looks like
     final_for: Callable[[str, Example], list[str]] | None = None
+    # Whether a final answer is right but for what is around it: lenient, in the place of `extract`
+    lenient: Callable[[Example, str], bool] | None = None
     comparable: bool = True  # whether two answers can be compared
     same: Callable[[str, str], bool] | None = None  # how, where not by `equivalent`
     # DataError for what no completion could get right; None: the answer must equal itself
@@ -92,6 +102,14 @@ TASKS = {
     ),
     "knights": Task(last_roles, same_roles),
     "gym": Task(last_line, solves_gym, comparable=False, check=check_gym),
+    "instructions": Task(
+        response_of,
+        follows_all,
+        lambda text: [response_of(text)],
+        lenient=follows_all_loosely,
+        comparable=False,
+        check=check_instructions,
+    ),
     "code": Task(
         last_program,
         passes_tests,
