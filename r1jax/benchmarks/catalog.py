@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from r1jax.benchmarks import code, instruction, judged, knowledge, logic, math, ratings
+from r1jax.benchmarks import (
+    code,
+    facts,
+    instruction,
+    knowledge,
+    logic,
+    math,
+    preference,
+    ratings,
+)
 from r1jax.benchmarks.kind import Kind
 from r1jax.config import ConfigError
 
@@ -12,7 +21,8 @@ KINDS: dict[str, Kind] = (
     math.KINDS
     | knowledge.KINDS
     | instruction.KINDS
-    | judged.KINDS
+    | facts.KINDS
+    | preference.KINDS
     | code.KINDS
     | ratings.KINDS
     | logic.KINDS

@@ -5,7 +5,11 @@ Judges and writers of the pipeline are one of these two; `section` says which.
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
+import http.client
 import json
+import logging
 import os
 import time
 import urllib.error
@@ -13,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -31,8 +35,17 @@ from r1jax.types import Message
 from r1jax.weights.load import open_model, with_chat
 
 ChatModel = Callable[[Sequence[list[Message]]], list[str]]
+# The same asked for the n-th time, from 0, each time with other seeds; None: no reply to be had.
+Ask = Callable[[Sequence[list[Message]], int], list[str | None]]
 RETRIES = 5
 RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP: come again later
+DENIED = (401, 403, 404)  # HTTP: the key, the name or the address is wrong, for every request
+LONGEST_PAUSE = 300.0  # seconds, between two tries
+SEEDS = 1 << 20  # of one attempt
+
+
+class NoReply(ConfigError):
+    """A request that did not succeed, where others may."""
 
 
 @dataclass(frozen=True)
@@ -58,79 +71,140 @@ class ChatModelConfig:
 
 
 def open_chat_model(config: ChatModelConfig, mesh: Mesh | None = None) -> ChatModel:
+    """Answers all, or raises ConfigError at the first request that does not succeed."""
+    ask = _opened(config, mesh, strict=True)
+    return lambda conversations: cast(list[str], ask(conversations, 0))
+
+
+def open_judge(config: ChatModelConfig, mesh: Mesh | None = None) -> Ask:
+    """Answers None, with a warning, where a request does not succeed or a conversation is too long.
+
+    ConfigError still where the server denies all: a wrong key, name or address.
+    """
+    return _opened(config, mesh, strict=False)
+
+
+def _opened(config: ChatModelConfig, mesh: Mesh | None, strict: bool) -> Ask:
     if (config.path is None) == (config.endpoint is None):
         raise ConfigError("a chat model needs exactly one of path and endpoint")
-    return _local(config, mesh) if config.path is not None else _remote(config)
+    return _local(config, mesh, strict) if config.path is not None else _remote(config, strict)
 
 
-def _local(config: ChatModelConfig, mesh: Mesh | None) -> ChatModel:
+def _local(config: ChatModelConfig, mesh: Mesh | None, strict: bool) -> Ask:
     mesh = mesh or make_mesh()
     opened = open_model(str(config.path), config.override)
     opened = with_chat(opened, (), config.template_args, "a chat model's")
     tokenizer, params = opened.tokenizer, opened.load(mesh, 0)
     engine = Engine(opened.transformer(mesh), tokenizer.stop_ids, config.engine)
     sampler = Sampler(engine, tokenizer)
+    limit = engine.model.config.max_length
 
-    def answer(conversations: Sequence[list[Message]]) -> list[str]:
+    def answer(conversations: Sequence[list[Message]], attempt: int) -> list[str | None]:
         prompts = [
             np.asarray(render_prompt(messages, tokenizer, config.template), np.int32)
             for messages in conversations
         ]
-        texts = [""] * len(prompts)
+        places = [i for i, prompt in enumerate(prompts) if strict or len(prompt) < limit]
+        texts: list[str | None] = [None] * len(prompts)
+        for i in set(range(len(prompts))) - set(places):
+            logging.warning("%s cannot read %d tokens", config.path, len(prompts[i]))
         key = jax.random.key(config.seed)
-        for completion, text in sampler.completions(params, prompts, config.sampling, key):
-            texts[completion.prompt_index] = text
+        key = jax.random.fold_in(key, attempt) if attempt else key
+        asked = [prompts[i] for i in places]
+        if asked:
+            for completion, text in sampler.completions(params, asked, config.sampling, key):
+                texts[places[completion.prompt_index]] = text
         return texts
 
     return answer
 
 
-def _remote(config: ChatModelConfig) -> ChatModel:
+def _remote(config: ChatModelConfig, strict: bool) -> Ask:
     url = f"{str(config.endpoint).rstrip('/')}/chat/completions"
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(config.key_variable):
         headers["Authorization"] = f"Bearer {key}"
 
-    def one(numbered: tuple[int, list[Message]]) -> str:
-        number, messages = numbered
+    def one(messages: list[Message], seed: int) -> str | None:
         body = {
             "model": config.name,
             "messages": [dict(message) for message in messages],
             "max_tokens": config.sampling.max_tokens,
             "temperature": config.sampling.temperature,
             "top_p": config.sampling.top_p,
-            "seed": config.seed + number,
+            "seed": seed,
         }
         if config.sampling.stop:
             body["stop"] = list(config.sampling.stop)
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        reply = _send(request, config.timeout_s)
         try:
-            return str(json.loads(reply)["choices"][0]["message"]["content"] or "")
-        except (ValueError, LookupError, TypeError):
-            raise ConfigError(f"{url} answered with no chat completion: {reply[:200]!r}") from None
+            return _content(url, _send(request, config.timeout_s))
+        except NoReply as error:
+            if strict:
+                raise
+            logging.warning("no reply: %s", error)
+            return None
 
-    def answer(conversations: Sequence[list[Message]]) -> list[str]:
+    def answer(conversations: Sequence[list[Message]], attempt: int) -> list[str | None]:
+        first = config.seed + attempt * SEEDS
+        seeds = range(first, first + len(conversations))
         with ThreadPoolExecutor(config.parallel) as pool:
-            return list(pool.map(one, enumerate(conversations)))
+            return list(pool.map(one, conversations, seeds))
 
     # Of several processes the first one asks for all: a server may answer each differently.
-    return lambda conversations: ask_first(lambda: answer(conversations))
+    return lambda conversations, attempt: ask_first(lambda: answer(conversations, attempt))
+
+
+def _content(url: str, reply: bytes) -> str:
+    """What it says, "" where that is null."""
+    try:
+        return str(json.loads(reply)["choices"][0]["message"]["content"] or "")
+    except (ValueError, LookupError, TypeError):
+        raise NoReply(f"{url} answered with no chat completion: {reply[:200]!r}") from None
 
 
 def _send(request: urllib.request.Request, timeout_s: float) -> bytes:
     """The reply's body; waits and asks again where the server is busy or not there."""
+    code = None
     for attempt in range(RETRIES):
+        wished = ""
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                body: bytes = reply.read()
-                return body
+                return _body(reply, timeout_s)
         except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read()[:200].decode(errors='replace')}"
-            if error.code not in RETRIED:
+            code, wished, body = error.code, error.headers.get("Retry-After", ""), b""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                body = error.read()[:200]
+            said = f"HTTP {code}: {body.decode(errors='replace')}"
+            if code not in RETRIED:
                 break
-        except OSError as error:  # refused, timed out, reset
-            said = str(error)
+        except (OSError, http.client.HTTPException) as error:  # refused, timed out, reset, cut
+            said = str(error) or type(error).__name__
         if attempt < RETRIES - 1:
-            time.sleep(min(2.0**attempt, 30.0))
-    raise ConfigError(f"{request.full_url} does not answer: {said}")
+            time.sleep(_pause(attempt, wished))
+    kind = ConfigError if code in DENIED else NoReply
+    raise kind(f"{request.full_url} does not answer: {said}")
+
+
+def _body(reply: http.client.HTTPResponse, timeout_s: float) -> bytes:
+    """All of it within `timeout_s`, which a socket's own limit says of each piece alone."""
+    end, parts = time.monotonic() + timeout_s, []
+    while part := reply.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() > end:
+            raise TimeoutError(f"no end of the reply within {timeout_s:g} s")
+    if reply.length:  # bytes that were announced and did not come
+        raise http.client.IncompleteRead(b"".join(parts), reply.length)
+    return b"".join(parts)
+
+
+def _pause(attempt: int, wished: str) -> float:
+    """Seconds until the next try; the server's Retry-After is a number of them, or a date."""
+    seconds = 0.0
+    try:
+        seconds = float(wished)
+    except ValueError:
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = email.utils.parsedate_to_datetime(wished).timestamp() - time.time()
+    # `max` this way round: a server may say nan.
+    return min(max(min(2.0**attempt, 30.0), seconds), LONGEST_PAUSE)
