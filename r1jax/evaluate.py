@@ -12,7 +12,8 @@ there, and OPENAI_API_KEY its key, if it wants one.
 The first form asks benchmarks of r1jax/benchmarks/README.md by the paper's protocol; DIR of --data
 has their files (python -m r1jax.fetch_data). --limit N asks N problems of each, evenly spread,
 --num_samples other than the paper's k, --max_tokens other than 32,768 at most, --template in
-another template than the model's own ("r1_zero", for instance).
+another template than the model's own ("r1_zero", for instance). Where a judge decides, --judge is a
+MODEL or a server (--judge_name is its model there).
 
 In the second form the config has
 
@@ -21,6 +22,7 @@ In the second form the config has
                 "max_prompt_tokens", "sampling": {"max_tokens", "temperature", "top_p", "top_k",
                 "min_p"}, "truncated", "prefix", "rewards", "reward_models"}}
     server      how a server is asked: {"name", "key_variable", "parallel", "timeout_s"}
+    judge       who judges: {"endpoint", "name"} or {"path"}, as judges/chat_model.py has it
     seed, mesh, engine, graders    as in training; all have defaults
 
 The config of a GRPO run will do too: its section `evaluation` is taken. --benchmarks takes some of
@@ -43,10 +45,12 @@ from ml_collections import ConfigDict
 
 from r1jax.benchmarks.catalog import benchmark
 from r1jax.benchmarks.protocol import BenchmarkConfig
+from r1jax.benchmarks.respondents import is_server
 from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.data.chat import TEMPLATES
 from r1jax.files import absolute
+from r1jax.judges.chat_model import ChatModelConfig
 from r1jax.machines.hosts import set_up_jax
 from r1jax.machines.preemption import listen
 from r1jax.machines.processes import lock_workdir
@@ -115,6 +119,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_tokens", None, "Tokens of a completion.", 1)
     flags.DEFINE_enum("template", None, sorted(TEMPLATES), "How it is asked.")
     flags.DEFINE_string("served_name", None, "Name of the model, where MODEL is a server.")
+    flags.DEFINE_string("judge", None, "MODEL or server that judges.")
+    flags.DEFINE_string("judge_name", "", "Name of the judge, where it is a server.")
     flags.DEFINE_boolean("regrade", False, "Grades what is written down anew.")
     flags.DEFINE_string("workdir", None, "Directory of the results.", required=True)
 
@@ -134,6 +140,9 @@ def main() -> None:
         raise ConfigError("evaluate wants either --model, or --regrade, which needs none")
     if args.served_name is not None:
         config = replace(config, server=replace(config.server, name=args.served_name))
+    if args.judge is not None:
+        where = {"endpoint" if is_server(args.judge) else "path": args.judge}
+        config = replace(config, judge=ChatModelConfig(**where, name=args.judge_name))
     set_up_jax()
     listen()
     with lock_workdir(workdir):

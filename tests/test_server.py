@@ -14,9 +14,11 @@ import pytest
 from helpers import read_lines
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks.catalog import benchmark
 from r1jax.config import ConfigError
 from r1jax.evaluate import read_config
 from r1jax.judges import server
+from r1jax.judges.chat_model import ChatModelConfig
 from r1jax.judges.server import ServerConfig, ServerError, complete
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import evaluate
@@ -169,6 +171,62 @@ def test_an_evaluation(fake: Fake, tmp_path: Path) -> None:
 
     again = evaluate.evaluate(evaluate.replace(asked, server=ServerConfig("m")), tmp_path / "again")
     assert again["sums"] == found  # whatever the order in which they come
+
+
+class Judge:
+    """Right is who says Paris; says nonsense first, and always of Rome; dies once."""
+
+    def __init__(self, dies_at: int = 0) -> None:
+        self.asked, self.dies_at = Counter[str](), dies_at
+
+    def __call__(self, body: dict[str, Any], number: int) -> tuple[int, dict[str, str], bytes]:
+        said = body["messages"][-1]["content"]
+        if body["model"] == "m":
+            city = ("Paris", "Rome", "Oslo")[int(said[-2])]
+            return 200, {}, chat(f"<think>Grade: A</think>It is {city}. Grade: A")
+        city = next(city for city in ("Paris", "Rome", "Oslo") if f"It is {city}" in said)
+        self.asked[city] += 1
+        if sum(self.asked.values()) == self.dies_at:
+            return 401, {}, b"the key has expired"
+        if city == "Rome" or self.asked[city] == 1:
+            return 200, {}, chat("Well.")
+        return 200, {}, chat("A" if city == "Paris" else "B")
+
+
+@pytest.mark.parametrize("dies_at", [0, 5])
+def test_a_judge_decides(fake: Fake, tmp_path: Path, dies_at: int) -> None:
+    """What it says is written down, asked for again where it cannot be read, and kept if it dies;
+    another judge is refused, and what was said is read again without one.
+    """
+    fake.reply = judge = Judge(dies_at)
+    (tmp_path / "simpleqa").mkdir()
+    rows = [{"id": i, "problem": f"Which city is number {i}?", "answer": "Paris"} for i in range(3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "simpleqa/simpleqa.jsonl").write_text(lines)
+    one = benchmark("simpleqa", str(tmp_path))
+    asked = config(fake, tmp_path, benchmarks={"simpleqa": one})
+    work = tmp_path / "w"
+    alone = evaluate.evaluate(asked, work)["simpleqa"]
+    assert "pass@1" not in alone and not judge.asked
+    judged = evaluate.replace(
+        asked, judge=ChatModelConfig(endpoint=fake.url, name="j", parallel=1, timeout_s=5)
+    )
+    if dies_at:
+        with pytest.raises(ConfigError, match="401"):
+            evaluate.evaluate(judged, work)
+    found = evaluate.evaluate(judged, work)["simpleqa"]
+    assert found["pass@1"] == pytest.approx(1 / 3)
+    assert found["failures"] == 1
+    files = {path.name: path.read_bytes() for path in work.iterdir()}
+    assert len(read_lines(work / "simpleqa.verdicts.jsonl")) == 3
+    before = judge.asked.copy()
+    assert evaluate.evaluate(judged, work)["simpleqa"] == found
+    assert evaluate.regrade(asked, work)["simpleqa"] == found
+    assert judge.asked == before
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == files
+    other = evaluate.replace(judged, judge=ChatModelConfig(endpoint=fake.url, name="k"))
+    with pytest.raises(ConfigError, match=r"another judge\.name; take another"):
+        evaluate.evaluate(other, work)
 
 
 def test_what_servers_cannot_do(fake: Fake, tmp_path: Path) -> None:

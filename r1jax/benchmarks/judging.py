@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from r1jax.benchmarks.kind import Judging
 from r1jax.config import UserError
@@ -66,6 +67,22 @@ def judge_samples(
         for case in cases:
             decide(case.sample, None, case.replies)
     return verdicts
+
+
+def with_verdicts(
+    samples: Sequence[Sample], verdicts: Mapping[Place, Verdict | None]
+) -> list[Sample]:
+    """The samples with what a judge gave them. One without a verdict that can be read earns
+    nothing, and counts as a failure.
+    """
+    found = []
+    for sample in samples:
+        verdict = verdicts.get((sample.prompt_index, sample.sample_index))
+        failure = "judge" if verdict is None else None
+        parts = {"accuracy": 0.0} if verdict is None else verdict
+        earned = {**sample.reward_breakdown, **parts}
+        found.append(replace(sample, reward_breakdown=earned, failure=failure))
+    return found
 
 
 class _Case:

@@ -13,7 +13,7 @@ from etils import epath
 
 from r1jax.benchmarks.catalog import kind_of
 from r1jax.benchmarks.estimators import cons_at_k, mean_and_standard_error, pass_at_k
-from r1jax.benchmarks.kind import Kind, Scores
+from r1jax.benchmarks.kind import Judging, Kind, Scores
 from r1jax.benchmarks.samples import file_of, place_of, write_samples
 from r1jax.config import ConfigError, Size
 from r1jax.data.chat import Template
@@ -101,6 +101,11 @@ class Benchmark:
             make_prompt(e, tokenizer, config.template, config.max_prompt_tokens, config.prefix)
             for e in self.examples
         ]
+
+    @property
+    def judging(self) -> Judging | None:
+        """How a judge grades it, behind the rewards."""
+        return None if self.kind is None else self.kind.judging
 
     @property
     def completions(self) -> int:
@@ -211,9 +216,10 @@ def summarise(examples: Sequence[Example], rollouts: Sequence[Sample], k: int) -
     for name, prefix in ((STRICT, ""), (LENIENT, "lenient_")):
         if name in rollouts[0].reward_breakdown:
             metrics |= _accuracies(examples, groups, name, prefix, k)
-    for name in rollouts[0].reward_breakdown:
+    for name in dict.fromkeys(name for r in rollouts for name in r.reward_breakdown):
         if name not in (STRICT, LENIENT):  # format, language, reward models, ...
-            metrics[name] = _mean(r.reward_breakdown[name] for r in rollouts)
+            had = [r for r in rollouts if name in r.reward_breakdown]  # not who was not judged
+            metrics[name] = _mean(r.reward_breakdown[name] for r in had)
     metrics["length"] = _mean(r.length for r in rollouts)
     metrics["truncated"] = _mean(r.finish_reason == "length" for r in rollouts)
     metrics["reflective_words"] = _mean(reflective_words(r.text) for r in rollouts)

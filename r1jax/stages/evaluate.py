@@ -7,17 +7,20 @@ twice, and last results.json. A benchmark whose file is there is not repeated.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks.judging import Verdict, judge_samples, with_verdicts
 from r1jax.benchmarks.kind import Scores
 from r1jax.benchmarks.protocol import (
     Benchmark,
@@ -36,11 +39,13 @@ from r1jax.benchmarks.samples import (
     place_of,
     read_samples,
     to_row,
+    verdicts_of,
     write_samples,
 )
 from r1jax.config import ConfigError, Seed, section
 from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, CHECKPOINTS, absolute, parts_of, read_object, write_json
+from r1jax.judges.chat_model import ChatModelConfig, open_judge
 from r1jax.judges.planned import scoring_programs
 from r1jax.judges.server import ServerConfig
 from r1jax.machines.hosts import ask_first, wait_for_all
@@ -52,7 +57,7 @@ from r1jax.rewards.pool import GraderConfig
 from r1jax.rollout.config import EngineConfig
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.planned import Asked, params_of, questions_in, rollout_programs
-from r1jax.rollout.sampler import Sampler
+from r1jax.rollout.sampler import Place, Sampler
 from r1jax.tasks.sandbox import choose_sandbox
 from r1jax.types import Sample
 from r1jax.weights.checkpoint import Checkpoints
@@ -78,6 +83,7 @@ class EvaluateConfig:
     template_args: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # its name in tables; "" = the workdir's
     seed: Seed = 0  # of the samples
+    judge: ChatModelConfig | None = None  # of the benchmarks that need one
     # Devices along "data", "fsdp", "context", "expert" and "tensor"; one may be -1: what is left.
     mesh: dict[str, int] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -149,12 +155,13 @@ def evaluate(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Score
     todo = {name: benchmark for name, benchmark in benchmarks.items() if name not in done}
     if todo:
         samples |= _ask(opened, config, todo, directory)
+    samples |= _judged(config, benchmarks, samples, directory)
     return record.write(benchmarks, samples)
 
 
 def regrade(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores]:
     """Grades the completions of all finished benchmarks anew, by this config's rewards, and writes
-    results.json. No model is opened.
+    results.json. No model is opened; what a judge has said is read anew.
 
     The problems must be those that were asked; their reference answers may be others.
     """
@@ -174,8 +181,13 @@ def regrade(config: EvaluateConfig, workdir: epath.PathLike) -> dict[str, Scores
     samples = {name: record.read(name, benchmark) for name, benchmark in done.items()}
     with open_graders(config.graders, done.values()) as graders:
         samples = {name: done[name].graded(samples[name], graders) for name in done}
-    if jax.process_index() == 0:
-        for name, benchmark in done.items():
+    for name, benchmark in done.items():
+        if benchmark.judging is not None:
+            with Kept(verdicts_of(directory, name)) as kept:
+                verdicts = _verdicts_in(kept, benchmark)
+            if verdicts:
+                samples[name] = with_verdicts(samples[name], verdicts)
+        if jax.process_index() == 0:
             write_samples(file_of(directory, name), samples[name], benchmark.examples)
     return record.write(done, samples)
 
@@ -218,6 +230,8 @@ class Record:
         changes = {key: value for key in CHANGES if (value := getattr(config, key))}
         asked = {**about, **changes}
         self._about = about
+        if (judge := config.judge) is not None:
+            asked["judge"] = {key: getattr(judge, key) for key in ("path", "endpoint", "name")}
         self._asked = json.loads(json.dumps(asked | {"benchmarks": benchmarks}))
 
     def done(self, benchmarks: Iterable[str]) -> list[str]:
@@ -241,6 +255,9 @@ class Record:
         )
         free = GRADING if regrades else ()
         old, new = (_of_those(asked, begun, free) for asked in (before, self._asked))
+        verdicts = [n for n in begun if ask_first(verdicts_of(directory, n).exists)]
+        if not (verdicts and "judge" in old and "judge" in new):  # another may be named later
+            old, new = ({k: v for k, v in said.items() if k != "judge"} for said in (old, new))
         for name in set(begun) - set(benchmarks):  # they stay, whatever this config has
             old["benchmarks"].pop(name, None)
             new["benchmarks"].pop(name, None)
@@ -254,9 +271,10 @@ class Record:
         sources = {benchmark.key: benchmark.examples for benchmark in benchmarks.values()}
         used = () if regrades else [benchmarks[name].key for name in begun if name in benchmarks]
         keep_rows(directory, sources, used)
-        others = before.get("benchmarks", {}) if begun else {}
         if jax.process_index() == 0:
-            write_json(path, self._asked | {"benchmarks": others | self._asked["benchmarks"]})
+            kept = before if begun else {}
+            others = kept.get("benchmarks", {}) | self._asked["benchmarks"]
+            write_json(path, kept | self._asked | {"benchmarks": others})
 
     def read(self, name: str, benchmark: Benchmark) -> list[Sample]:
         """A finished benchmark's; DataError for a file that is not as it was written."""
@@ -326,6 +344,62 @@ def _ask(
                 write_samples(file_of(directory, name), samples[name], benchmark.examples)
             partial.remove()
     return samples
+
+
+def _judged(
+    config: EvaluateConfig,
+    benchmarks: Mapping[str, Benchmark],
+    samples: Mapping[str, list[Sample]],
+    directory: epath.Path,
+) -> dict[str, list[Sample]]:
+    """The samples of benchmarks with a judge, with its verdicts; each is asked for once."""
+    judged = {name: each for name, each in benchmarks.items() if each.judging is not None}
+    if not judged:
+        return {}
+    if config.judge is None:
+        logging.warning("%s wait for a judge: config.judge says who it is", ", ".join(judged))
+        return {}
+    ask = open_judge(config.judge)
+    found: dict[str, list[Sample]] = {}
+    for name, benchmark in judged.items():
+        assert benchmark.judging is not None
+        with (
+            Kept(verdicts_of(directory, name)) as kept,
+            Progress(f"{name}, judged", benchmark.completions, 0, {}) as progress,
+        ):
+            keep = functools.partial(_keep, kept, progress, itertools.count(len(kept.rows) + 1))
+            asked = benchmark.examples, samples[name], benchmark.judging, ask, keep
+            verdicts = judge_samples(*asked, _verdicts_in(kept, benchmark))
+        found[name] = with_verdicts(samples[name], verdicts)
+        if jax.process_index() == 0:
+            write_samples(file_of(directory, name), found[name], benchmark.examples)
+    return found
+
+
+def _keep(
+    kept: Kept,
+    progress: Progress,
+    numbers: Iterator[int],
+    sample: Sample,
+    verdict: Verdict | None,
+    replies: Sequence[str | None],
+) -> None:
+    """Writes down what a judge has said of a sample."""
+    kept.write({"place": place_of(sample), "verdict": verdict, "replies": list(replies)})
+    progress.update(next(numbers), {})
+
+
+def _verdicts_in(kept: Kept, benchmark: Benchmark) -> dict[Place, Verdict | None]:
+    """What a judge has said so far, read anew."""
+    assert benchmark.judging is not None
+    verdicts: dict[Place, Verdict | None] = {}
+    for row in kept.rows:
+        prompt, sample = row["place"]
+        replies = [reply for reply in row["replies"] if reply is not None]
+        whole = len(replies) == len(row["replies"])
+        example = benchmark.examples[prompt]
+        verdicts[prompt, sample] = benchmark.judging.verdict(example, replies) if whole else None
+    return verdicts
 
 
 def _kept(respondent: Respondent, benchmark: Benchmark, partial: Kept) -> Iterator[Sample]:
