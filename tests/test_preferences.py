@@ -250,7 +250,7 @@ def test_the_first_of_several_processes_asks_for_all(monkeypatch: pytest.MonkeyP
 
 def test_a_busy_endpoint_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("r1jax.judges.chat_model.time.sleep", waits.append)
+    monkeypatch.setattr("r1jax.judges.server.time.sleep", waits.append)
     with server(429, 503) as (url, requests):
         assert ask(url, "a") == ["1 [[A>>B]]"]
     assert len(requests) == 3 and waits == [1.0, 2.0]

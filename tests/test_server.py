@@ -19,7 +19,7 @@ from r1jax.config import ConfigError
 from r1jax.evaluate import read_config
 from r1jax.judges import server
 from r1jax.judges.chat_model import ChatModelConfig
-from r1jax.judges.server import ServerConfig, ServerError, complete
+from r1jax.judges.server import NoReply, ServerConfig, complete
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import evaluate
 
@@ -101,9 +101,9 @@ def test_a_busy_server_is_asked_again(fake: Fake, no_waiting: list[float]) -> No
     assert complete(fake.url, ServerConfig(), MESSAGES, SAMPLING, 0).content == "2"
     assert no_waiting == [17.0, 2.0, 4.0]
     fake.reply = lambda body, number: (503, {"Retry-After": "100000"}, b"full")
-    with pytest.raises(ServerError, match="does not answer: HTTP 503: full"):
+    with pytest.raises(NoReply, match="does not answer: HTTP 503: full"):
         complete(fake.url, ServerConfig(), MESSAGES, SAMPLING, 0)
-    assert no_waiting[3:] == [server.LONGEST_WAIT] * 4
+    assert no_waiting[3:] == [server.LONGEST_PAUSE] * 4
 
 
 @pytest.mark.parametrize(
@@ -111,23 +111,23 @@ def test_a_busy_server_is_asked_again(fake: Fake, no_waiting: list[float]) -> No
 )
 def test_no_chat_completion(fake: Fake, content: bytes) -> None:
     fake.reply = lambda body, number: (200, {}, content)
-    with pytest.raises(ServerError, match="answered with no chat completion"):
+    with pytest.raises(NoReply, match="answered with no chat completion"):
         complete(fake.url, ServerConfig(), MESSAGES, SAMPLING, 0)
 
 
 def test_wrong_requests_are_not_repeated(fake: Fake, no_waiting: list[float]) -> None:
     fake.reply = lambda body, number: (400, {}, b"max_tokens is too large")
-    with pytest.raises(ServerError, match="HTTP 400: max_tokens is too large"):
+    with pytest.raises(NoReply, match="HTTP 400: max_tokens is too large"):
         complete(fake.url, ServerConfig(), MESSAGES, SAMPLING, 0)
     assert len(fake.asked) == 1
-    with pytest.raises(ServerError, match="does not answer"):
+    with pytest.raises(NoReply, match="does not answer"):
         complete("http://127.0.0.1:9/v1", ServerConfig(), MESSAGES, SAMPLING, 0)
 
 
 def test_a_server_that_stalls(fake: Fake, no_waiting: list[float]) -> None:
     ended = threading.Event()
     fake.reply = lambda body, number: (200, {}, b"" * ended.wait(5))
-    with pytest.raises(ServerError, match="does not answer: timed out"):
+    with pytest.raises(NoReply, match="does not answer: timed out"):
         complete(fake.url, ServerConfig(timeout_s=0.05), MESSAGES, SAMPLING, 0)
     ended.set()
 
@@ -157,7 +157,7 @@ def test_an_evaluation(fake: Fake, tmp_path: Path) -> None:
     fake.reply = reply
     asked = config(fake, tmp_path)
     asked = evaluate.replace(asked, server=ServerConfig(name="m", parallel=1))
-    with pytest.raises(ServerError, match=r"sums\.jsonl:2: http.*: HTTP 400: no more money"):
+    with pytest.raises(NoReply, match=r"sums\.jsonl:2: http.*: HTTP 400: no more money"):
         evaluate.evaluate(asked, tmp_path / "w")
     assert len(read_lines(tmp_path / "w/sums.partial.jsonl")) == 5
     found = evaluate.evaluate(asked, tmp_path / "w")["sums"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1jax.benchmarks.protocol import Benchmark
 from r1jax.config import ConfigError
-from r1jax.judges.server import ServerConfig, ServerError, complete
+from r1jax.judges.server import NoReply, ServerConfig, complete
 from r1jax.machines.preemption import stop_if_asked
 from r1jax.rollout.sampler import Place, Sampler
 from r1jax.types import Sample
@@ -58,7 +58,7 @@ class ServedModel:
     seed: int
 
     def answers(self, benchmark: Benchmark, done: set[Place]) -> Iterator[Sample]:
-        """See Respondent. ServerError where it does not answer; what came before is there."""
+        """See Respondent. NoReply where it does not answer; what came before is there."""
         if benchmark.config.template != "chat" or benchmark.config.prefix:
             raise ConfigError(f"{benchmark.key}: a server has its own template, and no prefix")
         k = benchmark.config.num_samples
@@ -76,11 +76,11 @@ class ServedModel:
         example = benchmark.examples[place[0]]
         # Of 31 bits: not all servers take more.
         seed = int(np.random.SeedSequence([self.seed, *place]).generate_state(1)[0] >> 1)
-        messages = [dict(message) for message in example.messages]
         try:
-            reply = complete(self.endpoint, self.config, messages, benchmark.config.sampling, seed)
-        except ServerError as error:
-            raise ServerError(f"{example.name}: {error}") from None
+            sampling = benchmark.config.sampling
+            reply = complete(self.endpoint, self.config, example.messages, sampling, seed)
+        except NoReply as error:
+            raise NoReply(f"{example.name}: {error}") from None
         return Sample(example.id, *place, reply.text, reply.tokens, reply.finish_reason)
 
 

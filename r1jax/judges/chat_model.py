@@ -5,15 +5,7 @@ Judges and writers of the pipeline are one of these two; `section` says which.
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
-import http.client
-import json
 import logging
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +17,7 @@ from jax.sharding import Mesh
 
 from r1jax.config import ConfigError, Positive, Seed, Size
 from r1jax.data.chat import Template, render_prompt
+from r1jax.judges.server import NoReply, ServerConfig, complete
 from r1jax.machines.hosts import ask_first
 from r1jax.machines.mesh import make_mesh
 from r1jax.rollout.config import EngineConfig
@@ -37,15 +30,7 @@ from r1jax.weights.load import open_model, with_chat
 ChatModel = Callable[[Sequence[list[Message]]], list[str]]
 # The same asked for the n-th time, from 0, each time with other seeds; None: no reply to be had.
 Ask = Callable[[Sequence[list[Message]], int], list[str | None]]
-RETRIES = 5
-RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP: come again later
-DENIED = (401, 403, 404)  # HTTP: the key, the name or the address is wrong, for every request
-LONGEST_PAUSE = 300.0  # seconds, between two tries
 SEEDS = 1 << 20  # of one attempt
-
-
-class NoReply(ConfigError):
-    """A request that did not succeed, where others may."""
 
 
 @dataclass(frozen=True)
@@ -120,25 +105,12 @@ def _local(config: ChatModelConfig, mesh: Mesh | None, strict: bool) -> Ask:
 
 
 def _remote(config: ChatModelConfig, strict: bool) -> Ask:
-    url = f"{str(config.endpoint).rstrip('/')}/chat/completions"
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(config.key_variable):
-        headers["Authorization"] = f"Bearer {key}"
+    endpoint = str(config.endpoint)
+    server = ServerConfig(config.name, config.key_variable, config.parallel, config.timeout_s)
 
     def one(messages: list[Message], seed: int) -> str | None:
-        body = {
-            "model": config.name,
-            "messages": [dict(message) for message in messages],
-            "max_tokens": config.sampling.max_tokens,
-            "temperature": config.sampling.temperature,
-            "top_p": config.sampling.top_p,
-            "seed": seed,
-        }
-        if config.sampling.stop:
-            body["stop"] = list(config.sampling.stop)
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            return _content(url, _send(request, config.timeout_s))
+            return complete(endpoint, server, messages, config.sampling, seed).content
         except NoReply as error:
             if strict:
                 raise
@@ -153,58 +125,3 @@ def _remote(config: ChatModelConfig, strict: bool) -> Ask:
 
     # Of several processes the first one asks for all: a server may answer each differently.
     return lambda conversations, attempt: ask_first(lambda: answer(conversations, attempt))
-
-
-def _content(url: str, reply: bytes) -> str:
-    """What it says, "" where that is null."""
-    try:
-        return str(json.loads(reply)["choices"][0]["message"]["content"] or "")
-    except (ValueError, LookupError, TypeError):
-        raise NoReply(f"{url} answered with no chat completion: {reply[:200]!r}") from None
-
-
-def _send(request: urllib.request.Request, timeout_s: float) -> bytes:
-    """The reply's body; waits and asks again where the server is busy or not there."""
-    code = None
-    for attempt in range(RETRIES):
-        wished = ""
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                return _body(reply, timeout_s)
-        except urllib.error.HTTPError as error:
-            code, wished, body = error.code, error.headers.get("Retry-After", ""), b""
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                body = error.read()[:200]
-            said = f"HTTP {code}: {body.decode(errors='replace')}"
-            if code not in RETRIED:
-                break
-        except (OSError, http.client.HTTPException) as error:  # refused, timed out, reset, cut
-            said = str(error) or type(error).__name__
-        if attempt < RETRIES - 1:
-            time.sleep(_pause(attempt, wished))
-    kind = ConfigError if code in DENIED else NoReply
-    raise kind(f"{request.full_url} does not answer: {said}")
-
-
-def _body(reply: http.client.HTTPResponse, timeout_s: float) -> bytes:
-    """All of it within `timeout_s`, which a socket's own limit says of each piece alone."""
-    end, parts = time.monotonic() + timeout_s, []
-    while part := reply.read1(1 << 16):
-        parts.append(part)
-        if time.monotonic() > end:
-            raise TimeoutError(f"no end of the reply within {timeout_s:g} s")
-    if reply.length:  # bytes that were announced and did not come
-        raise http.client.IncompleteRead(b"".join(parts), reply.length)
-    return b"".join(parts)
-
-
-def _pause(attempt: int, wished: str) -> float:
-    """Seconds until the next try; the server's Retry-After is a number of them, or a date."""
-    seconds = 0.0
-    try:
-        seconds = float(wished)
-    except ValueError:
-        with contextlib.suppress(ValueError, TypeError):
-            seconds = email.utils.parsedate_to_datetime(wished).timestamp() - time.time()
-    # `max` this way round: a server may say nan.
-    return min(max(min(2.0**attempt, 30.0), seconds), LONGEST_PAUSE)

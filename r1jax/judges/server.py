@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
+import http.client
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1jax.config import ConfigError, Positive, Size
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.types import Message
 
 RETRIES = 5
 RETRIED = (408, 409, 429, 500, 502, 503, 504)  # HTTP: come again later
-LONGEST_WAIT = 60.0  # seconds that a server may ask for
+DENIED = (401, 403, 404)  # HTTP: the key, the name or the address is wrong, for every request
+LONGEST_PAUSE = 300.0  # seconds, between two tries
 
 
 @dataclass(frozen=True)
@@ -44,22 +49,24 @@ class Reply:
         return f"<think>{self.thoughts}</think>{self.content}" if self.thoughts else self.content
 
 
-class ServerError(ConfigError):
-    """It does not answer, or with something else than was asked for."""
+class NoReply(ConfigError):
+    """A request that did not succeed, where others may."""
 
 
 def complete(
     endpoint: str,
     config: ServerConfig,
-    messages: list[dict[str, Any]],
+    messages: Sequence[Message],
     sampling: SamplingConfig,
     seed: int,
 ) -> Reply:
-    """One chat completion of "http://HOST:PORT/v1"; ServerError where there is none."""
+    """One chat completion of "http://HOST:PORT/v1"; NoReply where there is none, ConfigError
+    where there is none for any: a wrong key, name or address.
+    """
     url = f"{endpoint.rstrip('/')}/chat/completions"
     body = {
         "model": config.name,
-        "messages": messages,
+        "messages": [dict(message) for message in messages],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -86,32 +93,51 @@ def complete(
             finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
         )
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ServerError(f"{url} answered with no chat completion: {reply[:200]!r}") from None
+        raise NoReply(f"{url} answered with no chat completion: {reply[:200]!r}") from None
 
 
 def _send(request: urllib.request.Request, timeout_s: float) -> bytes:
     """The reply's body; waits and asks again where the server is busy or not there."""
+    code = None
     for attempt in range(RETRIES):
-        wait = min(2.0**attempt, 30.0)
+        wished = ""
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                body: bytes = reply.read()
-                return body
+                return _body(reply, timeout_s)
         except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read()[:200].decode(errors='replace')}"
-            if error.code not in RETRIED:
+            code, wished, body = error.code, error.headers.get("Retry-After", ""), b""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                body = error.read()[:200]
+            said = f"HTTP {code}: {body.decode(errors='replace')}"
+            if code not in RETRIED:
                 break
-            wait = _asked_for(error.headers.get("Retry-After"), wait)
-        except OSError as error:  # refused, timed out, reset
-            said = str(error)
+        except (OSError, http.client.HTTPException) as error:  # refused, timed out, reset, cut
+            said = str(error) or type(error).__name__
         if attempt < RETRIES - 1:
-            time.sleep(wait)
-    raise ServerError(f"{request.full_url} does not answer: {said}")
+            time.sleep(_pause(attempt, wished))
+    kind = ConfigError if code in DENIED else NoReply
+    raise kind(f"{request.full_url} does not answer: {said}")
 
 
-def _asked_for(after: str | None, wait: float) -> float:
-    """Seconds until the next try: as many as the server wants, where it says so."""
+def _body(reply: http.client.HTTPResponse, timeout_s: float) -> bytes:
+    """All of it within `timeout_s`, which a socket's own limit says of each piece alone."""
+    end, parts = time.monotonic() + timeout_s, []
+    while part := reply.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() > end:
+            raise TimeoutError(f"no end of the reply within {timeout_s:g} s")
+    if reply.length:  # bytes that were announced and did not come
+        raise http.client.IncompleteRead(b"".join(parts), reply.length)
+    return b"".join(parts)
+
+
+def _pause(attempt: int, wished: str) -> float:
+    """Seconds until the next try; the server's Retry-After is a number of them, or a date."""
+    seconds = 0.0
     try:
-        return min(max(float(after or ""), 0.0), LONGEST_WAIT)
+        seconds = float(wished)
     except ValueError:
-        return wait
+        with contextlib.suppress(ValueError, TypeError):
+            seconds = email.utils.parsedate_to_datetime(wished).timestamp() - time.time()
+    # `max` this way round: a server may say nan.
+    return min(max(min(2.0**attempt, 30.0), seconds), LONGEST_PAUSE)
