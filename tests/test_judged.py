@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import sft_config
 
 from r1jax.benchmarks import facts, judging, length_control, preference
 from r1jax.benchmarks.catalog import KINDS, benchmark
@@ -23,6 +24,8 @@ from r1jax.config import ConfigError, DataError, UserError
 from r1jax.data.datasets import DataConfig, check_located, finite_examples
 from r1jax.judges.chat_model import ChatModelConfig, open_chat_model, open_judge
 from r1jax.rewards import load_rewards
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.stages import sft
 from r1jax.types import Example, Sample
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -719,6 +722,23 @@ def test_each_attempt_has_seeds_of_its_own() -> None:
             replies(url, 2, attempt, seed=5)
     seeds = [request["seed"] for request in requests]
     assert seeds[:2] == [5, 6] and len(set(seeds)) == 6
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_judge_of_ours(tokenizer_dir: str, tmp_path: Path) -> None:
+    """A conversation that does not fit gets no reply; an attempt is another sample."""
+    sft.run(sft_config(tokenizer_dir, total_steps=1), str(tmp_path / "model"))
+    sampling = SamplingConfig(max_tokens=8, temperature=1.0, top_p=1.0)
+    config = ChatModelConfig(path=str(tmp_path / "model"), template="plain", sampling=sampling)
+    short, long = ([{"role": "user", "content": text}] for text in ("1 + 1", "1 + 1 " * 100))
+    ask = open_judge(config)
+    first = ask([short, long, short], 0)
+    assert first[1] is None and first[0] and first[2]
+    assert ask([short, long, short], 0) == first
+    assert ask([short, long, short], 1) != first
+    assert ask([long], 0) == [None]
+    with pytest.raises(ConfigError, match="max_length"):
+        open_chat_model(config)([short, long])
 
 
 def test_a_whole_evaluation_with_a_bad_judge(waits: list[float]) -> None:
