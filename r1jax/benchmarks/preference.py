@@ -315,8 +315,9 @@ KINDS = {
         1,
         "lmarena/arena-hard-auto v0.1; Apache-2.0",
         "the question alone; the original's judge prompt and labels, two games; one sample",
-        needs="a judge (the paper's is GPT-4-Turbo-1106); arena-hard-auto's question.jsonl and,"
-        " beside it, model_answer/gpt-4-0314.jsonl, the baseline's answers",
+        needs="a judge (the paper's is GPT-4-Turbo-1106; the original's max_tokens is 4096, its"
+        " temperature 0); arena-hard-auto's question.jsonl and, beside it,"
+        " model_answer/gpt-4-0314.jsonl, the baseline's answers",
         metric="win_rate",
         max_prompt_tokens=8_192,
         rewards={"format": 0.0},
