@@ -37,6 +37,10 @@ from r1jax.weights.load import read_model_json
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 
+# What is known of a benchmark that is one of the paper's: its name there, what of its results the
+# tables show and times what, how many problems are published, and the paper's k.
+KIND_KEYS = ("title", "metric", "scale", "problems", "num_samples")
+
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
 
 
@@ -49,6 +53,8 @@ class Evaluation:
     directory: epath.Path
     model: str = ""  # MODEL, where `evaluate` wrote it
     label: str = ""  # the model's name
+    seed: int | None = None  # of the samples
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # KIND_KEYS by benchmark
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,14 @@ def _read_evaluations(path: epath.Path) -> list[Evaluation]:
 def _read_evaluation(directory: epath.Path) -> Evaluation:
     try:
         values = json.loads((directory / RESULTS).read_text())
-        about = {key: str(values.get(key, "")) for key in ("model", "label")}
+        about: dict[str, Any] = {key: str(values.get(key, "")) for key in ("model", "label")}
+        kinds = {
+            name: {key: kind[key] for key in KIND_KEYS}
+            for name, kind in values.get("kinds", {}).items()
+        }
+        about |= {"seed": values.get("seed"), "kinds": kinds}
         return Evaluation(values["step"], values["benchmarks"], directory, **about)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
 
 
