@@ -178,7 +178,7 @@ def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_without_seeds(run.config), sort_keys=True), []).append(run)
-    names = [_common_name(members) for members in groups.values()]
+    names = [common_name(members) for members in groups.values()]
     unique = [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names, start=1)]
     return dict(zip(unique, groups.values(), strict=True))
 
@@ -189,7 +189,7 @@ def _without_seeds(config: Any) -> Any:
     return config
 
 
-def _common_name(runs: Sequence[RunRecord]) -> str:
+def common_name(runs: Sequence[RunRecord]) -> str:
     """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; runs named by their seed keep all names."""
     names = [run.name for run in runs]
     stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}
