@@ -33,7 +33,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
+    "legend.framealpha": 0.7,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
 }
 
@@ -80,7 +81,7 @@ def metrics_like(groups: Groups, pattern: str) -> list[str]:
     return list(dict.fromkeys(match[1] for match in found if match))
 
 
-def draw(ax: Axes, curve: Curve, label: str, colour: str, style: str = "-") -> None:
+def draw_curve(ax: Axes, curve: Curve, label: str, colour: str, style: str = "-") -> None:
     marker = "o" if len(curve.steps) <= 40 else ""
     ax.plot(curve.steps, curve.mean, style, color=colour, label=label, marker=marker, markersize=3)
     if curve.spread is not None:
@@ -103,7 +104,7 @@ def draw_noisy(ax: Axes, curve: Curve, label: str, colour: str) -> None:
         ax.fill_between(smoothed.steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def panels(titles: Sequence[str], y_label: str) -> tuple[Figure, list[Axes]]:
+def make_panels(titles: Sequence[str], y_label: str) -> tuple[Figure, list[Axes]]:
     """A panel for each title, at most MOST_PANELS side by side."""
     columns = min(len(titles), MOST_PANELS)
     rows = -(-len(titles) // columns)
@@ -119,7 +120,7 @@ def panels(titles: Sequence[str], y_label: str) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def finish(axes: Sequence[Axes], percent: bool = False) -> None:
+def finish_panels(axes: Sequence[Axes], percent: bool = False) -> None:
     for ax in axes:
         if percent:
             ax.set_ylim(-2, 102)
@@ -129,6 +130,15 @@ def finish(axes: Sequence[Axes], percent: bool = False) -> None:
                 ax.set_ylim(-0.02, 1.0)  # the line at 0 is seen
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
+
+
+def legends_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Below their panels they hide nothing; the figure becomes higher by as much."""
+    most = max(len(ax.get_legend_handles_labels()[0]) for ax in axes)
+    for ax in axes:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    rows = -(-len(axes) // MOST_PANELS)
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-most // 2) * rows)
 
 
 def _values_on(ax: Axes) -> list[np.ndarray]:

@@ -1,8 +1,4 @@
-"""The figures of a run beside the paper's: accuracy, length, words, rewards, levels, health.
-
-Lines are means over the runs of a group (seeds of one config). A band is one standard deviation
-over them, or, for a single run's benchmark, one standard error over problems.
-"""
+"""The figures of runs: those of the paper (overlays.py), rewards, health, losses, a pipeline."""
 
 from __future__ import annotations
 
@@ -10,15 +6,28 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-
+from r1jax.reports.curves import (
+    COLOURS,
+    REWARD_SUMMARIES,
+    STYLE,
+    STYLES,
+    Groups,
+    Paper,
+    colour_of,
+    draw_curve,
+    draw_noisy,
+    finish_panels,
+    make_curve,
+    make_panels,
+    metrics_like,
+    prefix,
+)
+from r1jax.reports.overlays import OVERLAYS, PAPER_PANELS, paper_alone
 
 HEALTH = {  # of the policy, over training
     "Entropy of a token": "grpo/policy/entropy",
@@ -38,25 +47,13 @@ LOSSES = {"sft/loss": "training", "reward_model/loss": "training", "eval/held_ou
 
 
 def draw_figures(groups: Groups, paper: Paper, everything: bool = False) -> dict[str, bytes]:
-    """{name: PNG} of the figures for which these runs have measurements."""
-    drawings = {
-        "accuracy": accuracy_figure,
-        "length": length_figure,
-        "reflective_words": reflective_words_figure,
-        "rewards": rewards_figure,
-        "levels": levels_figure,
-        "health": health_figure,
-        "architecture": architecture_figure,
-        "loss": loss_figure,
-        "summary": summary_figure,
-    }
-    figures = {}
+    """{name: PNG} of the figures for which these runs have measurements; `everything`: also those
+    of the paper for which they have none."""
     with matplotlib.rc_context(STYLE):
-        for name, draw in drawings.items():
-            figure = draw(groups, paper)
-            if figure is not None:
-                figures[name] = _png(figure)
-    return figures
+        drawn = {name: make(groups, paper) for name, make in FIGURES.items()}
+        for name in PAPER_PANELS if everything else ():
+            drawn[name] = drawn[name] or paper_alone(name, paper)
+        return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
 
 
 def draw_pipeline(stages: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -130,7 +127,7 @@ def summary_figure(groups: Groups, paper: Paper) -> Figure | None:
     names = metrics_like(groups, r"eval/([^/]+)/pass@1")
     if not names:
         return None
-    figure, axes = panels(["Held-out accuracy (%)", "Held-out length (tokens)"], "")
+    figure, axes = make_panels(["Held-out accuracy (%)", "Held-out length (tokens)"], "")
     figure.set_size_inches(6.4, 2.4)
     votes = metrics_like(groups, rf"eval/{re.escape(names[0])}/(cons@\d+)")
     for g, (label, runs) in enumerate(groups.items()):
@@ -138,13 +135,13 @@ def summary_figure(groups: Groups, paper: Paper) -> Figure | None:
             curve = make_curve(runs, f"eval/{names[0]}/{metric}", 100)
             if curve is not None:
                 shown = prefix(groups, label) + metric
-                draw(axes[0], curve, shown, colour_of(groups, g, i), STYLES[i % len(STYLES)])
+                draw_curve(axes[0], curve, shown, colour_of(groups, g, i), STYLES[i % len(STYLES)])
         curve = make_curve(runs, f"eval/{names[0]}/length")
         if curve is not None:
             shown = prefix(groups, label) + f"mean of {len(runs)} runs"
-            draw(axes[1], curve, shown, colour_of(groups, g, 0))
-    finish(axes[:1], percent=True)
-    finish(axes[1:])
+            draw_curve(axes[1], curve, shown, colour_of(groups, g, 0))
+    finish_panels(axes[:1], percent=True)
+    finish_panels(axes[1:])
     return figure
 
 
@@ -153,14 +150,14 @@ def rewards_figure(groups: Groups, paper: Paper) -> Figure | None:
     names = [n for n in metrics_like(groups, r"grpo/reward/([^/]+)") if n not in REWARD_SUMMARIES]
     if not names:
         return None
-    figure, axes = panels([f"Rewards in training: {label}" for label in groups], "mean reward")
+    figure, axes = make_panels([f"Rewards in training: {label}" for label in groups], "mean reward")
     for ax, runs in zip(axes, groups.values(), strict=True):
         for i, name in enumerate(sorted(names, key=lambda n: n == "mean")):
             curve = make_curve(runs, f"grpo/reward/{name}")
             if curve is not None:
                 label = "total (weighted)" if name == "mean" else name
                 draw_noisy(ax, curve, label, COLOURS[i % len(COLOURS)])
-    finish(axes)
+    finish_panels(axes)
     return figure
 
 
@@ -176,17 +173,19 @@ def architecture_figure(groups: Groups, paper: Paper) -> Figure | None:
 
 def _over_training(groups: Groups, metrics: Mapping[str, str]) -> Figure | None:
     """One panel a metric, a line a group; a name counts with and without the stage before it."""
-    found = {title: metrics_like(groups, f"((?:sft/|grpo/)?{name})") for title, name in metrics.items()}
+    found = {
+        title: metrics_like(groups, f"((?:sft/|grpo/)?{name})") for title, name in metrics.items()
+    }
     shown = {title: names for title, names in found.items() if names}
     if not shown:
         return None
-    figure, axes = panels(list(shown), "")
+    figure, axes = make_panels(list(shown), "")
     for ax, names in zip(axes, shown.values(), strict=True):
         for g, (label, runs) in enumerate(groups.items()):
             for name in names:
                 if (curve := make_curve(runs, name)) is not None:
                     draw_noisy(ax, curve, label, COLOURS[g % len(COLOURS)])
-    finish(axes)
+    finish_panels(axes)
     return figure
 
 
@@ -195,14 +194,21 @@ def loss_figure(groups: Groups, paper: Paper) -> Figure | None:
     shown = [(label, name) for name, label in LOSSES.items() if metrics_like(groups, f"({name})")]
     if not shown:
         return None
-    figure, (ax,) = panels(["Loss"], "nats a token")
+    figure, (ax,) = make_panels(["Loss"], "nats a token")
     for g, (group, runs) in enumerate(groups.items()):
         for i, (label, name) in enumerate(shown):
             if (curve := make_curve(runs, name)) is not None:
                 colour = colour_of(groups, g, i)
-                draw = _draw_noisy if label == "training" else _draw
+                draw = draw_noisy if label == "training" else draw_curve
                 draw(ax, curve, f"{prefix(groups, group)}{label}", colour)
-    finish([ax])
+    finish_panels([ax])
     return figure
 
 
+FIGURES = OVERLAYS | {
+    "rewards": rewards_figure,
+    "health": health_figure,
+    "architecture": architecture_figure,
+    "loss": loss_figure,
+    "summary": summary_figure,
+}
