@@ -80,6 +80,8 @@ def main() -> None:
         raise ConfigError("--sweep wants --output and nothing else")
     if bool(args.output) == bool(args.measured):
         raise ConfigError("tables wants either --output or --measured")
+    if (args.beside or args.all_of_paper) and (args.sweep or args.measured or args.claims):
+        raise ConfigError("--beside and --all_of_paper are for --workdirs and --output alone")
     if args.sweep:
         print_rich(sweep_table(read_sweep(args.sweep), read_slices(args.sweep)))
         for path in write_sweep_report(args.sweep, args.output):

@@ -66,7 +66,7 @@ def evaluation(
     right: Mapping[str, Sequence[float]],
     seed: int = 0,
     model: str = "",
-    reward: str = "",
+    reward: str = "accuracy",
 ) -> RunRecord:
     """Completions in the order in which they came: not that of the problems."""
     path.mkdir(parents=True)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +367,19 @@ def test_the_report_has_them(tmp_path: Path) -> None:
     assert names[:2] == ["models", "benchmarks_tiny"] and "paper_stages" in names
     page = runs_page([run], Choice(everything=True))
     assert {"paper_fresh", "paper_cost"} <= {table.name for table in page.tables}
+
+
+def test_the_command(tmp_path: Path) -> None:
+    workdir(tmp_path / "a,b", {"math500": scores("math500", 0.5)})
+    flags = ["--workdirs=a,b", "--output=out", "--beside=Dev1", "--all_of_paper"]
+    subprocess.run(
+        [sys.executable, "-m", "r1jax.tables", *flags], check=True, capture_output=True,
+        cwd=tmp_path, env={"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    written = {path.name for path in (tmp_path / "out").glob("*/*")}
+    assert {f"paper_{key}.{end}" for key in PRINTED for end in ("md", "csv", "tex")} <= written
+    assert {"paper_cost.tex", "language_consistency.png", "ppo.png"} <= written
+    header = (tmp_path / "out/tables/paper_stages.csv").read_text().splitlines()[0]
+    assert header.endswith('"a,b","a,b ±","a,b minus Dev1","a,b minus Dev1 ±"')
+    page = (tmp_path / "out/report.html").read_text()
+    assert "a,b minus Dev1" in page and "LiveCodeBench by difficulty" in page

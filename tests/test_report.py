@@ -388,6 +388,8 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
         (["--workdirs=a,no", "--output=out"], 2, "error: workdir no does not exist"),
         (["--workdirs=a", "--output=out"], 2, "nothing to report"),
         (["--workdirs=a"], 2, "either --output or --measured"),
+        (["--workdirs=a", "--output=out", "--beside=V4"], 2, "'V4' is no model of the paper's"),
+        (["--workdirs=a", "--measured=out", "--beside=R1"], 2, "--workdirs and --output alone"),
         (["--workdir=a", "--output=out"], 1, "Did you mean: workdirs"),
     ],
 )
