@@ -125,6 +125,10 @@ def test_the_numbers_are_those_of_the_facts() -> None:
         ]
         expected = [[None if x == "–" else float(x) for x in line] for line in cells]
         assert [list(v) for v in PRINTED[key]["rows"].values()] == expected, key
+    line = text.partition("### 6.4")[2].splitlines()[1].rstrip(".")
+    groups = [part.rpartition(" ")[2].split("/") for part in line.split("; ")]
+    expected = [[None if x == "–" else float(x) for x in group] for group in groups]
+    assert list(PRINTED["base"]["rows"].values()) == expected
 
 
 # ---- ours beside it ----
@@ -347,6 +351,14 @@ def test_cost(tmp_path: Path) -> None:
         write_lines(tmp_path / name / "metrics.jsonl", [{"step": 1, "grpo/loss": 1.0}])
         write_lines(tmp_path / name / "timings.jsonl", [{"step": 1, "grpo/seconds/total": seconds}])
         write_lines(tmp_path / name / "starts.jsonl", [{"devices": "8 x cpu"}])
+    stages = {name: {"stage": "grpo", "reads": [], "complete": True} for name in ("zero", "r1")}
+    (tmp_path / "pipeline.json").write_text(json.dumps({"stages": stages}))
+    pipeline = read_run(tmp_path)
+    both = named(pipeline_tables([pipeline, pipeline]), "paper_cost")
+    assert list(lines(both))[4:] == [
+        *(f"{tmp_path.name}/{name} (ours)" for name in stages),
+        "total (ours)",
+    ]
     (table,) = paper_cost(read_all([tmp_path / "zero", tmp_path / "r1"]))
     assert lines(table) == {
         "R1-Zero": ["101,000", "202,000", "-"],

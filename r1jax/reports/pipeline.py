@@ -97,7 +97,10 @@ def pipeline_tables(pipelines: Sequence[RunRecord], choice: Choice = STANDARD) -
         tables += paper_tables(models, choice, always=("stages",))
     for make in (sampling_table, data_table, distillation_table, costs):
         tables.append(_stacked([make(pipeline) for pipeline in pipelines], pipelines))
-    tables += paper_cost([run for p in pipelines for run in p.runs.values()], choice)
+    stages = [
+        (f"{p.name}/" * (len(pipelines) > 1), run) for p in pipelines for run in p.runs.values()
+    ]
+    tables += paper_cost([replace(run, name=where + run.name) for where, run in stages], choice)
     return [table for table in tables if table.rows]
 
 
