@@ -93,7 +93,7 @@ def main() -> None:
             raise ConfigError("--claims wants one directory in --workdirs, that of all its runs")
         print(f"wrote {write_claims(args.claims, workdirs[0], args.output)}")
     else:
-        report(workdirs, args.output, Choice(args.beside, args.all_of_paper))
+        report(workdirs, args.output, Choice(args.beside, args.all_of_paper, hours=True))
 
 
 def measure(workdirs: list[str], path: str) -> None:

@@ -345,6 +345,9 @@ def test_stages_of_a_pipeline(tmp_path: Path) -> None:
     ]
 
 
+HOURS = Choice(hours=True)
+
+
 def test_cost(tmp_path: Path) -> None:
     for name, seconds in (("zero", 1800.0), ("r1", 900.0)):
         (tmp_path / name).mkdir()
@@ -354,12 +357,12 @@ def test_cost(tmp_path: Path) -> None:
     stages = {name: {"stage": "grpo", "reads": [], "complete": True} for name in ("zero", "r1")}
     (tmp_path / "pipeline.json").write_text(json.dumps({"stages": stages}))
     pipeline = read_run(tmp_path)
-    both = named(pipeline_tables([pipeline, pipeline]), "paper_cost")
+    both = named(pipeline_tables([pipeline, pipeline], HOURS), "paper_cost")
     assert list(lines(both))[4:] == [
         *(f"{tmp_path.name}/{name} (ours)" for name in stages),
         "total (ours)",
     ]
-    (table,) = paper_cost(read_all([tmp_path / "zero", tmp_path / "r1"]))
+    (table,) = paper_cost(read_all([tmp_path / "zero", tmp_path / "r1"]), HOURS)
     assert lines(table) == {
         "R1-Zero": ["101,000", "202,000", "-"],
         "SFT data creation": ["5,000", "10,000", "-"],
@@ -369,7 +372,8 @@ def test_cost(tmp_path: Path) -> None:
         "r1 (ours)": ["-", "-", "2.00"],
         "total (ours)": ["-", "-", "6.00"],
     }
-    assert paper_cost([]) == []
+    assert paper_cost(read_all([tmp_path / "zero"])) == []  # a run's own report has no clock in it
+    assert paper_cost([], HOURS) == []
     assert len(paper_cost([], Choice(everything=True))) == 1
 
 

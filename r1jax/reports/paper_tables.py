@@ -32,6 +32,7 @@ class Choice:
 
     beside: str | None = None  # the paper's model that ours are compared with, where a table has it
     everything: bool = False  # those without a number of ours, too
+    hours: bool = False  # that of cost, whose numbers of ours are other ones each time
 
 
 STANDARD = Choice()
@@ -278,11 +279,12 @@ def _told_apart(groups: Sequence[tuple[str, Sequence[RunRecord]]]) -> list[str]:
 
 
 def paper_cost(runs: Sequence[RunRecord], choice: Choice = STANDARD) -> list[Table]:
-    """The paper's hours and dollars, and the chip-hours of ours, a line a run or stage."""
+    """The paper's hours and dollars, and the chip-hours of ours, a line a run or stage; [] where
+    they are not asked for, so that a run's own report is the same whenever it is run again."""
     printed = read_paper()["cost"]
     ours = [(run.name, chip_hours(run)) for run in runs]
     shown = [(name, hours) for name, hours in ours if hours > 0]
-    if not shown and not choice.everything:
+    if not choice.everything and not (shown and choice.hours):
         return []
     rows: list[Sequence[str | Cell]] = [
         [name, *(Cell(value, None, 0) for value in values), Cell(None)]

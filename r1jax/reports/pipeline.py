@@ -97,10 +97,13 @@ def pipeline_tables(pipelines: Sequence[RunRecord], choice: Choice = STANDARD) -
         tables += paper_tables(models, choice, always=("stages",))
     for make in (sampling_table, data_table, distillation_table, costs):
         tables.append(_stacked([make(pipeline) for pipeline in pipelines], pipelines))
+    several = len(pipelines) > 1
     stages = [
-        (f"{p.name}/" * (len(pipelines) > 1), run) for p in pipelines for run in p.runs.values()
+        replace(run, name=f"{pipeline.name}/{run.name}" if several else run.name)
+        for pipeline in pipelines
+        for run in pipeline.runs.values()
     ]
-    tables += paper_cost([replace(run, name=where + run.name) for where, run in stages], choice)
+    tables += paper_cost(stages, choice)
     return [table for table in tables if table.rows]
 
 
