@@ -93,8 +93,7 @@ def pipeline_tables(pipelines: Sequence[RunRecord], choice: Choice = STANDARD) -
     models: dict[str, list[RunRecord]] = {}
     for run in (run for runs in evaluated for run in runs):
         models.setdefault(run.label, []).append(run)
-    if models:
-        tables += paper_tables(models, choice, always=("stages",))
+    tables += paper_tables(models, choice, always=("stages",) if models else ())
     for make in (sampling_table, data_table, distillation_table, costs):
         tables.append(_stacked([make(pipeline) for pipeline in pipelines], pipelines))
     several = len(pipelines) > 1
