@@ -10,6 +10,12 @@ of `evaluate`, or of pipelines (several are seeds of one). Writes OUTPUT/tables/
 *.tex, OUTPUT/figures/*.png, report.md and report.html, which show all of them, and samples.md
 (completions before and after).
 
+The paper's tables have the evaluated models beside the paper's and their distance from one of
+these: --beside "R1-Zero" names it. Which of a model's benchmarks are the paper's says its
+results.json. Several evaluations of one label, or of one MODEL, that differ in their seed are one
+model: mean and standard deviation. Tables and figures without a number of ours are left out, but
+with --all_of_paper. Two models or more are compared on the same problems (tables/paired.*).
+
 With --sweep, DIR is the workdir of a sweep, complete or not, here or on slices: a line for each
 setting (the keys that differ; mean and standard deviation over seeds; chip-hours), a figure of
 them, and what the runs' own tables and figures show.
@@ -30,15 +36,15 @@ from r1jax.files import absolute
 from r1jax.machines.queue import read_slices
 from r1jax.reports.claims import write_claims
 from r1jax.reports.measured import read_runs, write_measured
-from r1jax.reports.pipeline import pipeline_tables
+from r1jax.reports.paper_tables import Choice
 from r1jax.reports.runs import RunRecord
 from r1jax.reports.sweep import read_sweep, sweep_table
 from r1jax.reports.table import print_rich
 from r1jax.reports.write import (
-    make_tables,
+    pipeline_page,
     read_all,
-    write_pipeline_report,
-    write_report,
+    runs_page,
+    write_page,
     write_sweep_report,
 )
 
@@ -48,6 +54,8 @@ def define_flags() -> None:
     flags.DEFINE_string("sweep", None, "Workdir of a sweep.")
     flags.DEFINE_string("claims", None, "FILE.py with claims().")
     flags.DEFINE_string("output", None, "Directory to write to.")
+    flags.DEFINE_string("beside", None, "The paper's model that ours are compared with.")
+    flags.DEFINE_bool("all_of_paper", False, "All tables and figures of the paper.")
     flags.DEFINE_string("measured", None, "FILE.jsonl to write, with a line a run.")
 
 
@@ -72,6 +80,8 @@ def main() -> None:
         raise ConfigError("--sweep wants --output and nothing else")
     if bool(args.output) == bool(args.measured):
         raise ConfigError("tables wants either --output or --measured")
+    if (args.beside or args.all_of_paper) and (args.sweep or args.measured or args.claims):
+        raise ConfigError("--beside and --all_of_paper are for --workdirs and --output alone")
     if args.sweep:
         print_rich(sweep_table(read_sweep(args.sweep), read_slices(args.sweep)))
         for path in write_sweep_report(args.sweep, args.output):
@@ -83,7 +93,7 @@ def main() -> None:
             raise ConfigError("--claims wants one directory in --workdirs, that of all its runs")
         print(f"wrote {write_claims(args.claims, workdirs[0], args.output)}")
     else:
-        report(workdirs, args.output)
+        report(workdirs, args.output, Choice(args.beside, args.all_of_paper, hours=True))
 
 
 def measure(workdirs: list[str], path: str) -> None:
@@ -98,19 +108,18 @@ def measure(workdirs: list[str], path: str) -> None:
     print(f"wrote {path} (runs: {len(runs)})")
 
 
-def report(workdirs: list[str], output: str) -> None:
+def report(workdirs: list[str], output: str, choice: Choice) -> None:
     """Prints the main tables and writes the page."""
     runs = read_all(workdirs)
     pipelines = [run for run in runs if run.stages]
     if pipelines and len(pipelines) < len(runs):
         name = pipelines[0].workdir
         raise ConfigError(f"--workdirs: {name} is a pipeline's, but not all of them are")
-    tables = pipeline_tables(pipelines) if pipelines else make_tables(runs)
-    for table in tables:
+    page = pipeline_page(runs, choice) if pipelines else runs_page(runs, choice)
+    for table in page.tables:
         if pipelines or table.name in ("results", "models"):  # others are too wide for a terminal
             print_rich(table)
-    write = write_pipeline_report if pipelines else write_report
-    paths = write(workdirs, output)
+    paths = write_page(page, output)
     if not paths:
         raise DataError(
             f"{', '.join(workdirs)}: nothing to report, neither evaluations nor GRPO metrics"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import DataError
-from r1jax.reports import figures
+from r1jax.reports import curves, figures
 from r1jax.reports.paper import paper_table, read_paper
 from r1jax.reports.results import configs_table, results_table, seeds_table
 from r1jax.reports.runs import benchmark_names, group_runs, read_run, variant_names
@@ -242,17 +242,17 @@ def test_curves() -> None:
         [{"step": 0, "a": 1.0, "a_se": 0.5}, {"step": 2, "a": 3.0, "a_se": 0.25}],
         [{"step": 0, "a": 3.0}, {"step": 1, "a": 9.0}, {"step": 2, "a": 3.0}],
     ]
-    one = figures.make_curve(runs[:1], "a", 100)
+    one = curves.make_curve(runs[:1], "a", 100)
     assert one is not None and one.spread is not None
     assert (one.steps.tolist(), one.mean.tolist(), one.spread.tolist()) == (
         [0, 2], [100, 300], [50, 25],
     )  # fmt: skip
-    both = figures.make_curve(runs, "a")
+    both = curves.make_curve(runs, "a")
     assert both is not None and both.spread is not None
     assert (both.steps.tolist(), both.mean.tolist()) == ([0, 2], [2, 3])
     np.testing.assert_allclose(both.spread, [math.sqrt(2), 0])
-    assert figures.make_curve(runs, "b") is None
-    smoothed = figures.smooth(np.array([3.0, 0.0, 0.0, 6.0]), 3)
+    assert curves.make_curve(runs, "b") is None
+    smoothed = curves.smooth(np.array([3.0, 0.0, 0.0, 6.0]), 3)
     np.testing.assert_allclose(smoothed, [1.5, 1, 2, 3])
 
 
@@ -388,6 +388,8 @@ def test_evaluations_of_one_name_have_tables_of_their_own(tmp_path: Path) -> Non
         (["--workdirs=a,no", "--output=out"], 2, "error: workdir no does not exist"),
         (["--workdirs=a", "--output=out"], 2, "nothing to report"),
         (["--workdirs=a"], 2, "either --output or --measured"),
+        (["--workdirs=a", "--output=out", "--beside=V4"], 2, "'V4' is no model of the paper's"),
+        (["--workdirs=a", "--measured=out", "--beside=R1"], 2, "--workdirs and --output alone"),
         (["--workdir=a", "--output=out"], 1, "Did you mean: workdirs"),
     ],
 )

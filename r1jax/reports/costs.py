@@ -8,6 +8,8 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
+from r1jax.config import DataError
+from r1jax.files import STARTS, read_jsonl
 from r1jax.models.params import count_active_params
 from r1jax.reports.results import ROWS, Row, last_cell
 from r1jax.reports.runs import RunRecord, Stages, metric_names
@@ -20,6 +22,9 @@ FLOP_NOTE = (
     "TFLOP: 6 x parameters x tokens trained (8 with a reference pass), 2 x tokens generated; no"
     " prefill, no attention."
 )
+
+
+HOUR = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,18 @@ class Spent:
         digits = (2, 0, 0, 0)
         cells = [Cell(n, None, d) for n, d in zip(numbers, digits, strict=True)]
         return [*cells, Cell(self.flop / 1e12, None, 2)]
+
+
+def chip_hours(run: RunRecord) -> float:
+    """Of all its iterations, by their timings, times JAX's devices."""
+    try:
+        devices = int(read_jsonl(run.workdir / STARTS)[-1]["devices"].partition(" ")[0])
+    except (DataError, LookupError):  # it has not begun, or only just
+        return 0.0
+    seconds = [
+        value for line in run.timings for name, value in line.items() if name.endswith("/total")
+    ]
+    return devices * sum(seconds) / HOUR
 
 
 COST_HEADER = ("M parameters", "Updates", "k tokens trained", "k tokens generated", "TFLOP")

@@ -143,8 +143,8 @@ def _record(row: Mapping[str, Any], directory: epath.Path) -> RunRecord:
 
 
 def _evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
-    row = {"step": evaluation.step, "model": evaluation.model, "label": evaluation.label}
-    named = {key: value for key, value in row.items() if value != ""}
+    row = {key: getattr(evaluation, key) for key in ("step", "model", "label", "seed", "kinds")}
+    named = {key: value for key, value in row.items() if value not in ("", None, {})}
     return named | {"benchmarks": evaluation.benchmarks}
 
 

@@ -49,6 +49,7 @@ class Page:
     tables: Sequence[Table]
     figures: Mapping[str, bytes]
     questions: Sequence[Question] = ()
+    samples: str = ""  # Markdown of a page of its own: completions before and after
 
 
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 from typing import Any
 
 from r1jax.reports.costs import cost_table, distillation_table
-from r1jax.reports.paper import read_paper
-from r1jax.reports.results import ERROR, ROWS, Row, last_cell, with_k
+from r1jax.reports.paper_tables import STANDARD, Choice, paper_cost, paper_tables
+from r1jax.reports.results import ERROR, ROWS, Row, last_cell, mean_of, with_k
 from r1jax.reports.runs import RunRecord
 from r1jax.reports.table import Cell, Table
 
@@ -46,24 +45,7 @@ def models_by_stage(pipelines: Sequence[Sequence[RunRecord]]) -> Table:
 
 def _mean(runs: Sequence[RunRecord], label: str, benchmark: str, row: Row) -> Cell:
     """Of the runs of that label; a single one has its standard error over problems."""
-    cells = [last_cell(run, benchmark, row) for run in runs if run.label == label]
-    values = [cell.value for cell in cells if cell.value is not None]
-    if len(values) < 2:
-        return next((cell for cell in cells if cell.value is not None), Cell(None))
-    return Cell(fmean(values), stdev(values), row.digits)
-
-
-def paper_stages() -> Table:
-    """The paper's own table of stages."""
-    paper = read_paper()
-    printed = paper["stages"]
-    rows: list[Sequence[str | Cell]] = [
-        [name, *(Cell(value, None, 1 if isinstance(value, float) else 0) for value in values)]
-        for name, values in printed["rows"].items()
-    ]
-    header = ["Benchmark", *printed["columns"]]
-    title = f"{printed['title']} (the paper's {printed['printed_in']})"
-    return Table("paper_stages", title, header, rows, f"Source: {paper['source']['paper']}.")
+    return mean_of([last_cell(run, benchmark, row) for run in runs if run.label == label])
 
 
 def data_table(pipeline: RunRecord) -> Table:
@@ -104,12 +86,23 @@ def costs(pipeline: RunRecord) -> Table:
     return cost_table(list(pipeline.runs.values()))
 
 
-def pipeline_tables(pipelines: Sequence[RunRecord]) -> list[Table]:
+def pipeline_tables(pipelines: Sequence[RunRecord], choice: Choice = STANDARD) -> list[Table]:
     """The tables of one pipeline, or of several that differ in their seed."""
     evaluated = [pipeline.of_kind("evaluate") for pipeline in pipelines]
-    tables = [models_by_stage(evaluated), paper_stages()] if any(evaluated) else []
+    tables = [models_by_stage(evaluated)] if any(evaluated) else []
+    models: dict[str, list[RunRecord]] = {}
+    for run in (run for runs in evaluated for run in runs):
+        models.setdefault(run.label, []).append(run)
+    tables += paper_tables(models, choice, always=("stages",) if models else ())
     for make in (sampling_table, data_table, distillation_table, costs):
         tables.append(_stacked([make(pipeline) for pipeline in pipelines], pipelines))
+    several = len(pipelines) > 1
+    stages = [
+        replace(run, name=f"{pipeline.name}/{run.name}" if several else run.name)
+        for pipeline in pipelines
+        for run in pipeline.runs.values()
+    ]
+    tables += paper_cost(stages, choice)
     return [table for table in tables if table.rows]
 
 

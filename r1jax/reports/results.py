@@ -256,6 +256,19 @@ def evaluation_table(run: RunRecord) -> Table:
     return Table("benchmarks", f"Results: {run.name}", header, rows, f"{ERROR} {EXPLAINED}")
 
 
+def mean_of(cells: Sequence[Cell]) -> Cell:
+    """Mean and standard deviation of those that have a value, as of seeds; one is itself.
+
+    Where all are the same their first spread stands.
+    """
+    found = [cell for cell in cells if cell.value is not None]
+    values = [cell.value for cell in found if cell.value is not None]
+    if not found:
+        return Cell(None)
+    spread = stdev(values) if len(values) > 1 else 0.0
+    return replace(found[0], value=fmean(values), spread=spread or found[0].spread)
+
+
 def with_k(row: Row, k: int) -> Row:
     return replace(row, label=row.label.format(k=k), metric=row.metric.format(k=k))
 

@@ -37,6 +37,10 @@ from r1jax.weights.load import read_model_json
 
 Stages = Mapping[str, Mapping[str, Any]]  # pipeline.json: {name: {"stage", "reads", "complete"}}
 
+# What is known of a benchmark that is one of the paper's: its name there, what of its results the
+# tables show and times what, how many problems are published, and the paper's k.
+KIND_KEYS = ("title", "metric", "scale", "problems", "num_samples")
+
 FREE = ("seed", "wandb_project", "profile")  # config keys in which runs of one group may differ
 
 
@@ -49,6 +53,8 @@ class Evaluation:
     directory: epath.Path
     model: str = ""  # MODEL, where `evaluate` wrote it
     label: str = ""  # the model's name
+    seed: int | None = None  # of the samples
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # KIND_KEYS by benchmark
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,14 @@ def _read_evaluations(path: epath.Path) -> list[Evaluation]:
 def _read_evaluation(directory: epath.Path) -> Evaluation:
     try:
         values = json.loads((directory / RESULTS).read_text())
-        about = {key: str(values.get(key, "")) for key in ("model", "label")}
+        about: dict[str, Any] = {key: str(values.get(key, "")) for key in ("model", "label")}
+        kinds = {
+            name: {key: kind[key] for key in KIND_KEYS}
+            for name, kind in values.get("kinds", {}).items()
+        }
+        about |= {"seed": values.get("seed"), "kinds": kinds}
         return Evaluation(values["step"], values["benchmarks"], directory, **about)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{directory / 'results.json'} is not an evaluation: {error!r}") from None
 
 
@@ -167,7 +178,7 @@ def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_without_seeds(run.config), sort_keys=True), []).append(run)
-    names = [_common_name(members) for members in groups.values()]
+    names = [common_name(members) for members in groups.values()]
     unique = [n if names.count(n) == 1 else f"{n} ({i})" for i, n in enumerate(names, start=1)]
     return dict(zip(unique, groups.values(), strict=True))
 
@@ -178,7 +189,7 @@ def _without_seeds(config: Any) -> Any:
     return config
 
 
-def _common_name(runs: Sequence[RunRecord]) -> str:
+def common_name(runs: Sequence[RunRecord]) -> str:
     """ "kl=0.1,seed=0" and "kl=0.1,seed=1" -> "kl=0.1"; runs named by their seed keep all names."""
     names = [run.name for run in runs]
     stems = {re.sub(r"[-_,.]*(seed)?[-_=]*\d*$", "", name) for name in names}

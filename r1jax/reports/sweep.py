@@ -11,14 +11,13 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.config import DataError
-from r1jax.files import STARTS, absolute, read_jsonl
+from r1jax.files import absolute
 from r1jax.machines.queue import Entry, Tenure, read_queue
+from r1jax.reports.costs import HOUR, chip_hours
 from r1jax.reports.results import LAST, ROWS, last_value
 from r1jax.reports.runs import RunRecord, benchmark_names, read_if_any
 from r1jax.reports.table import MISSING, Cell, Table
 
-HOUR = 3600.0
 NOTE = (
     "Mean ± standard deviation over the seeds that are complete. Chip-hours: of all runs of the"
     " line, as far as they are, from their timings; chips are JAX's devices. What slices wait, and"
@@ -41,7 +40,7 @@ class Arm:
 
     @property
     def chip_hours(self) -> float:
-        return sum(map(_chip_hours, self.runs))
+        return sum(map(chip_hours, self.runs))
 
 
 def read_sweep(directory: epath.PathLike) -> list[Arm]:
@@ -58,17 +57,6 @@ def read_sweep(directory: epath.PathLike) -> list[Arm]:
 
 def _is_seed(key: str) -> bool:
     return key.lstrip(":").rpartition(".")[2] == "seed"
-
-
-def _chip_hours(run: RunRecord) -> float:
-    try:
-        devices = int(read_jsonl(run.workdir / STARTS)[-1]["devices"].partition(" ")[0])
-    except (DataError, LookupError):  # it has not begun, or only just
-        return 0.0
-    seconds = [
-        value for line in run.timings for name, value in line.items() if name.endswith("/total")
-    ]
-    return devices * sum(seconds) / HOUR
 
 
 def differing_keys(arms: Sequence[Arm]) -> list[str]:

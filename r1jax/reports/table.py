@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,15 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 MISSING = "-"
+_IN_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "→": r"$\to$",
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +33,12 @@ class Cell:
     value: float | None
     spread: float | None = None
     digits: int = 1
+    mark: str = ""  # behind it, of which the table's note says what it means
 
     @property
     def text(self) -> str:
-        return MISSING if _absent(self.value) else self.number + self._spread_text
+        said = f"{self.number}{self._spread_text} {self.mark}".rstrip()
+        return MISSING if _absent(self.value) else said
 
     @property
     def number(self) -> str:
@@ -68,22 +78,29 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Numbers and their spreads in columns of their own."""
+    """Numbers, their spreads and, where there are any, their marks in columns of their own."""
     numbers = number_columns(table)
-    names = [[n, f"{n} ±"] if i in numbers else [n] for i, n in enumerate(table.header)]
+    marked = {
+        i for r in table.rows for i, cell in enumerate(r) if isinstance(cell, Cell) and cell.mark
+    }
+    names = [
+        [n, f"{n} ±", *([f"{n} mark"] if i in marked else [])] if i in numbers else [n]
+        for i, n in enumerate(table.header)
+    ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([name for pair in names for name in pair])
     for row in table.rows:
-        values = [_csv_values(cell, i in numbers) for i, cell in enumerate(row)]
+        values = [_csv_values(cell, i in numbers, i in marked) for i, cell in enumerate(row)]
         writer.writerow([value for pair in values for value in pair])
     return out.getvalue()
 
 
-def _csv_values(cell: str | Cell, is_number: bool) -> list[str]:
+def _csv_values(cell: str | Cell, is_number: bool, has_mark: bool) -> list[str]:
     if isinstance(cell, str):
-        return [cell, MISSING] if is_number else [cell]
-    return [_plain(cell.value, cell.digits), _plain(cell.spread, cell.digits)]
+        return [cell, *[MISSING] * (is_number + has_mark)]
+    values = [_plain(cell.value, cell.digits), _plain(cell.spread, cell.digits)]
+    return [*values, *([cell.mark] if has_mark else [])]
 
 
 def _plain(value: float | None, digits: int) -> str:
@@ -107,8 +124,7 @@ def to_latex(table: Table) -> str:
 def _latex(text: str) -> str:
     if text == MISSING:
         return "--"
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
-    return escaped.replace("±", r"$\pm$").replace("→", r"$\to$")
+    return "".join(_IN_LATEX.get(character, character) for character in text)
 
 
 def number_columns(table: Table) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from r1jax.files import absolute, write_atomic
 from r1jax.machines.queue import read_slices
 from r1jax.reports.measured import read_runs
 from r1jax.reports.page import Page, html_page
+from r1jax.reports.paired import paired_table
 from r1jax.reports.paper import paper_table, read_paper
+from r1jax.reports.paper_tables import STANDARD, Choice, models_of, paper_cost, paper_tables
 from r1jax.reports.pipeline import pipeline_tables
 from r1jax.reports.results import (
     breakdown_table,
@@ -29,8 +31,8 @@ from r1jax.reports.sweep import draw_sweep, read_sweep, sweep_table
 from r1jax.reports.table import Table, print_rich, to_csv, to_latex, to_markdown
 
 
-def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """The tables that these runs have something to say in."""
+def make_tables(runs: Sequence[RunRecord], choice: Choice = STANDARD) -> list[Table]:
+    """The tables that these runs have something to say in, and of the paper's what is asked for."""
     training = [run for run in runs if run.metrics]
     evaluated = [run for run in runs if not run.metrics]
     groups = group_runs(training)
@@ -49,6 +51,8 @@ def make_tables(runs: Sequence[RunRecord]) -> list[Table]:
         for run in evaluated:
             name = run.name if names[run.name] == 1 else f"{run.workdir.parent.name}-{run.name}"
             tables.append(replace(evaluation_table(run), name=f"benchmarks_{name}"))
+        tables.append(paired_table(models_of(evaluated)))
+    tables += paper_tables(models_of(runs), choice) + paper_cost(training, choice)
     return [table for table in tables if table.rows]
 
 
@@ -58,24 +62,31 @@ def read_all(paths: Sequence[epath.PathLike]) -> list[RunRecord]:
 
 
 def write_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
-    """Writes the page of some runs below `output` (see `_write`) -> the paths written.
+    """Writes the page of some runs below `output` (see `write_page`) -> the paths written.
 
     `workdirs` may be measured files, too. Raises DataError for a workdir without measurements.
     """
+    return write_page(runs_page(read_all(workdirs)), output)
+
+
+def runs_page(runs: Sequence[RunRecord], choice: Choice = STANDARD) -> Page:
+    """What there is to say of runs of training and of evaluated models."""
     from r1jax.reports.figures import draw_figures  # matplotlib takes a second to import
 
-    runs = read_all(workdirs)
     groups = group_runs([run for run in runs if run.metrics])
-    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
     questions = questions_of_models([run for run in runs if run.evaluations])
     questions += [question for run in runs for question in questions_of_training(run)]
-    page = Page(
+    return Page(
         ", ".join(run.name for run in runs),
-        make_tables(runs),
-        draw_figures(curves, read_paper()),
+        make_tables(runs, choice),
+        draw_figures(_curves(groups), read_paper(), choice.everything),
         questions,
+        "\n".join(filter(None, map(samples_page, runs))),
     )
-    return _write(page, output, "\n".join(filter(None, map(samples_page, runs))))
+
+
+def _curves(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[Any]]:
+    return {label: [run.metrics for run in members] for label, members in groups.items()}
 
 
 def write_sweep_report(directory: epath.PathLike, output: epath.PathLike) -> list[str]:
@@ -84,37 +95,37 @@ def write_sweep_report(directory: epath.PathLike, output: epath.PathLike) -> lis
 
     arms = read_sweep(directory)
     runs = [run for arm in arms for run in arm.runs if run.has_measurements]
-    groups = group_runs([run for run in runs if run.metrics])
-    curves = {label: [run.metrics for run in members] for label, members in groups.items()}
+    curves = _curves(group_runs([run for run in runs if run.metrics]))
     picture = draw_sweep(arms)
     figures = {"sweep": picture} if picture else {}
     tables = [sweep_table(arms, read_slices(directory)), *make_tables(runs)]
-    page = Page(absolute(directory).name, tables, figures | draw_figures(curves, read_paper()), [])
-    return _write(page, output)
+    page = Page(absolute(directory).name, tables, figures | draw_figures(curves, read_paper()))
+    return write_page(page, output)
 
 
 def write_pipeline_report(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> list[str]:
-    """Writes the page of one pipeline, or of several that differ in their seed.
+    """Writes the page of one pipeline, or of several that differ in their seed."""
+    return write_page(pipeline_page(read_all(workdirs)), output)
 
-    The picture and the completions are those of the first one.
-    """
+
+def pipeline_page(pipelines: Sequence[RunRecord], choice: Choice = STANDARD) -> Page:
+    """Of one, or several; the picture and the completions are those of the first one."""
     from r1jax.reports.figures import draw_figures, draw_pipeline
 
-    pipelines = read_all(workdirs)
     curves: dict[str, list[Any]] = {}
     for pipeline in pipelines:
         for run in pipeline.of_kind("grpo"):
             curves.setdefault(run.label, []).append(run.metrics)
-    page = Page(
+    figures = draw_figures(curves, read_paper(), choice.everything)
+    return Page(
         ", ".join(pipeline.name for pipeline in pipelines),
-        pipeline_tables(pipelines),
-        {"pipeline": draw_pipeline(pipelines[0].stages)} | draw_figures(curves, read_paper()),
+        pipeline_tables(pipelines, choice),
+        {"pipeline": draw_pipeline(pipelines[0].stages)} | figures,
         questions_of_models(pipelines[0].of_kind("evaluate")),
     )
-    return _write(page, output)
 
 
-def _write(page: Page, output: epath.PathLike, samples: str = "") -> list[str]:
+def write_page(page: Page, output: epath.PathLike) -> list[str]:
     """Writes OUTPUT/tables/*.{md,csv,tex}, figures/*.png, samples.md, report.md and report.html.
 
     Only what there is; returns the paths.
@@ -124,10 +135,10 @@ def _write(page: Page, output: epath.PathLike, samples: str = "") -> list[str]:
         for suffix, render in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
             files[f"tables/{table.name}.{suffix}"] = render(table).encode()
     files |= {f"figures/{name}.png": image for name, image in page.figures.items()}
-    if samples:
-        files["samples.md"] = samples.encode("utf-8", "replace")
+    if page.samples:
+        files["samples.md"] = page.samples.encode("utf-8", "replace")
     if files:
-        files["report.md"] = _markdown(page, bool(samples)).encode()
+        files["report.md"] = _markdown(page).encode()
         files["report.html"] = html_page(page).encode("utf-8", "replace")
     target = absolute(output)
     for name, content in files.items():
@@ -135,10 +146,10 @@ def _write(page: Page, output: epath.PathLike, samples: str = "") -> list[str]:
     return [str(target / name) for name in files]
 
 
-def _markdown(page: Page, samples: bool) -> str:
+def _markdown(page: Page) -> str:
     parts = [f"# {page.title}\n", *map(to_markdown, page.tables)]
     parts += [f"![{name}](figures/{name}.png)\n" for name in page.figures]
-    if samples:
+    if page.samples:
         parts.append("Completions to read: [samples.md](samples.md)\n")
     return "\n".join(parts)
 
