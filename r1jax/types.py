@@ -82,8 +82,8 @@ class Sample:
     text: str  # without the end-of-sequence token
     length: int  # tokens
     finish_reason: FinishReason
-    reward: float = 0.0
     reward_breakdown: Mapping[str, float] = field(default_factory=dict)  # unweighted, by name
+    reward: float = 0.0
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
     failure_message: str | None = None
 
