@@ -11,6 +11,7 @@ REQUIRED = [
     "ml-collections>=1.1.0",
     "absl-py>=2.5",
     "numpy>=2.4",
+    "scipy>=1.17",
     "tokenizers>=0.23",
     "jinja2>=3.1.6",
     "safetensors>=0.8",
