@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from r1jax.benchmarks.kind import Judging
 from r1jax.config import UserError
 from r1jax.tasks.answers import after_thoughts, tagged_answer
 from r1jax.types import Example, Message, Sample
 
-# Conversations, and the number of the attempt, from 0 -> replies; None where there was none.
-Ask = Callable[[Sequence[list[Message]], int], Sequence[str | None]]
+if TYPE_CHECKING:
+    from r1jax.judges.chat_model import Ask
+
 Verdict = dict[str, float]
 Place = tuple[int, int]  # (prompt_index, sample_index)
 ATTEMPTS = 3  # how often a sample is asked about until its verdict can be read
