@@ -135,8 +135,10 @@ def plain(reply: str) -> str:
 
 
 def lines_of(reply: str) -> list[str]:
-    """The lines of `plain` that are short enough to be a verdict alone."""
-    return [line for line in plain(reply).splitlines() if len(line) <= LONGEST_LINE]
+    """Of the lines of `plain` those short enough to be a verdict alone, as words with one space
+    between them."""
+    lines = [line for line in plain(reply).splitlines() if len(line) <= LONGEST_LINE]
+    return [re.sub(r"[\W_]+", " ", line).strip() for line in lines]
 
 
 def only(found: Sequence[str]) -> str | None:
