@@ -47,6 +47,7 @@ def sample(text: str, prompt: int = 0, index: int = 0, **parts: float) -> Sample
 NONSENSE = [
     *("", " \n ", "?", "I'm sorry, but I can't assist with that request.", "我无法回答这个问题。"),
     *("Lorem ipsum " * 10_000, "*" * 100_000, "[" * 100_000, "D", "null", "{}", "🙂"),
+    *(f"{'- ' * 55}x\n" * 180, "[[ " * 7_000, "is the " * 20_000, "DECISION " * 10_000),
     "<think>\nA\nm\n[[A>>B]]\nDecision: TRUE",  # it never stopped thinking
 ]
 

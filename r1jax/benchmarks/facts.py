@@ -27,13 +27,12 @@ _LABELS = {
 }
 # "Grade: A", "The final answer is B", "评定结果为:C": a letter, its label, or both, and no more.
 _GRADE = re.compile(
-    r"[\W_]*(?:(?:THE|MY|FINAL|该回答的|我的|最终|因此|所以)[\s,，]*)*"
+    r"(?:(?:THE|MY|FINAL|该回答的|我的|最终|因此|所以) ?)*"
     r"(?:(?:GRADE|VERDICT|ANSWER|EVALUATION|RESULT|评定|评级|评估|判定|判断|结论|答案)"
-    r"(?:结果|等级)?\s*(?:IS|为|是)?)?"
-    rf"[\W_]*([ABC])?[\W_]*({'|'.join(_LABELS)})?[\W_]*"
+    r"(?:结果|等级)? ?(?:IS|为|是)? ?)?"
+    rf"([ABC])? ?({'|'.join(_LABELS)})?"
 )
 _DECISION = re.compile(r"DECISION[\W_]*(TRUE|FALSE)\b(?![\W_]*OR\b)")
-_TRUTH = re.compile(r"[\W_]*(TRUE|FALSE)[\W_]*")
 
 
 def grade_of(reply: str) -> str | None:
@@ -45,7 +44,7 @@ def grade_of(reply: str) -> str | None:
     """
     found = []
     for line in lines_of(reply):
-        match = _GRADE.fullmatch(re.sub(r"NOT[\s_-]+ATTEMPTED", "NOT ATTEMPTED", line.upper()))
+        match = _GRADE.fullmatch(line.upper())
         if match is not None:
             found += [match[1]] if match[1] else []
             found += [_LABELS[match[2]]] if match[2] else []
@@ -56,8 +55,7 @@ def truth_of(reply: str) -> str | None:
     """FRAMES's "TRUE" or "FALSE" behind "Decision:", or as a line of its own; None: unreadable."""
     found = _DECISION.findall(plain(reply).upper())
     if not found:
-        matches = (_TRUTH.fullmatch(line.upper()) for line in lines_of(reply))
-        found = [match[1] for match in matches if match is not None]
+        found = [line for line in map(str.upper, lines_of(reply)) if line in ("TRUE", "FALSE")]
     return only(found)
 
 

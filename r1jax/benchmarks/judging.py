@@ -10,14 +10,16 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from r1jax.benchmarks.kind import Judging
 from r1jax.config import UserError
 from r1jax.tasks.answers import after_thoughts, tagged_answer
 from r1jax.types import Example, Message, Sample
 
-# Conversations, and the number of the attempt, from 0 -> replies; None where there was none.
-Ask = Callable[[Sequence[list[Message]], int], Sequence[str | None]]
+if TYPE_CHECKING:
+    from r1jax.judges.chat_model import Ask
+
 Verdict = dict[str, float]
 Place = tuple[int, int]  # (prompt_index, sample_index)
 ATTEMPTS = 3  # how often a sample is asked about until its verdict can be read
@@ -150,8 +152,10 @@ def plain(reply: str) -> str:
 
 
 def lines_of(reply: str) -> list[str]:
-    """The lines of `plain` that are short enough to be a verdict alone."""
-    return [line for line in plain(reply).splitlines() if len(line) <= LONGEST_LINE]
+    """Of the lines of `plain` those short enough to be a verdict alone, as words with one space
+    between them."""
+    lines = [line for line in plain(reply).splitlines() if len(line) <= LONGEST_LINE]
+    return [re.sub(r"[\W_]+", " ", line).strip() for line in lines]
 
 
 def only(found: Sequence[str]) -> str | None:

@@ -43,8 +43,8 @@ _LABEL = rf"\s*([AB])\s*({_SIGN})\s*([AB])\s*"
 _LABELS = [re.compile(rf"\[\[{_LABEL}\]\]"), re.compile(rf"\[{_LABEL}\]")]
 # "m", "Model M", "**Best Model Identifier:** M": the identifier with what announces it, no more.
 _IDENTIFIER = re.compile(
-    r"[\W_]*(?:(?i:the|my|best|better|final|model|identifier|answer|output|verdict|is"
-    r"|最佳|更好的|模型|标识符|答案|输出|是|为)[\W_]*)*?([mM])[\W_]*"
+    r"(?:(?i:the|my|best|better|final|model|identifier|answer|output|verdict|is"
+    r"|最佳|更好的|模型|标识符|答案|输出|是|为) ?)*?([mM])"
 )
 
 
