@@ -36,6 +36,7 @@ TEST = [
 ]
 GYM = ["reasoning-gym==0.1.25"]  # exactly: which of its scorers evaluate answers is checked
 LINGUA = ["lingua-language-detector>=2.1"]
+IFEVAL = ["langdetect>=1.0.9", "nltk>=3.9"]
 DATA = ["pyarrow>=17", "datasets>=3"]
 PARITY = [
     "torch==2.13.0",  # exactly: a range brings gigabytes of CUDA
@@ -63,6 +64,7 @@ setup(
         "gcs": GCS,
         "gym": GYM,
         "lingua": LINGUA,
-        "dev": TEST + PARITY + GYM + LINGUA,
+        "ifeval": IFEVAL,
+        "dev": TEST + PARITY + GYM + LINGUA + IFEVAL,
     },
 )

@@ -13,7 +13,7 @@ The first form asks benchmarks of r1jax/benchmarks/README.md by the paper's prot
 has their files (python -m r1jax.fetch_data). --limit N asks N problems of each, evenly spread,
 --num_samples other than the paper's k, --max_tokens other than 32,768 at most, --template in
 another template than the model's own ("r1_zero", for instance). Where a judge decides, --judge is a
-MODEL or a server (--judge_name is its model there).
+MODEL or a server (--judge_name is its model there), asked at temperature 0.
 
 In the second form the config has
 
@@ -56,8 +56,10 @@ from r1jax.machines.preemption import listen
 from r1jax.machines.processes import lock_workdir
 from r1jax.reports.write import print_evaluation
 from r1jax.rewards.pool import GraderConfig
+from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages.evaluate import EvaluateConfig, evaluate, regrade
 
+JUDGE = SamplingConfig(max_tokens=4_096, temperature=0.0)  # as Arena-Hard's
 WORKERS = 4  # that grade, where no config says how many
 
 
@@ -142,7 +144,8 @@ def main() -> None:
         config = replace(config, server=replace(config.server, name=args.served_name))
     if args.judge is not None:
         where = {"endpoint" if is_server(args.judge) else "path": args.judge}
-        config = replace(config, judge=ChatModelConfig(**where, name=args.judge_name))
+        judge = ChatModelConfig(**where, name=args.judge_name, sampling=JUDGE)
+        config = replace(config, judge=judge)
     set_up_jax()
     listen()
     with lock_workdir(workdir):

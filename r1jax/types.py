@@ -83,9 +83,9 @@ class Sample:
     length: int  # tokens
     finish_reason: FinishReason
     reward_breakdown: Mapping[str, float] = field(default_factory=dict)  # unweighted, by name
-    reward: float = 0.0
     failure: str | None = None  # why it has no honest grade (rewards.Failure.kind)
     failure_message: str | None = None
+    reward: float = 0.0  # their weighted sum
 
 
 @struct.dataclass

@@ -368,7 +368,11 @@ def _judged(
             Progress(f"{name}, judged", benchmark.completions, 0, {}) as progress,
         ):
             keep = functools.partial(_keep, kept, progress, itertools.count(len(kept.rows) + 1))
-            asked = benchmark.examples, samples[name], benchmark.judging, ask, keep
+            # Of one that was cut nobody can tell thoughts from what was to be read.
+            read = [
+                replace(s, text="") if s.finish_reason == "length" else s for s in samples[name]
+            ]
+            asked = benchmark.examples, read, benchmark.judging, ask, keep
             verdicts = judge_samples(*asked, _verdicts_in(kept, benchmark))
         found[name] = with_verdicts(samples[name], verdicts)
         if jax.process_index() == 0:
