@@ -3,13 +3,15 @@
 An example of task "code" has in its metadata `tests`, a list of one of two kinds:
 
 - {"input": ..., "output": ...}: a whole program reads standard input and prints the output,
-  compared line by line and word by word (numbers with a point to 6 digits);
+  compared line by line and word by word (numbers with a point to 6 digits), or with "exact": true
+  as LiveCodeBench does: lines but for white space at their ends, or the decimals on them;
 - a text of Python: asserts about the names that the program defines, run beside it (see
   sandbox_worker). `prelude` is run before the program and before every test: imports, and classes
   such as ListNode, whose instances travel between the two.
 
-Not seen by such a test: what a function does to its arguments in place (they are copies), and a
-function that is named like one of Python's own (the test would mean Python's). A result that is no
+Not seen by such a test: what a function does to its arguments in place (they are copies). A
+function that is named like one of Python's own is the program's where the test says so ("global
+sum"), and else Python's. A result that is no
 plain data answers for itself what the test asks of it (an item, a length, a method), but for
 equality and yes-or-no questions to a text, a set or a number.
 
@@ -28,12 +30,13 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from decimal import Decimal, InvalidOperation
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1jax.config import DataError
 from r1jax.tasks.answers import after_thoughts, tagged_answer
-from r1jax.tasks.programs import asked_names, defined, program_of
+from r1jax.tasks.programs import asked_names, declared, defined, program_of
 from r1jax.tasks.sandbox import (
     Child,
     Limits,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 Verdict = Literal["passed", "wrong_answer", "time_limit", "memory_limit", "crash", "refused"]
 MAX_PROGRAM = 100_000  # characters; a longer one is refused
 MAX_DATA = 1 << 20  # bytes that the harness may write
+MAX_VERDICTS = 256  # that are remembered
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -84,7 +88,7 @@ def _asked(example: Example) -> tuple[set[str], bool]:
     """(the names that the tests call, whether they give input)."""
     tests, prelude = example.metadata["tests"], example.metadata.get("prelude", "")
     code = "\n".join(test for test in tests if isinstance(test, str))
-    names = asked_names(code) - defined(prelude) - set(dir(builtins))
+    names = asked_names(code) - defined(prelude) - set(dir(builtins)) | declared(code)
     given = any(not isinstance(test, str) and test["input"].strip() for test in tests)
     return names, given
 
@@ -98,6 +102,9 @@ def check_code(example: Example) -> None:
         pair = isinstance(test, dict) and all(
             isinstance(test.get(key), str) for key in ("input", "output")
         )
+        exact = test.get("exact", False) if isinstance(test, dict) else False
+        if not isinstance(exact, bool):
+            raise DataError(f"example {example.id}: test {number}: exact {exact!r} is no boolean")
         if not pair and not isinstance(test, str):
             raise DataError(
                 f"example {example.id}: test {number} is neither Python nor"
@@ -123,14 +130,19 @@ def _limits(example: Example) -> Limits:
 def passes_tests(example: Example, program: str) -> bool:
     """Whether the program passes every test; stops at the first that it doesn't."""
     tests, prelude = example.metadata["tests"], example.metadata.get("prelude", "")
-    return _passes(program, json.dumps([prelude, *tests]), _limits(example), chosen_sandbox())
+    limits, mode = _limits(example), chosen_sandbox()
+    asked = json.dumps([program, prelude, *tests]).encode()
+    key = sha256(asked).digest(), limits, mode
+    if key not in _verdicts:
+        results = run_tests(program, tests, prelude, limits, mode)
+        if len(_verdicts) >= MAX_VERDICTS:
+            del _verdicts[next(iter(_verdicts))]
+        _verdicts[key] = all(result.verdict == "passed" for result in results)
+    return _verdicts[key]
 
 
-@lru_cache(maxsize=256)  # strict and lenient accuracy ask the same, and so do a group's samples
-def _passes(program: str, prelude_and_tests: str, limits: Limits, mode: Mode) -> bool:
-    prelude, *tests = json.loads(prelude_and_tests)
-    results = run_tests(program, tests, prelude, limits, mode)
-    return all(result.verdict == "passed" for result in results)
+# Strict and lenient accuracy ask the same, and so do a group's samples. Tests may be megabytes.
+_verdicts: dict[tuple[bytes, Limits, Mode], bool] = {}
 
 
 def run_tests(
@@ -159,7 +171,7 @@ def run_tests(
 
 
 def _run_once(
-    program: str, test: dict[str, str], prelude: str, limits: Limits, mode: Mode
+    program: str, test: dict[str, Any], prelude: str, limits: Limits, mode: Mode
 ) -> Result:
     given, expected = (test[key].encode(errors="surrogatepass") for key in ("input", "output"))
     room = max(limits.output_bytes, 2 * len(expected))
@@ -172,7 +184,8 @@ def _run_once(
     if outcome.cause != "exit" or outcome.status != 0:
         return Result("crash", outcome.errors or f"{outcome.cause} {outcome.status}")
     output = outcome.output.decode(errors="replace")
-    if same_output(test["output"], output):
+    same = same_lines if test.get("exact") else same_output
+    if same(test["output"], output):
         return Result("passed")
     return Result("wrong_answer", f"printed {output[:200]!r}, not {test['output'][:200]!r}")
 
@@ -183,6 +196,24 @@ def same_output(expected: str, output: str) -> bool:
     return len(lines) == len(printed) and all(
         len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(lines, printed, strict=True)
     )
+
+
+def same_lines(expected: str, output: str) -> bool:
+    """LiveCodeBench's: equal lines but for white space at their ends, or of equal decimals."""
+    lines, printed = ([line.strip() for line in x.strip().split("\n")] for x in (expected, output))
+    return len(lines) == len(printed) and all(
+        a == b or _decimals(a) == _decimals(b) is not None
+        for a, b in zip(lines, printed, strict=True)
+    )
+
+
+def _decimals(line: str) -> list[Decimal] | None:
+    """None where not all of a line's words are numbers."""
+    try:
+        numbers = [Decimal(word) for word in line.split()]
+    except InvalidOperation:
+        return None
+    return None if any(number.is_nan() for number in numbers) else numbers
 
 
 def _same_word(expected: str, word: str) -> bool:

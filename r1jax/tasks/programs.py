@@ -136,3 +136,10 @@ def asked_names(code: str) -> set[str]:
     stored = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     return used - stored - parameters - defined(code)
+
+
+def declared(code: str) -> set[str]:
+    """The names that test code says are the program's, by `global` outside of functions."""
+    tree = _tree(code)
+    nodes = [] if tree is None else [node for node in tree.body if isinstance(node, ast.Global)]
+    return {name for node in nodes for name in node.names}

@@ -79,7 +79,8 @@ DENIED = {
 SOCKET, AF_VSOCK = {"x86_64": 41, "aarch64": 198}, 40
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
-PACKAGES = ("numpy", "numpy.libs")  # what programs may import beside the standard library
+# What programs may import beside the standard library, if it is installed; LeetCode has the last.
+PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
 _PAGE, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _numbers = itertools.count()
 
