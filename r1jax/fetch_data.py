@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from absl import flags
 from etils import epath
 
+from r1jax.benchmarks.catalog import KINDS
 from r1jax.benchmarks.sources import SOURCES, TO_BRING, Source, sources_of
 from r1jax.cli import run_command
 from r1jax.config import ConfigError, DataError, UserError
@@ -170,6 +171,9 @@ def fetch_all(names: Sequence[str], data: str, overwrite: bool) -> None:
         told = "\n  ".join(dict.fromkeys(failed))
         raise DataError(f"{len(failed)} of {len(asked)} files are not fetched:\n  {told}")
     print(f"{data} has them: {len(asked)} files")
+    for name in names:
+        if name in KINDS and KINDS[name].needs:
+            print(f"{name} needs besides: {KINDS[name].needs}")
 
 
 def listing() -> str:

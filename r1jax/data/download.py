@@ -77,7 +77,7 @@ def _go_on(url: str, file: _File, told: Told) -> None:
     try:
         with _OPENER.open(_request(url, file), timeout=TIMEOUT) as response:
             _take(response, file)
-            while piece := response.read(PIECE):
+            while piece := response.read1(PIECE):  # what is there is kept, should it stall
                 file.data += piece
                 told(len(file.data), file.size)
                 if len(file.data) > MOST_BYTES:
