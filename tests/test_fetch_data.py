@@ -490,10 +490,7 @@ def test_the_command_killed_and_run_again(server: Server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--data", "DIR"), "no benchmark named"),
         (("aime24",), "--data DIR is missing"),
-        (("aime,gsm8k", "--data", "DIR"), "'aime' is no benchmark; there are aime24, aime25"),
-        (("cnmo24", "--data", "DIR"), "cnmo24 cannot be fetched: cnmo24/cnmo24.jsonl (id"),
         (("aime24", "--data", "DIR"), "/raw.githubusercontent.com/QwenLM/Qwen2.5-Math/a45202bd"),
     ],
 )
@@ -505,6 +502,25 @@ def test_mistakes_are_a_sentence(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert said in err and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("aime", r"'aime' is no benchmark; there are aime24, aime25, .*, gpqa_diamond"),
+        ("cnmo24", r"cnmo24 cannot be fetched: cnmo24/cnmo24.jsonl \(id, problem, answer\)"),
+        ("gpqa_diamond", r"gpqa_diamond cannot be fetched: its authors ask"),
+    ],
+)
+def test_names_that_cannot_be_fetched(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fetch_data.fetch_all(["gsm8k", name], str(tmp_path), overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_benchmarks_name_leads_to_its_files() -> None:
+    assert sources_of("mgsm_zh") == sources_of("mgsm_en_zh") == SOURCES["mgsm_en_zh"]
+    assert sources_of("knights") == SOURCES["knights_knaves"]
 
 
 # ---- others' shapes ----
@@ -716,6 +732,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
         to.knights([b""], "test")
 
 
+@pytest.mark.slow
 def test_countdown_is_generated_to_the_byte(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
     for source in SOURCES["countdown"]:

@@ -16,10 +16,12 @@ import random
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from r1jax.config import ConfigError, DataError
 from r1jax.files import json_lines
+from r1jax.tasks.gym_task import gym
 
 Row = dict[str, Any]
 Originals = Sequence[bytes]
@@ -332,19 +334,22 @@ def _parquet(data: bytes) -> list[Row]:
 
 
 def countdown(_: Originals, split: str) -> list[Row]:
-    """reasoning-gym's numbers game, generated: each set of numbers with its target once."""
-    from r1jax.tasks.gym_task import gym
+    """reasoning-gym's numbers game: the first puzzles to test with, the others to train on."""
+    return _puzzles()[:COUNTDOWN_TEST] if split == "test" else _puzzles()[COUNTDOWN_TEST:]
 
+
+@cache
+def _puzzles() -> list[Row]:
+    """Generated in half a minute; each set of numbers with its target once."""
     seen, rows = set(), []
     for number, entry in enumerate(gym().create_dataset("countdown", **COUNTDOWN)):
         about = entry["metadata"]
         puzzle = (*sorted(about["numbers"]), about["target"])
-        if puzzle in seen:
-            continue
-        seen.add(puzzle)
-        row = {"id": f"countdown/{number}", "nums": about["numbers"], "target": about["target"]}
-        rows.append(row | {"example": about["expression"]})
-    return rows[:COUNTDOWN_TEST] if split == "test" else rows[COUNTDOWN_TEST:]
+        if puzzle not in seen:
+            seen.add(puzzle)
+            row = {"id": f"countdown/{number}", "nums": about["numbers"]}
+            rows.append(row | {"target": about["target"], "example": about["expression"]})
+    return rows
 
 
 # ---- answers that a judge compares ----
