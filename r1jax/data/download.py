@@ -75,7 +75,8 @@ def mirrored(url: str) -> str:
 def _go_on(url: str, file: _File, told: Told) -> None:
     """Reads what is missing. _Again where that may help, DataError where not."""
     try:
-        with _OPENER.open(_request(url, file), timeout=TIMEOUT) as response:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(_request(url, file), timeout=TIMEOUT) as response:
             _take(response, file)
             while piece := response.read1(PIECE):  # what is there is kept, should it stall
                 file.data += piece
@@ -172,6 +173,3 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             if name in req.headers:
                 request.add_header(name, req.headers[name])
         return request
-
-
-_OPENER = urllib.request.build_opener(_Redirects)
