@@ -76,7 +76,8 @@ def fetch(source: Source, data: str, get: Get, overwrite: bool = False) -> str:
 def converted(source: Source, originals: Sequence[bytes]) -> tuple[bytes, int]:
     """The file's content, and its number of rows."""
     try:
-        lines = [line_of(row) for row in source.convert(originals)]
+        rows = source.convert(originals)
+        lines = rows.splitlines(True) if isinstance(rows, bytes) else [*map(line_of, rows)]
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's bytes do to csv, zip, json and parquet
@@ -86,7 +87,7 @@ def converted(source: Source, originals: Sequence[bytes]) -> tuple[bytes, int]:
         ) from error
     if not lines:
         raise DataError(f"{source.file}: {', '.join(source.urls)} gave no rows")
-    return b"".join(lines), len(lines)
+    return b"".join(lines), len(lines) - isinstance(rows, bytes)  # a table names its columns
 
 
 def sha256_of(path: epath.Path) -> str:

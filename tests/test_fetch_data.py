@@ -418,7 +418,7 @@ def test_the_table_has_every_file() -> None:
     for name, files in SOURCES.items():
         for source in files:
             assert name in table and source.file in table and source.licence in table
-    assert ("drop/drop.jsonl" in table) and table.count("(unpinned)") == 1
+    assert ("drop/drop.jsonl" in table) and table.count("(unpinned)") == 2
     assert all(f"{name}: " in table for name in TO_BRING)
 
 
@@ -441,7 +441,10 @@ def test_sources_are_pinned_to_commits() -> None:
             if host in ("raw.githubusercontent.com", "codeload.github.com"):
                 commit = parts[3] if host.startswith("codeload") else parts[2]
                 assert len(bytes.fromhex(commit)) == 20, url
-    assert [source.file for source in files if not source.sha256] == ["drop/drop.jsonl"]
+    assert [source.file for source in files if not source.sha256] == [
+        "drop/drop.jsonl",
+        "alpaca_eval/df_gamed.csv",
+    ]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no data here")
@@ -705,22 +708,13 @@ def test_code_and_ratings() -> None:
     ]
 
 
-def test_answers_of_a_baseline() -> None:
-    row = {"dataset": "d", "instruction": "i", "output": "o", "generator": "g"}
-    assert to.alpaca_eval([lines(row)]) == [
-        {"id": "alpaca_eval/0", "dataset": "d", "instruction": "i", "baseline": "o"}
-    ]
-    questions = lines(*({"uid": u, "cluster": "c", "prompt": f"p{u}"} for u in "ab"))
-    answered = [
-        {"uid": u, "messages": [{"content": "p"}, {"content": {"answer": f"o{u}"}}]} for u in "ba"
-    ]
-    rows = to.arena_hard([questions, lines(*answered)])
-    assert [(row["id"], row["prompt"], row["baseline"]) for row in rows] == [
-        ("a", "pa", "oa"),
-        ("b", "pb", "ob"),
-    ]
-    with pytest.raises(KeyError):
-        to.arena_hard([questions, lines(answered[0])])
+def test_a_table_that_stays_one(tmp_path: Path) -> None:
+    data = b"index,a\n0,1\n1,2\n"
+    source = Source("x/x.csv", ("u",), partial(to.table_with, columns=("index", "a")), 0, "MIT")
+    assert "2 rows" in fetch_data.fetch(source, str(tmp_path), lambda url: data)
+    assert (tmp_path / "x/x.csv").read_bytes() == data
+    with pytest.raises(DataError, match="no column 'a'; it has <p>Sign in</p>"):
+        to.table_with([b"<p>Sign in</p>"], ["a"])
 
 
 def test_knights_out_of_parquet(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from r1jax.tasks.gym_task import gym
 
 Row = dict[str, Any]
 Originals = Sequence[bytes]
-Converter = Callable[[Originals], Iterable[Mapping[str, Any]]]
+Converter = Callable[[Originals], Iterable[Mapping[str, Any]] | bytes]  # rows, or the file
 
 NUMBER = "#"  # in the place of a key: the row's number, from 0
 LETTERS = "ABCD"
@@ -352,34 +352,15 @@ def _puzzles() -> list[Row]:
     return rows
 
 
-# ---- answers that a judge compares ----
+# ---- as their readers take them ----
 
 
-def alpaca_eval(originals: Originals) -> list[Row]:
-    """The baseline's answers, each with the instruction that it answers."""
-    return [
-        {
-            "id": f"alpaca_eval/{number}",
-            "dataset": row["dataset"],
-            "instruction": row["instruction"],
-            "baseline": row["output"],
-        }
-        for number, row in enumerate(json_rows(originals[0]))
-    ]
-
-
-def arena_hard(originals: Originals) -> list[Row]:
-    """Questions, and the baseline's answers to them by their ids."""
-    baseline = {row["uid"]: row["messages"][-1]["content"] for row in json_rows(originals[1])}
-    return [
-        {
-            "id": row["uid"],
-            "cluster": row["cluster"],
-            "prompt": row["prompt"],
-            "baseline": baseline[row["uid"]]["answer"],
-        }
-        for row in json_rows(originals[0])
-    ]
+def table_with(originals: Originals, columns: Sequence[str]) -> bytes:
+    """A .csv file as it is, if it has these columns."""
+    names = next(iter(table(originals[0].decode("utf-8-sig"))), [])
+    if missing := [column for column in columns if column not in names]:
+        raise DataError(f"the original has no column {missing[0]!r}; it has {', '.join(names)}")
+    return originals[0]
 
 
 def drop(originals: Originals) -> list[Row]:

@@ -19,6 +19,7 @@ from r1jax.config import ConfigError
 
 GITHUB = "https://raw.githubusercontent.com"
 ARCHIVES = "https://codeload.github.com"  # of whole repositories
+HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ MAA = "problems (c) MAA; no licence stated, widely redistributed for evaluation"
 MATH = "MIT (hendrycks/math, openai/prm800k); the problems are from AoPS"
 EXAMS = "public exams; no licence stated (gaokao_math_*: AGIEval, MIT)"
 CLUE = "no licence file (CLUE, for research)"
+ALPACA = "CC BY-NC 4.0 (data of alpaca_farm): not for commercial use"
+GAMED = ("index", "preference", "std_delta_len", "instruction_difficulty")
 LOGIC = "Apache 2.0 (Logic-RL); the puzzles' own card may say CC BY-NC-SA 4.0"
 
 
@@ -461,29 +464,40 @@ REST = {
     ),
     "alpaca_eval": (
         Source(
-            "alpaca_eval/alpaca_eval.jsonl",
+            "alpaca_eval/alpaca_eval_gpt4_baseline.json",
             github(
                 "tatsu-lab/alpaca_eval@cd543a149df89434d8a54582c0151c0b945c3d20",
                 "results/gpt4_1106_preview/model_outputs.json",
             ),
-            to.alpaca_eval,
+            to.as_it_is,
             805,
-            "CC BY-NC 4.0 (data of alpaca_farm): not for commercial use",
-            "8c0fdf21b8a89a86912510cb14ea200e2ea033ce4853ca8a82255d44f6ad5341",
+            ALPACA,
+            "6f217c9d80e2be479b51d53d23243fd7d8aeadfe29bc8e3bed30eaf2e9b45d64",
+        ),
+        Source(
+            "alpaca_eval/df_gamed.csv",
+            (f"{HUB}/datasets/tatsu-lab/alpaca_eval/resolve/main/df_gamed.csv",),
+            partial(to.table_with, columns=GAMED),
+            0,
+            ALPACA,
         ),
     ),
     "arena_hard": (
         Source(
-            "arena_hard/arena_hard.jsonl",
-            github(
-                ARENA,
-                "data/arena-hard-v0.1/question.jsonl",
-                "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
-            ),
-            to.arena_hard,
+            "arena_hard/question.jsonl",
+            github(ARENA, "data/arena-hard-v0.1/question.jsonl"),
+            to.as_it_is,
             500,
             "Apache 2.0",
-            "10cca9c2503cde2dfba2979aa6dd7fc133c7ebcb948deff33e838319585d560c",
+            "1ecee6fa8fd9a903867b0999d69001ce1dfc6697b12c55afbf5bc91987d0a461",
+        ),
+        Source(
+            "arena_hard/gpt-4-0314.jsonl",
+            github(ARENA, "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl"),
+            to.as_it_is,
+            500,
+            "Apache 2.0",
+            "48e98267d67be8e24a65d8cc4b0d47b244371fbdb9681c05a27fbe8671c8e4e0",
         ),
     ),
     "knights_knaves": (
