@@ -27,14 +27,14 @@ OF_THE_MACHINE = (
 WRONG_KIND = (IsADirectoryError, NotADirectoryError, FileExistsError)  # epath's have no errno
 
 
-def run_command(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[..., int | None], arguments: bool = False) -> None:
     """Parses the flags and runs `main`; what it returns is the exit code, a user's mistake is 2,
-    where a signal has ended it in good order 75.
+    where a signal has ended it in good order 75. With `arguments`, `main` is given what is no flag.
     """
     end_with_starter()
     keep_memory()
     try:
-        app.run(lambda argv: _run(main, argv), flags_parser=_parse_flags)
+        app.run(lambda argv: _run(main, argv, arguments), flags_parser=_parse_flags)
     except SystemExit as ended:
         peers.ends_with(ended.code if isinstance(ended.code, int) else int(bool(ended.code)))
         raise
@@ -69,11 +69,11 @@ def _ending(error: BaseException) -> tuple[str, int]:
     return "", 1
 
 
-def _run(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
-    if len(argv) > 1:
+def _run(main: Callable[..., int | None], argv: Sequence[str], arguments: bool) -> int | None:
+    if len(argv) > 1 and not arguments:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     try:
-        return main()
+        return main(argv[1:]) if arguments else main()
     finally:
         end_sharing()
 

@@ -277,11 +277,15 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp-{os.getpid()}"
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk is not to be filled
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def line_of(row: Mapping[str, Any]) -> bytes:
