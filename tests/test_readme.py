@@ -61,7 +61,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 def test_the_table_of_commands() -> None:
     """Its lines begin with a command's name, and it has every command."""
     text = README.read_text(encoding="utf-8").partition("## Commands")[2].partition("## ")[0]
-    table = dict(re.findall(r"^(\w+) +(--.*)$", text, re.M))
+    table = dict(re.findall(r"^(\w+) +((?:--|NAME).*)$", text, re.M))
     commands = {p.stem for p in (ROOT / "r1jax").glob("*.py") if "__main__" in p.read_text()}
     assert set(table) == commands
     for name, line in table.items():
