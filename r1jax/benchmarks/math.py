@@ -96,14 +96,7 @@ def _kind(title: str, file: str, problems: int, num_samples: int, source: str, *
 
 KINDS = {
     "aime24": _kind("AIME 2024", "aime24/aime24.jsonl", 30, 64, f"AIME I and II 2024; {MAA}"),
-    "aime25": _kind(
-        "AIME 2025",
-        "aime25/aime25.jsonl",
-        30,
-        64,
-        f"AIME I and II 2025; {MAA}",
-        needs="aime25/aime25.jsonl (id, problem, answer)",
-    ),
+    "aime25": _kind("AIME 2025", "aime25/aime25.jsonl", 30, 64, f"AIME I and II 2025; {MAA}"),
     "math500": _kind(
         "MATH-500",
         "math500/math500.jsonl",

@@ -573,8 +573,8 @@ TO_BRING: Mapping[str, str] = {
         " problem_zh, answer"
     ),
     "livecodebench": (
-        "gigabytes of livecodebench/code_generation_lite on the Hugging Face hub: test.jsonl to"
-        " test6.jsonl, as they are"
+        "DIR/livecodebench/ with test.jsonl to test6.jsonl of the hub's"
+        " livecodebench/code_generation_lite, gigabytes, as they are"
     ),
 }
 
