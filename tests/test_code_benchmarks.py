@@ -132,6 +132,7 @@ def test_a_tuple_inside_is_no_list(tmp_path: Path) -> None:
         ("1\n\n2", "1\n2", False),
         ("YES", "yes", False),
         ("nan", "NaN", False),
+        ("snan", "sNaN", False),  # comparing it is an error
         ("", "\n \n", True),
         ("50000000000000000", "50000000000000001", False),
     ],
