@@ -222,7 +222,8 @@ def livecodebench(
     """LiveCodeBench's problems of contests from `start` to `end`, both midnights included.
 
     `path` is a release file of livecodebench/code_generation_lite, or the directory of test.jsonl,
-    test2.jsonl and so on. A program has 6 seconds a test, as in lcb_runner, whose memory has no limit.
+    test2.jsonl and so on. A program has 6 seconds a test, as in lcb_runner, which does not limit
+    memory.
     """
     try:
         first, last = (datetime.fromisoformat(day) for day in (start, end))

@@ -31,8 +31,8 @@ def knights(path: str) -> list[dict[str, Any]]:
 # TinyZero's, without its sentence on <think>: that is what templates are for.
 COUNTDOWN = (
     "Using the numbers {numbers}, create an equation that equals {target}. You can use basic"
-    " arithmetic operations (+, -, *, /) and each number can only be used once. And return the final"
-    " answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+    " arithmetic operations (+, -, *, /) and each number can only be used once. And return the"
+    " final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
 )
 TAGGED = "Put the final answer in <answer> </answer> tags."
 

@@ -7,8 +7,9 @@ submissions in their order, the first right one solves the problem, each wrong o
 
 A participant of rating s is above one of rating r with probability 1 / (1 + 10^((r - s) / 400)).
 The rating is the most likely r: there the expected number of people above it, summed over all
-contests, is the number of those who were above; one with the same result counts half. For a single
-contest that is the rating that CodeElo computes, of which it takes the mean over contests.
+contests, is the number of those who were above; one with the same result counts half. Where nobody
+or everybody was above there is no such r: then it is that of half a person above, or below. For a
+single contest that is the equation of CodeElo, which takes the mean over contests.
 
 Files: problems.jsonl has a line a problem, contests.jsonl a line a contest:
 
@@ -40,7 +41,7 @@ from r1jax.config import ConfigError, DataError
 from r1jax.files import absolute, numbered_jsonl, read_rows
 from r1jax.types import Example, Sample
 
-LOWEST, ABOVE_BEST = 0.0, 100.0  # bounds of a rating, the upper one above the best participant's
+FAR = 4_000.0  # no rating is so far from all of the participants'
 POINTS_LOST, PENALTY = 50, 10  # by a wrong submission
 SLOPE = math.log(10) / 400  # of the logistic function, per point of rating
 
@@ -172,21 +173,24 @@ def _is_number(value: Any) -> bool:
 
 
 def most_likely(contests: Sequence[Contest], above: Sequence[float]) -> float:
-    """The rating at which as many are expected above as there were, in all contests together.
-
-    Where nobody was above, or everybody, there is none: it stays within LOWEST and ABOVE_BEST
-    points over the best participant, as CodeElo has it.
-    """
-    low = LOWEST
-    high = max(float(contest.ratings.max()) for contest in contests) + ABOVE_BEST
+    """The rating at which as many are expected above as there were, in all contests together."""
+    low = min(float(contest.ratings.min()) for contest in contests) - FAR
+    high = max(float(contest.ratings.max()) for contest in contests) + FAR
     wanted = sum(above)
-    for _ in range(60):  # expected() falls as the rating grows
+    if _is_extreme(contests, above):
+        wanted = 0.5 if wanted == 0 else wanted - 0.5
+    for _ in range(60):  # what is expected falls as the rating grows
         middle = (low + high) / 2
         if sum(float(expected(c, middle).sum()) for c in contests) > wanted:
             low = middle
         else:
             high = middle
     return (low + high) / 2
+
+
+def _is_extreme(contests: Sequence[Contest], above: Sequence[float]) -> bool:
+    """Whether nobody was above, or everybody."""
+    return sum(above) in (0, sum(contest.ratings.size for contest in contests))
 
 
 def expected(contest: Contest, rating: float) -> np.ndarray:
@@ -196,10 +200,9 @@ def expected(contest: Contest, rating: float) -> np.ndarray:
 
 def standard_error(contests: Sequence[Contest], above: Sequence[float], rating: float) -> float:
     """Of the most likely rating. People of one contest meet the same performance, so contests are
-    what is independent: the sandwich estimator with n / (n - 1). nan for one contest, or at a
-    bound."""
-    best = max(float(contest.ratings.max()) for contest in contests) + ABOVE_BEST
-    if len(contests) < 2 or min(rating - LOWEST, best - rating) < 0.01:
+    what is independent: the sandwich estimator with n / (n - 1). nan for one contest, or
+    where nobody was above, or everybody."""
+    if len(contests) < 2 or _is_extreme(contests, above):
         return math.nan
     chances = [expected(contest, rating) for contest in contests]
     curvature = SLOPE * sum(float((p * (1 - p)).sum()) for p in chances)
