@@ -12,6 +12,7 @@ REQUIRED = [
     "absl-py>=2.5",
     "numpy>=2.4",
     "scipy>=1.17",
+    "sortedcontainers>=2.4",  # LeetCode's programs may import it
     "tokenizers>=0.23",
     "jinja2>=3.1.6",
     "safetensors>=0.8",

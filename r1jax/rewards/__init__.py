@@ -14,7 +14,7 @@ is a reward of its own beside the built-in ones; the pairs are name and weight:
 
 Built in are `accuracy`, `format`, `r1_format` (where the prompt opens `<think>`), `language` (the
 share of the thoughts' words in the target language, R1 eq 7), the penalties `overlong`,
-`repetition`, `code_blocks` and `long_paragraph`, and variants of accuracy.
+`repetition`, `code_blocks` and `long_paragraph`, variants of accuracy, and `f1` of words (DROP).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from r1jax.rewards.accuracy import (
     accuracy_if_stopped,
     accuracy_in_format,
     accuracy_in_r1_format,
+    f1,
     lenient_accuracy,
 )
 from r1jax.rewards.format import format_reward, r1_format_reward
@@ -58,6 +59,7 @@ REWARDS: dict[str, RewardFunction] = {
     "accuracy_in_r1_format": accuracy_in_r1_format,
     "accuracy_if_stopped": accuracy_if_stopped,
     "lenient_accuracy": lenient_accuracy,
+    "f1": f1,
     "format": format_reward,
     "r1_format": r1_format_reward,
     "language": language_reward,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from r1jax.rewards.format import format_reward, r1_format_reward
 from r1jax.tasks import MAX_BOXES, finals, task_of
 from r1jax.tasks.answers import MAX_CHARACTERS
+from r1jax.tasks.drop_task import f1_of, whole_answer
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -69,6 +70,12 @@ def lenient_accuracy(example: Example, text: str, *, length: int, finish_reason:
     else:
         tried = [answers[-1]]
     return float(any(x is not None and task.equivalent(example, x) for x in tried))
+
+
+def f1(example: Example, text: str, *, length: int, finish_reason: str) -> float:
+    """DROP's F1 of the words, in [0, 1], of the answer, or of all that is said without one."""
+    answer = whole_answer(text)
+    return 0.0 if answer is None else f1_of(example, answer)
 
 
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2}|[\u4e00-\u9fff]")

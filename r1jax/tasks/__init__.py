@@ -14,6 +14,8 @@ keys become metadata:
 
     math       numbers with units, formulas, lists, sets, intervals, equations, words
     integer, sorted, letter, choice, countdown
+    answer_letter, the_answer_is, chinese_answer, json_answer    an option, stated in a fixed form
+    drop       a short text, compared word by word; the reward `f1` is for it
     knights    knights and knaves
     gym        any task of reasoning-gym (the extra `gym`)
     code       a program in a ```python block, run against `tests` in a sandbox, which is bubblewrap
@@ -37,6 +39,7 @@ from r1jax.config import ConfigError, DataError, import_object
 from r1jax.tasks.answers import final_answers
 from r1jax.tasks.choice_task import last_choice, last_letter, same_choice, same_letter
 from r1jax.tasks.code_task import check_code, final_programs, last_program, passes_tests
+from r1jax.tasks.drop_task import check_drop, exact, last_line_answer, whole_answer
 from r1jax.tasks.gym_task import check_gym, last_line, solves_gym
 from r1jax.tasks.instructions import (
     check_instructions,
@@ -61,6 +64,7 @@ from r1jax.tasks.math_task import (
     same_formula,
     same_integer,
 )
+from r1jax.tasks.stated_task import json_answers, same_option, stated
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -94,6 +98,12 @@ TASKS = {
         last_expression, solves_countdown, same=same_expression, check=check_countdown
     ),
     "choice": Task(last_choice, same_choice),
+    **{
+        form: Task(last_choice, same_option, stated(form))
+        for form in ("answer_letter", "the_answer_is", "chinese_answer")
+    },
+    "json_answer": Task(last_choice, same_option, json_answers),
+    "drop": Task(whole_answer, exact, last_line_answer, check=check_drop),
     "general": Task(  # without a reference: its reward is a model's
         lambda text: None,
         lambda example, answer: False,
