@@ -343,6 +343,13 @@ KNOWLEDGE = {
             0,
             "CC BY-SA 4.0 (DROP)",
         ),
+        Source(
+            "drop/drop_train.jsonl",  # the examples before each question
+            ("https://openaipublic.blob.core.windows.net/simple-evals/drop_v0_train.jsonl.gz",),
+            to.drop,
+            0,
+            "CC BY-SA 4.0 (DROP)",
+        ),
     ),
     "simpleqa": (
         Source(

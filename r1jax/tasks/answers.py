@@ -51,6 +51,11 @@ def after_thoughts(text: str) -> str:
     return text.rpartition("</think>")[2][-MAX_CHARACTERS:]
 
 
+def said(text: str) -> str:
+    """What a reader is told: `after_thoughts`, and nothing of thoughts that never end."""
+    return after_thoughts(text).partition("<think>")[0]
+
+
 def tagged_answer(text: str) -> str | None:
     """The inside of the last complete <answer>...</answer>, or None."""
     start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))

@@ -12,7 +12,7 @@ import string
 from typing import TYPE_CHECKING, Any
 
 from r1jax.config import DataError
-from r1jax.tasks.answers import after_thoughts, tagged_answer
+from r1jax.tasks.answers import after_thoughts, said, tagged_answer
 
 if TYPE_CHECKING:
     from r1jax.types import Example
@@ -27,17 +27,16 @@ def last_line_answer(text: str) -> list[str]:
 
     simple-evals takes the whole response where there is no such line: that is the lenient way here.
     """
-    behind = after_thoughts(text)
-    if found := _LINE.findall(behind):
+    if found := _LINE.findall(said(text)):
         return [found[-1].strip().removesuffix("</answer>").strip(" *")]
-    inside = tagged_answer(behind)
+    inside = tagged_answer(after_thoughts(text))
     return [] if inside is None else [inside.strip()]
 
 
 def whole_answer(text: str) -> str | None:
     """The last "Answer:", or all of the text."""
     found = last_line_answer(text)
-    return found[0] if found else after_thoughts(text).strip()
+    return found[0] if found else said(text).strip()
 
 
 def exact(example: Example, answer: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from r1jax.tasks.answers import after_thoughts, tagged_answer
+from r1jax.tasks.answers import after_thoughts, said, tagged_answer
 from r1jax.tasks.choice_task import choice
 from r1jax.tasks.writing import to_ascii
 
@@ -38,27 +38,23 @@ def stated(form: str) -> Callable[[str], list[str]]:
     pattern = re.compile(_FORMS[form])
 
     def final(text: str) -> list[str]:
-        behind = after_thoughts(text)
-        found = pattern.findall(_MARKS.sub("", to_ascii(behind)))
-        if found:
-            return ["".join(found[-1]).upper()]
-        return _tagged(behind)
+        found = pattern.findall(_MARKS.sub("", to_ascii(said(text))))
+        return ["".join(found[-1]).upper()] if found else _tagged(text)
 
     return final
 
 
 def json_answers(text: str) -> list[str]:
     """The letter in the last `"answer": "..."`, be the JSON around it whole or not."""
-    behind = after_thoughts(text)
-    found = _FIELD.findall(behind)
+    found = _FIELD.findall(said(text))
     if not found:
-        return _tagged(behind)
+        return _tagged(text)
     letter = choice(found[-1])
     return [] if letter is None else [letter]
 
 
 def _tagged(text: str) -> list[str]:
-    inside = tagged_answer(text)
+    inside = tagged_answer(after_thoughts(text))
     letter = None if inside is None else choice(inside)
     return [] if letter is None else [letter]
 
