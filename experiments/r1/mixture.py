@@ -5,7 +5,8 @@
 Hardware: one host's CPUs. Measured: not run. `:smoke` mixes the mini world's rows.
 
 To bring: rejection.py's two workdirs (`:reasoning=DIR,judged=DIR`), a MODEL whose tokenizer counts
-(`:model=PATH`), and of `:data=DIR` general_sft.jsonl and the benchmarks eval/*.jsonl (README.md).
+(`:model=PATH`), and of `:data=DIR` general_sft.jsonl and the benchmarks (README.md); `:benchmarks=`
+as in evaluate.py.
 To reach, as statistics.json prints it (Table 5):
 
     domain    samples   rounds   tokens
@@ -29,7 +30,9 @@ from r1jax.config import parse_args
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = parse_args(arg, smoke=False, seed=0, model="", data="data", reasoning="", judged="")
+    args = parse_args(
+        arg, smoke=False, seed=0, model="", data="data", reasoning="", judged="", benchmarks=""
+    )
     made = {name: args[name] or f"{parts.RUNS}/{name}" for name in ("reasoning", "judged")}
     config = ConfigDict()
     config.stage = "mixture"
@@ -41,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     config.tokenizer = args.model or parts.BASE
     config.template = "r1"
-    config.benchmarks = parts.benchmark_data(args.data)
+    config.benchmarks = parts.benchmark_data(args.data, parts.chosen(args.benchmarks))
     config.ngram = 10
     if args.smoke:
         tiny.shrink_mixture(config, args)

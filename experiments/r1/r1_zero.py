@@ -17,7 +17,7 @@ policies' log-probabilities, 38.7 an update), the run's 650 about 158,000 chip-h
 twice a v5p's peak; 10,400 steps are 650 rollouts, about 31.5 billion sampled tokens (Figure 1b),
 5,900 a completion. `:smoke` runs four updates of a tiny model of V3's shape.
 
-To bring: MODEL (`:model=PATH`), and of `:data=DIR` reasoning.jsonl and eval/*.jsonl (README.md).
+To bring: MODEL (`:model=PATH`), and of `:data=DIR` reasoning.jsonl and aime24/ (README.md).
 To reach (Table 3): AIME 2024 77.9 (cons@64 86.7), MATH-500 95.9, GPQA Diamond 75.8, LiveCodeBench
 50.0; the curve's pass@1 15.6 -> 77.3 % from step 200 to 10,000 (Figure 1a), mean length 549 ->
 13,648 tokens (Figure 1b).
@@ -40,7 +40,7 @@ from r1jax.config import parse_args
 def get_config(arg: str = "") -> ConfigDict:
     args = parse_args(arg, smoke=False, seed=0, model="", data="")
     data = args.data or "data"
-    curve = parts.benchmarks(data, "r1_zero", "format")["aime24"]
+    curve = parts.benchmarks(data, "r1_zero", "format", ("aime24",))["aime24"]
     config = ConfigDict()
     config.stage = "grpo"
     config.seed = args.seed
