@@ -341,6 +341,6 @@ def test_a_pipeline_of_two_processes(tokenizer_dir: str, tmp_path: Path) -> None
         assert_same_rollouts(two / name, one / name)
     for name in ("kept/data.jsonl", "kept/statistics.json"):
         assert (two / name).read_bytes() == (one / name).read_bytes()
-    answers = [[(r["tokens"], r["reward"]) for r in read_lines(w / "tested/few.jsonl")]
+    answers = [[(r["text"], r["reward"]) for r in read_lines(w / "tested/few.jsonl")]
                for w in (one, two)]  # fmt: skip
     assert answers[0] == answers[1]
