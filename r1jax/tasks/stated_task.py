@@ -1,8 +1,8 @@
 """An option stated in a fixed form of words, as a benchmark asks for it: "Answer: B".
 
 Each form takes the last statement behind the thoughts, without Markdown and TeX around it: who
-corrects an answer means the last one. A letter alone in <answer> tags will do too, since templates
-with tags ask for that.
+corrects an answer means the last one; who names several has none. A letter alone in <answer> tags
+will do too, since templates with tags ask for that.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # An option's letter: not the beginning of a word, in lower case only where nothing follows.
 _LETTER = r"\(?([A-J])(?![A-Za-z0-9'])|\(?([a-j])(?=[ \t]*[).,;]?[ \t]*(?:\n|\Z))"
+_SEVERAL = re.compile(  # what is behind it names another
+    r"[ \t]*\)?[ \t]*(?:or|and|[,/&、或和])+[ \t]*(?:or|and)?[ \t]*\(?[A-J](?![A-Za-z0-9'])"
+)
 _MARKS = re.compile(  # what simple-evals drops before it looks, and Markdown's
     r"\*\*|__|[`$]|\\[()\[\]]|\\(?:boxed|fbox|text|mathrm|mathbf|textbf)\s*\{|[{}]"
 )
@@ -38,8 +41,13 @@ def stated(form: str) -> Callable[[str], list[str]]:
     pattern = re.compile(_FORMS[form])
 
     def final(text: str) -> list[str]:
-        found = pattern.findall(_MARKS.sub("", to_ascii(said(text))))
-        return ["".join(found[-1]).upper()] if found else _tagged(text)
+        plain = _MARKS.sub("", to_ascii(said(text)))
+        found = list(pattern.finditer(plain))
+        if not found:
+            return _tagged(text)
+        if _SEVERAL.match(plain, found[-1].end()):
+            return []
+        return [(found[-1][1] or found[-1][2]).upper()]
 
     return final
 
