@@ -255,7 +255,7 @@ def _json_format(text: str) -> bool:
 def _title(text: str) -> bool:
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
-        if 0 <= start < end - 2 and line[start:end].lstrip("<").rstrip(">").strip():
+        if 0 <= start < end and line[start:end].lstrip("<").rstrip(">").strip():
             return True
     return False
 
