@@ -355,10 +355,12 @@ def test_a_blank_response_follows_nothing(blank: str) -> None:
 
 def test_language_is_told_the_same_every_time() -> None:
     skip_without("language:response_language")
-    mixed = Instruction("language:response_language", {"language": "de"})
-    short = ["Park in der Nähe", "die in the park", "Hallo, hi, hello", "my Tag war good"]
-    first = [mixed.followed(text) for text in short]
-    assert all([mixed.followed(text) for text in short] == first for _ in range(20))
+    mixed = Instruction("language:response_language", {"language": "en"})
+    doubtful = ["die in the park", "Das ist a test, mein friend, and it is gut.", "hello world"]
+    first = [
+        mixed.followed(text) for text in doubtful
+    ]  # of unseeded draws a fifth to a half differ
+    assert all([mixed.followed(text) for text in doubtful] == first for _ in range(20))
 
 
 # -- strict and loose ------------------------------------------------------------------------------
@@ -384,6 +386,7 @@ def test_the_variants() -> None:
         *("a\nb\n c\nd", "b\n c\nd", "a\nb\n c", "b\n c"),
     ]
     assert variants("*a*") == ["*a*", "", "a"]
+    assert variants("a\n\nb\n\nc") == ["a\n\nb\n\nc", "b\n\nc", "a\n\nb", "b"]
 
 
 @pytest.mark.parametrize(
@@ -457,6 +460,7 @@ def test_white_space_counts_where_there_are_no_thoughts() -> None:
     assert response_of("\n\nYes \n") == "\n\nYes \n"
     assert not follows_all(example, response_of("\n\nYes"))
     assert follows_all(example, response_of("<think>x</think>\n\nYes"))
+    assert follows_all(example, response_of("<think>x</think><answer>\n\nYes</answer>"))
 
 
 def test_votes_are_for_equal_texts() -> None:
