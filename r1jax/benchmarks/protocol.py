@@ -141,10 +141,13 @@ class Benchmark:
 
     def scores(self, samples: Sequence[Sample]) -> Scores:
         """What these are worth, all of the benchmark's."""
-        if self.config.truncated == "wrong":
-            samples = [_refused(s) if s.finish_reason == "length" else s for s in samples]
+        refused = self.config.truncated == "wrong"
+        cut = [refused and sample.finish_reason == "length" for sample in samples]
+        samples = [_refused(s) if is_cut else s for s, is_cut in zip(samples, cut, strict=True)]
         scores = summarise(self.examples, samples, self.config.num_samples)
         if self.kind is not None and self.kind.statistic is not None:
+            read = zip(samples, cut, strict=True)
+            samples = [replace(s, text="") if is_cut else s for s, is_cut in read]
             scores |= self.kind.statistic(self.examples, samples)
         return scores
 
