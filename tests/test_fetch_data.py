@@ -418,7 +418,7 @@ def test_the_table_has_every_file() -> None:
     for name, files in SOURCES.items():
         for source in files:
             assert name in table and source.file in table and source.licence in table
-    assert ("drop/drop.jsonl" in table) and table.count("(unpinned)") == 2
+    assert ("drop/drop.jsonl" in table) and table.count("(unpinned)") == 3
     assert all(f"{name}: " in table for name in TO_BRING)
 
 
@@ -443,6 +443,7 @@ def test_sources_are_pinned_to_commits() -> None:
                 assert len(bytes.fromhex(commit)) == 20, url
     assert [source.file for source in files if not source.sha256] == [
         "drop/drop.jsonl",
+        "drop/drop_train.jsonl",
         "alpaca_eval/df_gamed.csv",
     ]
 
