@@ -14,9 +14,10 @@ import pytest
 from helpers import MODEL, grpo_config, read_lines, save_model
 from ml_collections import ConfigDict
 
-from r1jax.benchmarks.protocol import Benchmark
+from r1jax.benchmarks.protocol import Benchmark, BenchmarkConfig, open_benchmarks
 from r1jax.benchmarks.respondents import OwnModel
 from r1jax.config import ConfigError, DataError
+from r1jax.data.datasets import DataConfig
 from r1jax.data.spm import train_sentencepiece
 from r1jax.evaluate import asked_for, read_config
 from r1jax.machines.mesh import make_mesh
@@ -239,6 +240,9 @@ def test_mistakes_in_the_config() -> None:
         read_config(ConfigDict({"benchmark": {}}))
     with pytest.raises(ConfigError, match="the config has no benchmarks"):
         read_config(ConfigDict({"benchmarks": {}}))
+    for name in ("a/b", "a.partial", "a.verdicts"):
+        with pytest.raises(ConfigError, match=f"'{name}' cannot be the name of a benchmark's"):
+            open_benchmarks({name: BenchmarkConfig(DataConfig())}, "config.benchmarks", None, 0)
     wrong = {"a": benchmark("m", num_sample=1)}
     with pytest.raises(ConfigError, match=r"unknown key config\.benchmarks\.a\.num_sample"):
         read_config(ConfigDict({"benchmarks": wrong}))

@@ -14,12 +14,14 @@ import pytest
 from helpers import read_lines
 from ml_collections import ConfigDict
 
+from r1jax.benchmarks import respondents
 from r1jax.benchmarks.catalog import benchmark
 from r1jax.config import ConfigError
 from r1jax.evaluate import read_config
 from r1jax.judges import server
 from r1jax.judges.chat_model import ChatModelConfig
 from r1jax.judges.server import NoReply, ServerConfig, complete
+from r1jax.machines.preemption import Stopped
 from r1jax.rollout.sampling import SamplingConfig
 from r1jax.stages import evaluate
 
@@ -171,6 +173,35 @@ def test_an_evaluation(fake: Fake, tmp_path: Path) -> None:
 
     again = evaluate.evaluate(evaluate.replace(asked, server=ServerConfig("m")), tmp_path / "again")
     assert again["sums"] == found  # whatever the order in which they come
+
+
+def test_who_is_stopped_does_not_wait(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that run still are left alone; what has come is kept."""
+    release = threading.Event()
+
+    def reply(body: dict[str, Any], number: int) -> tuple[int, dict[str, str], bytes]:
+        if number > 3:
+            release.wait(20)
+        return 200, {}, chat("<answer>1</answer>")
+
+    def stop_if_asked() -> None:
+        if len(fake.asked) > 4:
+            raise Stopped
+
+    fake.reply = reply
+    monkeypatch.setattr(respondents, "stop_if_asked", stop_if_asked)
+    monkeypatch.setattr(respondents, "LOOK", 0.05)
+    asked = evaluate.replace(config(fake, tmp_path), server=ServerConfig(parallel=2))
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        evaluate.evaluate(asked, tmp_path / "w")
+    assert time.monotonic() - began < 10
+    assert len(read_lines(tmp_path / "w/sums.partial.jsonl")) == 3
+    release.set()
+    monkeypatch.undo()
+    assert evaluate.evaluate(asked, tmp_path / "w")["sums"]["problems"] == 4
 
 
 class Judge:

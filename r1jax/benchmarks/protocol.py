@@ -179,6 +179,9 @@ def open_benchmarks(
     max_length: int,
 ) -> dict[str, Benchmark]:
     """Those of a section of a config; `key` is the section's name."""
+    for name in configs:
+        if "/" in name or name.endswith((".partial", ".verdicts")):
+            raise ConfigError(f"{key}: {name!r} cannot be the name of a benchmark's file")
     return {
         name: Benchmark(config, f"{key}.{name}", tokenizer, max_length)
         for name, config in configs.items()

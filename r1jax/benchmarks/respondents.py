@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +17,8 @@ from r1jax.judges.server import NoReply, ServerConfig, complete
 from r1jax.machines.preemption import stop_if_asked
 from r1jax.rollout.sampler import Place, Sampler
 from r1jax.types import Sample
+
+LOOK = 1.0  # seconds between two looks whether the command is to end
 
 
 class Respondent(Protocol):
@@ -63,14 +66,8 @@ class ServedModel:
             raise ConfigError(f"{benchmark.key}: a server has its own template, and no prefix")
         k = benchmark.config.num_samples
         places = [(p, s) for p in range(len(benchmark.examples)) for s in range(k)]
-        pool = ThreadPoolExecutor(self.config.parallel)
-        try:
-            wanted = [place for place in places if place not in done]
-            for asked in as_completed([pool.submit(self._one, benchmark, p) for p in wanted]):
-                stop_if_asked()
-                yield asked.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        wanted = [place for place in places if place not in done]
+        yield from _in_threads(lambda p: self._one(benchmark, p), wanted, self.config.parallel)
 
     def _one(self, benchmark: Benchmark, place: Place) -> Sample:
         example = benchmark.examples[place[0]]
@@ -82,6 +79,45 @@ class ServedModel:
         except NoReply as error:
             raise NoReply(f"{example.name}: {error}") from None
         return Sample(example.id, *place, reply.text, reply.tokens, reply.finish_reason)
+
+
+def _in_threads(
+    work: Callable[[Place], Sample], places: Sequence[Place], count: int
+) -> Iterator[Sample]:
+    """What it gives, in the order of finishing. Who is stopped does not wait for what runs still:
+    a request may take an hour.
+    """
+    todo, ended = iter(places), threading.Event()
+    taking = threading.Lock()
+    results: SimpleQueue[Sample | Exception] = SimpleQueue()
+
+    def serve() -> None:
+        while not ended.is_set():
+            with taking:
+                place = next(todo, None)
+            if place is None:
+                return
+            try:
+                results.put(work(place))
+            except Exception as error:  # the main thread's to raise
+                results.put(error)
+
+    for _ in range(min(count, len(places))):
+        threading.Thread(target=serve, daemon=True).start()
+    left = len(places)
+    try:
+        while left:
+            stop_if_asked()
+            try:
+                found = results.get(timeout=LOOK)
+            except Empty:
+                continue
+            if isinstance(found, Exception):
+                raise found
+            left -= 1
+            yield found
+    finally:
+        ended.set()
 
 
 def is_server(model: str) -> bool:
