@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 # An option's letter: not the beginning of a word, in lower case only where nothing follows.
 _LETTER = r"\(?([A-J])(?![A-Za-z0-9'])|\(?([a-j])(?=[ \t]*[).,;]?[ \t]*(?:\n|\Z))"
-_SEVERAL = re.compile(  # what is behind it names another
-    r"[ \t]*\)?[ \t]*(?:or|and|[,/&、或和])+[ \t]*(?:or|and)?[ \t]*\(?[A-J](?![A-Za-z0-9'])"
+_SEVERAL = re.compile(  # what is behind it names another; "C, I think" does not
+    r"[ \t]*\)?[ \t]*(?:or|and|[,/&、或和])+[ \t]*(?:or|and)?[ \t]*"
+    r"\(?(?!I[ \t]+(?!(?:or|and)\b)[a-z])[A-J](?![A-Za-z0-9'])"
 )
 _MARKS = re.compile(  # what simple-evals drops before it looks, and Markdown's
     r"\*\*|__|[`$]|\\[()\[\]]|\\(?:boxed|fbox|text|mathrm|mathbf|textbf)\s*\{|[{}]"
