@@ -37,12 +37,14 @@ ZERO_EVAL = """\
 
 Please answer this question by first reasoning and then selecting the correct choice.
 Present your reasoning and solution in the following json format.
-Please show your choice in the `answer` field with only the choice letter, e.g., `"answer": "C"`.
+Please show your choice in the `answer` field with only the choice letter, e.g.,`"answer": "C"`.
 
+```json
 {{
     "reasoning": "___",
     "answer": "___"
-}}"""
+}}
+```"""
 PRO = (
     "The following are multiple choice questions (with answers) about {category}. Think step by"
     ' step and then output the answer in the format of "The answer is (X)" at the end.'
@@ -123,8 +125,9 @@ def mmlu_pro(path: str) -> list[FileRow]:
     """Rows {category, question, choices, answer: a letter of up to ten}."""
     rows = []
     for where, row in _choices_in(path, "category"):
-        question = f"{row['question']}\nOptions:\n{_listed(row, '{}. {}')}"
-        question = f"{PRO.format(category=row['category'])}\n\n{question}"
+        listed = _listed(row, "{}. {}")
+        asked = f"Question: {row['question']}\nOptions: {listed}\nAnswer: Let's think step by step."
+        question = f"{PRO.format(category=row['category'])}\n\n{asked}"
         rows.append(_choice_row(row, where, "the_answer_is", question, category=row["category"]))
     return rows
 
@@ -305,6 +308,7 @@ KINDS: dict[str, Kind] = {
         1,
         "Dua et al. 2019, as simple-evals has it; CC BY-SA 4.0",
         "simple-evals: 3 examples of its training file, 'Answer: $ANSWER'; F1 of the words",
+        needs="drop/drop_train.jsonl beside it, for three examples a question, drawn with seed 42",
         metric="f1",
         rewards={"accuracy": 1.0, "lenient_accuracy": 0.0, "f1": 0.0},
         max_prompt_tokens=16_384,
