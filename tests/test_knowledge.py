@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable
@@ -82,6 +84,9 @@ def test_a_stated_option(task: str) -> None:
         ("answer_letter", "answer：Ｃ"),
         ("answer_letter", "Answer: (C) because of that"),
         ("answer_letter", "Answer: C) Paris"),
+        ("answer_letter", "Answer: C, I think"),
+        ("the_answer_is", "The answer is (C), I believe."),
+        ("the_answer_is", "The answer is C and (I think) that is all"),
         ("the_answer_is", "The answer is C."),
         ("the_answer_is", "the answer is: (C)"),
         ("the_answer_is", "Answer: C"),
@@ -112,6 +117,8 @@ def test_ways_to_write_it(task: str, text: str) -> None:
         ("answer_letter", "Answer: C, B"),
         ("answer_letter", "Answer: (C) and (B)"),
         ("the_answer_is", "The answer is (C)/(B)"),
+        ("the_answer_is", "The answer is C, I or J"),
+        ("the_answer_is", "The answer is C or I"),
         ("chinese_answer", "答案是C或B"),
         ("the_answer_is", "The answer is Certainly B"),
         ("the_answer_is", "The answer is (I)"),
@@ -158,10 +165,15 @@ def test_extraction_is_quick() -> None:
         ("**Answer: red**", ["red"], 1, 1),
         ("It was red", ["red"], 0, 0.5),  # all that is said, as simple-evals
         ("", ["red"], 0, 0),
+        ("Answer: A.", ["A"], 1, 1),  # an article, if that is all there is
+        ("Answer: red", ["the", "red"], 1, 1),
+        ("", ["A"], 0, 0),
+        ("Answer: !", ["red", "the"], 0, 0),
     ],
 )
 def test_drop_by_hand(said: str, references: list[str], exact: float, f1: float) -> None:
     asked = example("drop", references[0], references=references)
+    check_example(asked)
     found = earned(asked, said, "accuracy", "f1")
     assert found == [exact, pytest.approx(f1, abs=1e-4)]
 
@@ -220,6 +232,15 @@ def test_mmlu(tmp_path: Path) -> None:
             knowledge.mmlu(write(tmp_path / "t.jsonl", wrong))
 
 
+def test_mmlu_pro(tmp_path: Path) -> None:
+    """As the original lays a question out, without its examples; up to ten options."""
+    known = {**QUESTION, "category": "law", "choices": [*"abcdefghij"], "answer": "J"}
+    (row,) = knowledge.mmlu_pro(write(tmp_path / "t.jsonl", known))
+    assert "Question: Why?\nOptions: A. a\nB. b\n" in row["prompt"]
+    assert row["prompt"].endswith("\nJ. j\nAnswer: Let's think step by step.")
+    assert (row["answer"], row["options"], row["category"]) == ("J", 10, "law")
+
+
 def test_mmlu_redux(tmp_path: Path) -> None:
     """Only what is ok, with its question from MMLU or its own."""
     write(tmp_path / "mmlu/test.jsonl", {**QUESTION, "answer": "A"})
@@ -232,7 +253,7 @@ def test_mmlu_redux(tmp_path: Path) -> None:
     )
     first, second = knowledge.mmlu_redux(path)
     assert "Why?" in first["prompt"] and "- (B) b {}" in first["prompt"]
-    assert '"answer": "___"' in first["prompt"] and first["answer"] == "B"
+    assert first["prompt"].endswith('"answer": "___"\n}\n```') and first["answer"] == "B"
     assert "Own?" in second["prompt"] and second["options"] == 2
     write(tmp_path / "mmlu_redux/r.jsonl", {"id": "0", **about, "error_type": "ok", "mmlu_id": "z"})
     with pytest.raises(DataError, match="has no question 'z'"):
@@ -251,6 +272,23 @@ def test_cluewsc(tmp_path: Path) -> None:
     assert (yes["answer"], no["answer"]) == ("A", "B")
     with pytest.raises(DataError, match='with a "label" of true or false'):
         knowledge.cluewsc(write(tmp_path / "c.jsonl", {"text": "x", "target": {}, "label": "?"}))
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="zip makes the encrypted archive")
+def test_gpqa_encrypted(tmp_path: Path) -> None:
+    """The authors' password opens it in memory; another says so; nothing is unpacked."""
+    (tmp_path / "in").mkdir()
+    keys = "Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3"
+    (tmp_path / "in/gpqa_diamond.csv").write_text(f"{keys}\nWhy?,right,w1,w2,w3\n")
+    for name, password in (("good", knowledge.PASSWORD.decode()), ("bad", "other")):
+        command = ["zip", "-qr", "-P", password, f"{name}.zip", "in"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    before = sorted(tmp_path.rglob("*"))
+    (row,) = knowledge.gpqa(str(tmp_path / "good.zip"))
+    assert f"{row['answer']}) right" in row["prompt"]
+    with pytest.raises(DataError, match="cannot be read: Bad password"):
+        knowledge.gpqa(str(tmp_path / "bad.zip"))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_gpqa(tmp_path: Path) -> None:
