@@ -45,12 +45,12 @@ from ml_collections import ConfigDict
 
 from r1jax.benchmarks.catalog import benchmark
 from r1jax.benchmarks.protocol import BenchmarkConfig
-from r1jax.benchmarks.respondents import is_server
 from r1jax.cli import define_config, run_command
 from r1jax.config import ConfigError, section
 from r1jax.data.chat import TEMPLATES
 from r1jax.files import absolute
 from r1jax.judges.chat_model import ChatModelConfig
+from r1jax.judges.server import is_server
 from r1jax.machines.hosts import set_up_jax
 from r1jax.machines.preemption import listen
 from r1jax.machines.processes import lock_workdir

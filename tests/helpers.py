@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from r1jax.tasks import task_of
+
 if TYPE_CHECKING:
     from r1jax.types import Example, Rollout
 
@@ -156,3 +158,9 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
     values = asdict(rollout)
     values |= values.pop("completion")
     return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
+
+
+def final_answer(text: str, task: str = "math") -> str | None:
+    """The final answer if there is exactly one."""
+    answers = task_of(task).final(text)
+    return answers[0] if len(answers) == 1 else None

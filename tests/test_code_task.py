@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import final_answer
 from test_sandbox import needs_bwrap
 
 from r1jax.benchmarks import code
@@ -15,7 +16,7 @@ from r1jax.config import DataError
 from r1jax.data.datasets import to_example
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.pool import GraderConfig, GraderPool
-from r1jax.tasks import TASKS, check_example, final_answer, same_answer
+from r1jax.tasks import TASKS, check_example, same_answer
 from r1jax.tasks.code_task import final_programs, last_program, run_tests, same_output
 from r1jax.tasks.sandbox import FIRST_UID, UIDS, Limits
 from r1jax.tasks.sandbox_worker import decode, encode

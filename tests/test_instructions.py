@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import final_answer
 
 from r1jax.benchmarks.catalog import KINDS
 from r1jax.benchmarks.instruction import ifeval, instruction_accuracies
 from r1jax.config import ConfigError, DataError
 from r1jax.data.datasets import DataConfig, check_located, finite_examples, to_example
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
-from r1jax.tasks import final_answer, same_answer
+from r1jax.tasks import same_answer
 from r1jax.tasks.instruction_rules import RULES, detector, tokenizers
 from r1jax.tasks.instructions import (
     MAX_RESPONSE,

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from helpers import example
+from helpers import example, final_answer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from r1jax.rewards import REWARDS, Failure, Grade, load_rewards, score, stop_if_
 from r1jax.rewards.accuracy import accuracy, lenient_accuracy
 from r1jax.rewards.format import format_reward, r1_format_reward, reflective_words
 from r1jax.rewards.penalties import repetition
-from r1jax.tasks import check_example, final_answer, math_task, same_answer
+from r1jax.tasks import check_example, math_task, same_answer
 from r1jax.tasks.answers import final_answers
 from r1jax.tasks.code_task import final_programs, last_program
 from r1jax.tasks.gym_task import is_plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from r1jax.benchmarks.catalog import benchmark, kind_of
+from r1jax.judges.server import is_server
 
 BASE = "models/DeepSeek-V3-Base"
 V3 = "models/DeepSeek-V3"  # judges, refines, writes responses
@@ -34,7 +35,7 @@ JUDGED = ("simpleqa", "c_simpleqa", "frames", "alpaca_eval", "arena_hard")
 def chat_model(where: str, max_tokens: int) -> dict:
     """A MODEL's path, or the address of a server that speaks OpenAI's protocol."""
     sampling = {"sampling": {"max_tokens": max_tokens}}
-    if where.startswith(("http://", "https://")):
+    if is_server(where):
         return {"endpoint": where, **sampling}
     return {"path": where, "override": {"dtype": "bfloat16"}, "engine": ENGINE, **sampling}
 

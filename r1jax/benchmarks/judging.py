@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from r1jax.benchmarks.kind import Judging
 from r1jax.config import UserError
+from r1jax.rollout.sampler import Place
 from r1jax.tasks.answers import after_thoughts, tagged_answer
 from r1jax.types import Example, Message, Sample
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from r1jax.judges.chat_model import Ask
 
 Verdict = dict[str, float]
-Place = tuple[int, int]  # (prompt_index, sample_index)
 ATTEMPTS = 3  # how often a sample is asked about until its verdict can be read
 OUTAGE = 8  # so many requests at once and not one reply: the judge is away
 MOST_SHOWN = 60_000  # characters of an answer that a judge is shown

@@ -118,8 +118,3 @@ def _in_threads(
             yield found
     finally:
         ended.set()
-
-
-def is_server(model: str) -> bool:
-    """Whether a MODEL names one."""
-    return model.startswith(("http://", "https://"))

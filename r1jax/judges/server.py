@@ -53,6 +53,11 @@ class NoReply(ConfigError):
     """A request that did not succeed, where others may."""
 
 
+def is_server(model: str) -> bool:
+    """Whether a MODEL names one."""
+    return model.startswith(("http://", "https://"))
+
+
 def complete(
     endpoint: str,
     config: ServerConfig,

@@ -30,7 +30,7 @@ from r1jax.benchmarks.protocol import (
     open_graders,
     write_results,
 )
-from r1jax.benchmarks.respondents import OwnModel, Respondent, ServedModel, is_server
+from r1jax.benchmarks.respondents import OwnModel, Respondent, ServedModel
 from r1jax.benchmarks.samples import (
     Kept,
     file_of,
@@ -47,7 +47,7 @@ from r1jax.data.fingerprint import keep_rows
 from r1jax.files import ASKED, CHECKPOINTS, absolute, parts_of, read_object, write_json
 from r1jax.judges.chat_model import ChatModelConfig, open_judge
 from r1jax.judges.planned import scoring_programs
-from r1jax.judges.server import ServerConfig
+from r1jax.judges.server import ServerConfig, is_server
 from r1jax.machines.hosts import ask_first, wait_for_all
 from r1jax.machines.planned import Assumed, Iteration, bytes_of
 from r1jax.progress import Progress

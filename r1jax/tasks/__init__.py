@@ -162,12 +162,6 @@ def finals(example: Example, text: str) -> list[str]:
     return task.final(text) if task.final_for is None else task.final_for(text, example)
 
 
-def final_answer(text: str, task: str = "math") -> str | None:
-    """The final answer if there is exactly one: what cons@k votes with."""
-    answers = task_of(task).final(text)
-    return answers[0] if len(answers) == 1 else None
-
-
 def same_answer(example: Example, first: str, second: str) -> bool:
     """Whether two answers to the same question say the same, right or wrong (for cons@k)."""
     task = task_of(example.task)
